@@ -1,0 +1,18 @@
+//! A transport engine for programs on one machine, and between machines over TCP.
+//!
+//! Start at [`ipc`]: it is the whole public face. The layers below it are laid out from the ground
+//! up, and each uses only those before it: `wire`, `sys`, `shm`, `uring`, `stats`, `worker`, then
+//! `server`, `client`, `pool` and `config`.
+
+mod client;
+mod config;
+mod pool;
+mod server;
+mod shm;
+mod stats;
+mod sys;
+mod uring;
+mod wire;
+mod worker;
+
+pub mod ipc;
