@@ -16,3 +16,10 @@ mod wire;
 mod worker;
 
 pub mod ipc;
+
+/// Parts that the benchmarks measure by themselves. Not part of the public face: no promise of
+/// any kind is made about it.
+#[doc(hidden)]
+pub mod bench_internals {
+    pub use crate::wire::crc;
+}

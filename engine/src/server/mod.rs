@@ -1,1 +1,157 @@
-//! (see the plan)
+//! A server: its builder, and the handle by which it is watched and stopped.
+
+mod builder;
+mod error;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+pub use builder::ServerBuilder;
+pub use error::ServerError;
+
+use crate::config::IdleMode;
+use crate::stats::Snapshot;
+use crate::worker::Shared;
+
+/// A running server. Dropping it stops it as [`Server::stop`] does.
+///
+/// ```
+/// use lapce_ai::ipc::{Client, Request, Responder, Server};
+///
+/// let server = Server::builder()
+///     .bind("127.0.0.1:0")
+///     .handler(0x0100, |request: Request<'_>, responder: Responder<'_>| {
+///         let mut answer = request.payload().to_vec();
+///         answer.reverse();
+///         responder.reply(&answer);
+///     })
+///     .start()?;
+///
+/// let client = Client::connect(&server.local_addr().unwrap().to_string())?;
+/// assert_eq!(client.call(0x0100, b"abc")?, b"cba");
+/// server.stop();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Server {
+    handle: ServerHandle,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Watches and steers a server from anywhere. Cloning is cheap.
+#[derive(Clone)]
+pub struct ServerHandle {
+    shared: Arc<Shared>,
+    local_addr: Option<SocketAddr>,
+}
+
+impl Server {
+    /// A builder with the defaults: no address, one handler (ECHO), limits as in [`super::ipc::Limits`].
+    pub fn builder() -> ServerBuilder {
+        ServerBuilder::new()
+    }
+
+    /// The address that it listens on, with the port that was chosen if 0 was asked for. `None` if
+    /// it does not listen on TCP.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.handle.local_addr
+    }
+
+    /// The statistics so far.
+    pub fn stats(&self) -> Snapshot {
+        self.handle.stats()
+    }
+
+    /// A handle for other threads.
+    pub fn handle(&self) -> ServerHandle {
+        self.handle.clone()
+    }
+
+    /// Stops: accepts nothing new, answers new requests with SHUTTING_DOWN, delivers the answers
+    /// in flight for at most [`crate::ipc::Limits::drain_ms`], closes. Returns when all is done.
+    pub fn stop(mut self) {
+        self.stop_and_join();
+    }
+
+    /// Waits until the server has stopped because of [`ServerHandle::begin_stop`].
+    pub fn join(mut self) {
+        self.join_threads();
+    }
+
+    fn stop_and_join(&mut self) {
+        self.handle.begin_stop();
+        self.join_threads();
+    }
+
+    fn join_threads(&mut self) {
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                log::error!("a worker panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop_and_join();
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("local_addr", &self.handle.local_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for ServerHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerHandle")
+            .field("local_addr", &self.local_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ServerHandle {
+    /// The address that the server listens on.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.local_addr
+    }
+
+    /// The statistics so far. Costs the workers nothing.
+    pub fn stats(&self) -> Snapshot {
+        self.shared.registry.snapshot()
+    }
+
+    /// Begins a graceful stop and returns at once.
+    pub fn begin_stop(&self) {
+        for inbox in &self.shared.inboxes {
+            inbox.ask_to_drain();
+        }
+    }
+
+    /// Changes how idle workers wait.
+    pub fn set_idle(&self, mode: IdleMode) {
+        self.shared.set_idle_mode(mode);
+    }
+
+    /// Changes whether version 1 connections are served. Those that are open stay as they are
+    /// until their next frame.
+    pub fn set_legacy(&self, enabled: bool) {
+        self.shared.legacy.store(enabled, Ordering::Relaxed);
+    }
+
+    /// Version 1 connections by address that came since the last call, so that an operator knows
+    /// when the support for them can be switched off.
+    pub fn take_legacy_clients(&self) -> Vec<(std::net::IpAddr, u64)> {
+        self.shared.registry.take_legacy_clients()
+    }
+
+    /// How many workers serve.
+    pub fn workers(&self) -> usize {
+        self.shared.inboxes.len()
+    }
+}

@@ -1,1 +1,9 @@
-//! (see the plan)
+//! The operating system, one subject a file, each with a safe face.
+#![allow(unsafe_code)]
+
+pub(crate) mod affinity;
+pub(crate) mod clock;
+pub(crate) mod futex;
+pub(crate) mod memory;
+pub(crate) mod process;
+pub(crate) mod socket;

@@ -1,1 +1,28 @@
-//! (see the plan)
+//! The protocol: bytes in, bytes out. No I/O, no clock, and no allocation on the way of a frame.
+//!
+//! [`header`], [`flags`], [`msg_type`] and [`error`] are the tables of the specification;
+//! [`frame`] writes and verifies version 2 frames, [`legacy`] version 1; [`scan`] finds frames in
+//! bytes that come in any split; [`handshake`], [`pool_report`] and [`compress`] are payloads.
+
+mod compress;
+pub mod crc;
+mod error;
+mod flags;
+mod frame;
+mod handshake;
+mod header;
+pub mod legacy;
+pub mod msg_type;
+mod pool_report;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+pub use compress::{compress, decompress};
+pub use error::{ErrorCode, Refusal, decode_error_payload, encode_error_payload};
+pub use flags::Flags;
+pub use frame::{VERIFY_BATCH, encode, encode_to, verify, verify_batch};
+pub use handshake::{Hello, capability};
+pub use header::{HEADER_BYTES, Header, MAGIC, ProtocolVersion, VERSION};
+pub use pool_report::PoolReport;
+pub use scan::{Assembler, Scanned, header_bytes, scan};

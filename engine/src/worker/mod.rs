@@ -1,1 +1,232 @@
-//! (see the plan)
+//! One pinned thread: takes what its sources have, handles it to the end, sends, waits.
+//!
+//! The files: [`lifecycle`] moves connections from open to closed, [`events`] turns the ring's
+//! completions into bytes and state, [`batch`] finds and verifies the frames of a round,
+//! [`dispatch`] answers them, [`session`] holds the protocol's decisions, [`idle`] decides when to
+//! sleep. A worker never blocks but in [`Worker::park`], takes no lock that another thread can
+//! hold, and in the steady state allocates nothing.
+
+mod batch;
+mod connection;
+mod context;
+mod deferred;
+mod dispatch;
+mod events;
+mod handler;
+mod idle;
+mod inbox;
+mod lifecycle;
+mod outgoing;
+mod round;
+mod session;
+mod slots;
+
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use batch::Batch;
+use connection::Connection;
+pub(crate) use context::Shared;
+pub use deferred::{Deferred, Gone};
+use dispatch::Dispatcher;
+pub(crate) use dispatch::ShmOffer;
+pub(crate) use handler::HandlerTable;
+pub use handler::{Handler, Request, Responder};
+use idle::IdlePolicy;
+pub(crate) use inbox::{Doorbell, Inbox};
+use outgoing::VecPool;
+use slots::Slots;
+
+use crate::stats::WorkerStats;
+use crate::sys::clock;
+use crate::uring::{Driver, DriverOptions, Event, Features, Key, RingError};
+
+/// Submission queue entries of a worker's ring. More at once only costs another enter.
+const RING_ENTRIES: u32 = 128;
+/// Events taken in one round.
+const EVENTS_MAX: usize = 256;
+/// How often deadlines are looked at, while there are any.
+const SWEEP_NS: u64 = 50_000_000;
+/// The same while draining, when connections end as soon as they are quiet.
+const SWEEP_DRAIN_NS: u64 = 10_000_000;
+
+/// What a worker is started with.
+pub(crate) struct WorkerSetup {
+    pub(crate) index: usize,
+    /// The CPU to stay on.
+    pub(crate) cpu: Option<usize>,
+    pub(crate) features: Features,
+    pub(crate) shared: Arc<Shared>,
+    /// The first worker accepts for all.
+    pub(crate) listener: Option<TcpListener>,
+    pub(crate) shm_offer: Option<ShmOffer>,
+}
+
+pub(crate) struct Worker {
+    driver: Driver,
+    connections: Slots<Connection>,
+    dispatcher: Dispatcher,
+    shared: Arc<Shared>,
+    inbox: Arc<Inbox>,
+    stats: Arc<WorkerStats>,
+    idle: IdlePolicy,
+    listener: Option<OwnedFd>,
+    accepting: bool,
+    /// Accept again at the next sweep: descriptors were short.
+    accept_later: bool,
+    events: Vec<Event>,
+    batch: Batch,
+    /// Connections that something happened to in this round.
+    touched: Vec<Key>,
+    /// Connections with stashed bytes that may be handled now.
+    resumed: Vec<Key>,
+    /// Connections that wait for room in the budget of buffered bytes.
+    waiting_for_room: Vec<Key>,
+    /// For walks over all connections.
+    keys: Vec<Key>,
+    /// The one TCP connection that speaks at the moment: it is received from directly.
+    hot: Option<Key>,
+    /// Looks at `hot` since it last had something.
+    hot_misses: u32,
+    /// Bytes on their way out of this worker's connections.
+    outgoing_bytes: usize,
+    /// Connections with a deadline, counted anew by every sweep; settling one adds to it.
+    timed: bool,
+    next_sweep_ns: u64,
+    now_ns: u64,
+    drain_deadline_ns: Option<u64>,
+}
+
+impl Worker {
+    /// Runs a worker on this thread until it is drained. `started` is told once whether the ring
+    /// could be had.
+    pub(crate) fn run(setup: WorkerSetup, started: impl FnOnce(Result<(), RingError>)) {
+        if let Some(cpu) = setup.cpu {
+            if let Err(error) = crate::sys::affinity::pin_current_thread(cpu) {
+                log::warn!("worker {}: not pinned to CPU {cpu}: {error}", setup.index);
+            }
+        }
+        let inbox = setup.shared.inboxes[setup.index].clone();
+        let options = DriverOptions {
+            entries: RING_ENTRIES,
+            features: setup.features,
+        };
+        match Driver::new(options, inbox.doorbell().memory()) {
+            Ok(driver) => {
+                let mut worker = Worker::new(setup, driver, inbox);
+                started(Ok(()));
+                worker.work();
+            }
+            Err(error) => {
+                inbox.close();
+                started(Err(error));
+            }
+        }
+    }
+
+    fn new(setup: WorkerSetup, driver: Driver, inbox: Arc<Inbox>) -> Worker {
+        let shared = setup.shared;
+        let stats = shared.registry.worker(setup.index);
+        let now_ns = clock::now_ns();
+        Worker {
+            driver,
+            connections: Slots::new(),
+            dispatcher: Dispatcher {
+                shared: shared.clone(),
+                inbox: inbox.clone(),
+                stats: stats.clone(),
+                pool: VecPool::default(),
+                inflated: Vec::new(),
+                draining: false,
+                answered_inline: 0,
+                shm_offer: setup.shm_offer,
+            },
+            idle: IdlePolicy::new(shared.idle_mode(), now_ns),
+            shared,
+            inbox,
+            stats,
+            listener: setup.listener.map(OwnedFd::from),
+            accepting: false,
+            accept_later: false,
+            events: Vec::with_capacity(EVENTS_MAX),
+            batch: Batch::new(),
+            touched: Vec::with_capacity(EVENTS_MAX),
+            resumed: Vec::new(),
+            waiting_for_room: Vec::new(),
+            keys: Vec::new(),
+            hot: None,
+            hot_misses: 0,
+            outgoing_bytes: 0,
+            timed: false,
+            next_sweep_ns: now_ns,
+            now_ns,
+            drain_deadline_ns: None,
+        }
+    }
+
+    fn work(&mut self) {
+        self.accept();
+        // Unbounded by design: ends when the server asks the worker to drain and it has.
+        loop {
+            let worked = self.round();
+            if self.drain_deadline_ns.is_some() && self.connections.len() == 0 {
+                break;
+            }
+            if worked {
+                self.idle.worked(self.now_ns);
+                self.driver.turn();
+                continue;
+            }
+            // Work that was found just now made its own time stamp; here time must pass by itself.
+            self.now_ns = clock::now_ns();
+            if self.driver.turn() {
+                continue;
+            }
+            self.idle.set_mode(self.shared.idle_mode());
+            if self.idle.should_sleep(self.now_ns) {
+                self.park();
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        self.inbox.close();
+    }
+
+    /// Accepts, unless that is under way.
+    fn accept(&mut self) {
+        if let Some(listener) = self.listener.as_ref().filter(|_| !self.accepting) {
+            self.driver.accept(listener.as_raw_fd());
+            self.accepting = true;
+        }
+    }
+
+    /// Sleeps until something happens or the next sweep is due.
+    fn park(&mut self) {
+        self.dispatcher.pool.release();
+        self.inbox.doorbell().fall_asleep();
+        self.driver.arm_doorbell();
+        // The second look: what was published before the doorbell said SLEEPING is seen here.
+        if self.inbox.is_empty() && !self.drain_asked_anew() {
+            let limit = self
+                .needs_sweeps()
+                .then(|| Duration::from_nanos(self.next_sweep_ns.saturating_sub(self.now_ns)));
+            self.driver.wait(limit);
+        }
+        self.inbox.doorbell().wake_up();
+        self.now_ns = clock::now_ns();
+    }
+
+    fn drain_asked_anew(&self) -> bool {
+        self.drain_deadline_ns.is_none() && self.inbox.drain_asked()
+    }
+
+    /// Whether time alone can make something happen.
+    fn needs_sweeps(&self) -> bool {
+        self.timed
+            || self.accept_later
+            || self.drain_deadline_ns.is_some()
+            || !self.waiting_for_room.is_empty()
+    }
+}

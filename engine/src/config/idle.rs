@@ -1,0 +1,60 @@
+//! How a thread without work waits.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// How a worker or a client waits for the other side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum IdleMode {
+    /// Always awake: the lowest latency, at the price of a core.
+    Spin,
+    /// Awake while traffic is expected, by the gap between past arrivals; asleep otherwise.
+    #[default]
+    Adaptive,
+    /// Asleep whenever there is nothing to do.
+    Park,
+}
+
+impl IdleMode {
+    /// The name in configurations: `spin`, `adaptive` or `park`.
+    pub fn name(self) -> &'static str {
+        match self {
+            IdleMode::Spin => "spin",
+            IdleMode::Adaptive => "adaptive",
+            IdleMode::Park => "park",
+        }
+    }
+}
+
+impl fmt::Display for IdleMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The text is not the name of a mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownIdleMode(pub String);
+
+impl fmt::Display for UnknownIdleMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "`{}` is no waiting mode: use spin, adaptive or park",
+            self.0
+        )
+    }
+}
+
+impl std::error::Error for UnknownIdleMode {}
+
+impl FromStr for IdleMode {
+    type Err = UnknownIdleMode;
+
+    fn from_str(name: &str) -> Result<IdleMode, UnknownIdleMode> {
+        [IdleMode::Spin, IdleMode::Adaptive, IdleMode::Park]
+            .into_iter()
+            .find(|mode| mode.name() == name)
+            .ok_or_else(|| UnknownIdleMode(name.to_owned()))
+    }
+}

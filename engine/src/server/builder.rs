@@ -1,0 +1,262 @@
+//! How a server is put together.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::mpsc;
+
+use super::{Server, ServerError, ServerHandle};
+use crate::config::{IdleMode, Limits};
+use crate::stats::Registry;
+use crate::sys::{affinity, socket};
+use crate::uring::{self, Features};
+use crate::wire::msg_type;
+use crate::worker::{
+    Doorbell, Handler, HandlerTable, Inbox, Request, Responder, Shared, Worker, WorkerSetup,
+};
+
+/// The most workers of a server.
+const WORKERS_MAX: usize = 16;
+/// A worker's stack. Handlers run on it too.
+const WORKER_STACK_BYTES: usize = 256 * 1024;
+/// Names abilities of io_uring that are not to be used, for tests of the ways of older kernels.
+const WITHOUT: &str = "LAPCE_IPC_URING_WITHOUT";
+
+/// Puts a [`Server`] together.
+pub struct ServerBuilder {
+    address: Option<String>,
+    workers: usize,
+    idle: IdleMode,
+    limits: Limits,
+    auth_token: Option<Vec<u8>>,
+    legacy: bool,
+    pin: bool,
+    handlers: Vec<(u16, Arc<dyn Handler>)>,
+}
+
+impl std::fmt::Debug for ServerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerBuilder")
+            .field("address", &self.address)
+            .field("workers", &self.workers)
+            .field("idle", &self.idle)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ServerBuilder {
+    pub(super) fn new() -> ServerBuilder {
+        ServerBuilder {
+            address: None,
+            workers: 0,
+            idle: IdleMode::default(),
+            limits: Limits::default(),
+            auth_token: None,
+            legacy: false,
+            pin: true,
+            handlers: Vec::new(),
+        }
+    }
+
+    /// Listens on a TCP address, HOST:PORT; port 0 lets the system choose one.
+    pub fn bind(mut self, address: impl Into<String>) -> ServerBuilder {
+        self.address = Some(address.into());
+        self
+    }
+
+    /// How many threads serve, 1 to 16. 0, the default: half of the CPUs that this process may
+    /// use, so that clients on the same machine have the other half.
+    pub fn workers(mut self, workers: usize) -> ServerBuilder {
+        self.workers = workers;
+        self
+    }
+
+    /// Keeps each worker on a CPU of its own. On by default where there are as many CPUs.
+    pub fn pin(mut self, pin: bool) -> ServerBuilder {
+        self.pin = pin;
+        self
+    }
+
+    /// How workers without work wait. [`IdleMode::Adaptive`] by default.
+    pub fn idle(mut self, idle: IdleMode) -> ServerBuilder {
+        self.idle = idle;
+        self
+    }
+
+    /// Bounds of everything that could grow.
+    pub fn limits(mut self, limits: Limits) -> ServerBuilder {
+        self.limits = limits;
+        self
+    }
+
+    /// Asks every connection for this token, in its HANDSHAKE.
+    pub fn auth_token(mut self, token: impl Into<Vec<u8>>) -> ServerBuilder {
+        self.auth_token = Some(token.into());
+        self
+    }
+
+    /// Serves version 1 connections too. Off by default.
+    pub fn legacy(mut self, enabled: bool) -> ServerBuilder {
+        self.legacy = enabled;
+        self
+    }
+
+    /// Serves a message type; registering it again replaces the handler. The handler runs on a
+    /// worker and must not block it. One that panics answers HANDLER_FAILED.
+    pub fn handler<F>(mut self, msg_type: u16, handler: F) -> ServerBuilder
+    where
+        F: Fn(Request<'_>, Responder<'_>) + Send + Sync + 'static,
+    {
+        self.handlers.push((msg_type, Arc::new(handler)));
+        self
+    }
+
+    /// Starts the workers. When this returns, the server accepts connections.
+    pub fn start(self) -> Result<Server, ServerError> {
+        self.check()?;
+        let features = features()?;
+        let listener = match &self.address {
+            None => None,
+            Some(address) => {
+                let address = resolve(address)?;
+                let listener = socket::listen(address)
+                    .map_err(|source| ServerError::Bind { address, source })?;
+                Some(listener)
+            }
+        };
+        let local_addr = listener
+            .as_ref()
+            .map(|listener| listener.local_addr())
+            .transpose()
+            .map_err(ServerError::Thread)?;
+        let cpus = affinity::allowed_cpus();
+        let workers = match self.workers {
+            0 => (cpus.len() / 2).clamp(1, WORKERS_MAX),
+            workers => workers,
+        };
+        let mut handlers = HandlerTable::new();
+        handlers.insert(msg_type::ECHO, Arc::new(echo));
+        for (msg_type, handler) in self.handlers {
+            handlers.insert(msg_type, handler);
+        }
+        let shared = Arc::new(Shared {
+            limits: self.limits,
+            handlers,
+            registry: Registry::new(workers),
+            auth_token: self.auth_token,
+            legacy: AtomicBool::new(self.legacy),
+            idle: AtomicU32::new(0),
+            connections: AtomicU32::new(0),
+            buffered_bytes: AtomicU64::new(0),
+            inboxes: (0..workers)
+                .map(|_| Arc::new(Inbox::new(Doorbell::private())))
+                .collect(),
+        });
+        shared.set_idle_mode(self.idle);
+        let handle = ServerHandle {
+            shared: shared.clone(),
+            local_addr,
+        };
+        let mut server = Server {
+            handle,
+            threads: Vec::with_capacity(workers),
+        };
+        let mut listener = listener;
+        let pin = self.pin && workers < cpus.len();
+        for index in 0..workers {
+            let setup = WorkerSetup {
+                index,
+                // From the last CPU down: the first ones serve most interrupts.
+                cpu: pin.then(|| cpus[cpus.len() - 1 - index]),
+                features,
+                shared: shared.clone(),
+                listener: listener.take(),
+                shm_offer: None,
+            };
+            let (started, outcome) = mpsc::sync_channel(1);
+            let thread = std::thread::Builder::new()
+                .name(format!("lapce-ipc-{index}"))
+                .stack_size(WORKER_STACK_BYTES)
+                .spawn(move || {
+                    Worker::run(setup, |result| {
+                        // The starter waits for exactly this.
+                        let _ = started.send(result);
+                    })
+                })
+                .map_err(ServerError::Thread)?;
+            server.threads.push(thread);
+            match outcome.recv() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(ServerError::IoUring(error.to_string())),
+                Err(_) => return Err(ServerError::Thread(io::Error::other("a worker panicked"))),
+            }
+        }
+        Ok(server)
+    }
+
+    fn check(&self) -> Result<(), ServerError> {
+        let bad = |text: String| Err(ServerError::BadSetting(text));
+        if self.workers > WORKERS_MAX {
+            return bad(format!(
+                "{} workers are too many: use 0 to {WORKERS_MAX}",
+                self.workers
+            ));
+        }
+        let limits = &self.limits;
+        if u64::from(limits.max_message_bytes) + 1024 > limits.max_buffered_bytes {
+            return bad(format!(
+                "max_buffered_bytes ({}) must exceed max_message_bytes ({}) by at least 1024",
+                limits.max_buffered_bytes, limits.max_message_bytes
+            ));
+        }
+        if limits.max_connections == 0 {
+            return bad("max_connections must be at least 1".into());
+        }
+        if let Some((msg_type, _)) = self
+            .handlers
+            .iter()
+            .find(|(msg_type, _)| msg_type::is_protocol(*msg_type))
+        {
+            return Err(ServerError::ReservedType(*msg_type));
+        }
+        Ok(())
+    }
+}
+
+fn features() -> Result<Features, ServerError> {
+    let features = uring::probe().map_err(|error| ServerError::IoUring(error.to_string()))?;
+    match std::env::var(WITHOUT) {
+        Ok(names) => features
+            .without(&names)
+            .map_err(|error| ServerError::BadSetting(format!("{WITHOUT}: {error}"))),
+        Err(_) => Ok(features),
+    }
+}
+
+fn resolve(address: &str) -> Result<SocketAddr, ServerError> {
+    let bad = |source| ServerError::BadAddress {
+        address: address.to_owned(),
+        source,
+    };
+    address
+        .to_socket_addrs()
+        .map_err(bad)?
+        .next()
+        .ok_or_else(|| {
+            bad(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the name has no address",
+            ))
+        })
+}
+
+/// ECHO, as an application would write it.
+fn echo(request: Request<'_>, mut responder: Responder<'_>) {
+    if request.is_stream_part() {
+        responder.stream_part(request.payload());
+    } else {
+        responder.reply(request.payload());
+    }
+}

@@ -1,0 +1,71 @@
+//! Why a server does not start.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+/// Why a server does not start.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The address does not parse or resolve.
+    BadAddress {
+        /// What was asked for.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The address cannot be listened on.
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// There is no io_uring to be had; the text names the remedy.
+    IoUring(String),
+    /// A handler was registered for a type that belongs to the protocol.
+    ReservedType(u16),
+    /// A number is out of its range; the text says which.
+    BadSetting(String),
+    /// Shared memory cannot be offered; the text says why and what to do.
+    SharedMemory(String),
+    /// A thread cannot be started.
+    Thread(io::Error),
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ServerError::BadAddress { address, source } => write!(
+                f,
+                "cannot use the address `{address}`: {source}; write HOST:PORT, 127.0.0.1:8080 for example"
+            ),
+            ServerError::Bind { address, source } => {
+                write!(f, "cannot listen on {address}: {source}")?;
+                if source.kind() == io::ErrorKind::AddrInUse {
+                    f.write_str("; stop the program that uses it, or choose another port")?;
+                }
+                Ok(())
+            }
+            ServerError::IoUring(text) => f.write_str(text),
+            ServerError::ReservedType(msg_type) => write!(
+                f,
+                "message type 0x{msg_type:04X} belongs to the protocol: applications use those outside 0x0000, 0x0004, 0x0005 and 0x0010 to 0x00FF"
+            ),
+            ServerError::BadSetting(text) | ServerError::SharedMemory(text) => f.write_str(text),
+            ServerError::Thread(source) => write!(f, "cannot start a thread: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for ServerError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            ServerError::BadAddress { source, .. }
+            | ServerError::Bind { source, .. }
+            | ServerError::Thread(source) => Some(source),
+            _ => None,
+        }
+    }
+}

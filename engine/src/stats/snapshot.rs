@@ -1,0 +1,139 @@
+//! What a reader of the statistics gets.
+
+use std::sync::atomic::Ordering;
+
+use hdrhistogram::Histogram;
+
+use super::Transport;
+use super::set::{self, ERROR_CODES};
+use crate::wire::ErrorCode;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PerTransport {
+    requests: u64,
+    connections: u64,
+    connections_total: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+    pub(super) latency_sum_ns: u64,
+}
+
+impl PerTransport {
+    pub(super) fn add(&mut self, from: &set::PerTransport) {
+        self.requests += from.requests.load(Ordering::Relaxed);
+        self.connections += from.connections.load(Ordering::Relaxed);
+        self.connections_total += from.connections_total.load(Ordering::Relaxed);
+        self.bytes_in += from.bytes_in.load(Ordering::Relaxed);
+        self.bytes_out += from.bytes_out.load(Ordering::Relaxed);
+    }
+}
+
+/// The statistics of a server at one moment, merged over its workers. Counters are since start.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    totals: [PerTransport; 2],
+    latency: [Histogram<u64>; 2],
+    errors: [u64; ERROR_CODES],
+    legacy_requests: u64,
+    pool_acquired: u64,
+    pool_reused: u64,
+}
+
+impl Snapshot {
+    pub(super) fn new(
+        totals: [PerTransport; 2],
+        latency: [Histogram<u64>; 2],
+        errors: [u64; ERROR_CODES],
+        legacy_requests: u64,
+        pool_acquired: u64,
+        pool_reused: u64,
+    ) -> Snapshot {
+        Snapshot {
+            totals,
+            latency,
+            errors,
+            legacy_requests,
+            pool_acquired,
+            pool_reused,
+        }
+    }
+
+    fn of(&self, transport: Transport) -> &PerTransport {
+        &self.totals[transport.index()]
+    }
+
+    /// Requests taken, answered with an error or not.
+    pub fn requests(&self, transport: Transport) -> u64 {
+        self.of(transport).requests
+    }
+
+    /// Connections open now.
+    pub fn connections(&self, transport: Transport) -> u64 {
+        self.of(transport).connections
+    }
+
+    /// Connections ever opened.
+    pub fn connections_total(&self, transport: Transport) -> u64 {
+        self.of(transport).connections_total
+    }
+
+    /// Bytes received, headers included.
+    pub fn bytes_in(&self, transport: Transport) -> u64 {
+        self.of(transport).bytes_in
+    }
+
+    /// Bytes handed over for sending, headers included.
+    pub fn bytes_out(&self, transport: Transport) -> u64 {
+        self.of(transport).bytes_out
+    }
+
+    /// Time from a request's arrival to its answer handed over, in nanoseconds.
+    pub fn latency(&self, transport: Transport) -> &Histogram<u64> {
+        &self.latency[transport.index()]
+    }
+
+    /// The sum of all those times, in nanoseconds.
+    pub fn latency_sum_ns(&self, transport: Transport) -> u64 {
+        self.of(transport).latency_sum_ns
+    }
+
+    /// Errors of one kind that were sent.
+    pub fn errors(&self, code: ErrorCode) -> u64 {
+        self.errors[code as usize - 1]
+    }
+
+    /// All errors that were sent.
+    pub fn errors_total(&self) -> u64 {
+        self.errors.iter().sum()
+    }
+
+    /// Errors over requests; 0 before the first request. Refused connections count as errors
+    /// without a request, so the ratio can pass 1.
+    pub fn error_ratio(&self) -> f64 {
+        let requests: u64 = self.totals.iter().map(|of| of.requests).sum();
+        match (self.errors_total(), requests) {
+            (0, _) => 0.0,
+            (errors, requests) => errors as f64 / requests.max(1) as f64,
+        }
+    }
+
+    /// Requests that came as version 1 frames.
+    pub fn legacy_requests(&self) -> u64 {
+        self.legacy_requests
+    }
+
+    /// Connections handed out by the pools that reported here.
+    pub fn pool_acquired(&self) -> u64 {
+        self.pool_acquired
+    }
+
+    /// Those of them that were not newly made.
+    pub fn pool_reused(&self) -> u64 {
+        self.pool_reused
+    }
+
+    /// Reused over acquired, or `None` before a pool has reported.
+    pub fn pool_reuse_ratio(&self) -> Option<f64> {
+        (self.pool_acquired > 0).then(|| self.pool_reused as f64 / self.pool_acquired as f64)
+    }
+}

@@ -1,0 +1,158 @@
+//! Sockets, as far as the standard library does not go.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// Connections that may wait for being accepted.
+const BACKLOG: i32 = 4096;
+
+fn check(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Receives what is there, without waiting. 0: the peer has ended.
+#[inline]
+pub(crate) fn recv_now(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: writes at most the buffer's length into it.
+    check(unsafe {
+        libc::recv(
+            fd,
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_DONTWAIT,
+        )
+    })
+}
+
+/// Sends what fits, without waiting.
+#[inline]
+pub(crate) fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: reads at most the slice's length from it.
+    check(unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) })
+}
+
+fn shutdown(fd: RawFd, how: i32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::shutdown(fd, how) } as isize).map(drop)
+}
+
+/// Tells the peer that nothing more comes; it may still be read from.
+pub(crate) fn shutdown_write(fd: RawFd) -> io::Result<()> {
+    shutdown(fd, libc::SHUT_WR)
+}
+
+/// Ends both directions: whatever waits on the socket returns.
+pub(crate) fn shutdown_both(fd: RawFd) -> io::Result<()> {
+    shutdown(fd, libc::SHUT_RDWR)
+}
+
+fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
+    // SAFETY: reads one i32 of ours.
+    check(unsafe {
+        let value = std::ptr::from_ref(&value).cast();
+        libc::setsockopt(
+            fd,
+            level,
+            option,
+            value,
+            size_of::<i32>() as libc::socklen_t,
+        )
+    } as isize)
+    .map(drop)
+}
+
+/// A listener with a long backlog, whose connections send small messages at once.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let domain = if address.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
+    // SAFETY: no memory is passed; the descriptor is ours alone.
+    let socket = unsafe {
+        let fd = libc::socket(domain, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    let fd = socket.as_raw_fd();
+    set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    // Inherited by accepted sockets.
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    let result = match address {
+        SocketAddr::V4(address) => {
+            let raw = libc::sockaddr_in {
+                sin_family: libc::AF_INET as libc::sa_family_t,
+                sin_port: address.port().to_be(),
+                sin_addr: libc::in_addr {
+                    s_addr: u32::from(*address.ip()).to_be(),
+                },
+                sin_zero: [0; 8],
+            };
+            let raw_len = size_of_val(&raw) as libc::socklen_t;
+            // SAFETY: reads one sockaddr_in of ours, whose length it is told.
+            unsafe { libc::bind(fd, std::ptr::from_ref(&raw).cast(), raw_len) }
+        }
+        SocketAddr::V6(address) => {
+            let raw = libc::sockaddr_in6 {
+                sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                sin6_port: address.port().to_be(),
+                sin6_flowinfo: address.flowinfo(),
+                sin6_addr: libc::in6_addr {
+                    s6_addr: address.ip().octets(),
+                },
+                sin6_scope_id: address.scope_id(),
+            };
+            let raw_len = size_of_val(&raw) as libc::socklen_t;
+            // SAFETY: reads one sockaddr_in6 of ours, whose length it is told.
+            unsafe { libc::bind(fd, std::ptr::from_ref(&raw).cast(), raw_len) }
+        }
+    };
+    check(result as isize)?;
+    // SAFETY: no memory is passed.
+    check(unsafe { libc::listen(fd, BACKLOG) } as isize)?;
+    Ok(TcpListener::from(socket))
+}
+
+/// Waits until the socket can be read from (or written to, too, if `write`), for at most `limit`.
+/// False: the time is over.
+pub(crate) fn wait_ready(fd: RawFd, write: bool, limit: Option<Duration>) -> io::Result<bool> {
+    let events = libc::POLLIN | if write { libc::POLLOUT } else { 0 };
+    let mut polled = libc::pollfd {
+        fd,
+        events,
+        revents: 0,
+    };
+    let limit = limit.map(|limit| libc::timespec {
+        tv_sec: limit.as_secs().min(i64::MAX as u64) as libc::time_t,
+        tv_nsec: limit.subsec_nanos() as libc::c_long,
+    });
+    let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: one pollfd of ours; the time is null or ours; no signal mask.
+    let result = unsafe { libc::ppoll(&mut polled, 1, limit, std::ptr::null()) };
+    match check(result as isize) {
+        Ok(ready) => Ok(ready > 0),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Raises the soft limit of open descriptors to the hard one and returns it.
+pub(crate) fn raise_fd_limit() -> io::Result<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: writes one rlimit of ours.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } as isize)?;
+    if limit.rlim_cur < limit.rlim_max {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: reads one rlimit of ours.
+        check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } as isize)?;
+    }
+    Ok(limit.rlim_cur)
+}

@@ -1,0 +1,150 @@
+//! Which kernel runs: found out once, then one relaxed load and one predictable branch per call.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+#[cfg(target_arch = "aarch64")]
+use super::aarch64;
+use super::software;
+#[cfg(target_arch = "x86_64")]
+use super::{avx512, chains, pclmul, sse42};
+
+/// The kernels, on every architecture. One of another architecture is never available.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kernel {
+    Software = 1,
+    Sse42 = 2,
+    Pclmul = 3,
+    Avx512 = 4,
+    Aarch64 = 5,
+}
+
+/// The best kernel's number, 0 before it is known. Relaxed throughout: the number is all there is
+/// to see, and threads that race to find it out find the same.
+static BEST: AtomicU8 = AtomicU8::new(0);
+
+impl Kernel {
+    /// Best last.
+    pub(super) const ALL: [Self; 5] = [
+        Self::Software,
+        Self::Sse42,
+        Self::Pclmul,
+        Self::Avx512,
+        Self::Aarch64,
+    ];
+
+    #[inline(always)]
+    pub(super) fn best() -> Self {
+        match BEST.load(Ordering::Relaxed) {
+            4 => Self::Avx512,
+            3 => Self::Pclmul,
+            2 => Self::Sse42,
+            5 => Self::Aarch64,
+            1 => Self::Software,
+            _ => Self::find(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find() -> Self {
+        let best = Self::ALL
+            .into_iter()
+            .rfind(|kernel| kernel.is_available())
+            .unwrap_or(Self::Software);
+        BEST.store(best as u8, Ordering::Relaxed);
+        best
+    }
+
+    /// Whether this processor can run it.
+    pub(super) fn is_available(self) -> bool {
+        match self {
+            Self::Software => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Sse42 => is_x86_feature_detected!("sse4.2"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Pclmul => Self::Sse42.is_available() && is_x86_feature_detected!("pclmulqdq"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Pclmul.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("vpclmulqdq")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Self::Aarch64 => std::arch::is_aarch64_feature_detected!("crc"),
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+
+    /// Runs `len` bytes through `state`, copying them to `dst` if `COPY`.
+    ///
+    /// # Safety
+    /// The kernel is available; `src` is readable and, with `COPY`, `dst` is writable for `len`
+    /// bytes; they do not overlap. Without `COPY`, nobody writes to `src` meanwhile.
+    #[inline(always)]
+    pub(super) unsafe fn run<const COPY: bool>(
+        self,
+        dst: *mut u8,
+        src: *const u8,
+        len: usize,
+        state: u32,
+    ) -> u32 {
+        // SAFETY: the caller's promises are those of every kernel.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 | Self::Pclmul if len <= chains::LEN_MAX => {
+                    chains::run::<COPY>(dst, src, len, state)
+                }
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 => avx512::run::<COPY>(dst, src, len, state),
+                #[cfg(target_arch = "x86_64")]
+                Self::Pclmul => pclmul::run::<COPY>(dst, src, len, state),
+                #[cfg(target_arch = "x86_64")]
+                Self::Sse42 => sse42::run::<COPY>(dst, src, len, state),
+                #[cfg(target_arch = "aarch64")]
+                Self::Aarch64 => aarch64::run::<COPY>(dst, src, len, state),
+                _ => software::run::<COPY>(dst, src, len, state),
+            }
+        }
+    }
+
+    /// Runs a header, its CRC field taken as zero, and `len` bytes of payload through a fresh
+    /// register, copying the payload to `dst` if `COPY`.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    #[inline(always)]
+    pub(super) unsafe fn frame<const COPY: bool>(
+        self,
+        header: &[u8; 24],
+        dst: *mut u8,
+        src: *const u8,
+        len: usize,
+    ) -> u32 {
+        // SAFETY: the caller's promises are those of every kernel.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 | Self::Pclmul if len <= chains::LEN_MAX => {
+                    chains::frame::<COPY>(header, dst, src, len)
+                }
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 => avx512::frame::<COPY>(header, dst, src, len),
+                #[cfg(target_arch = "x86_64")]
+                Self::Pclmul => pclmul::frame::<COPY>(header, dst, src, len),
+                #[cfg(target_arch = "x86_64")]
+                Self::Sse42 => sse42::frame::<COPY>(header, dst, src, len),
+                _ => {
+                    let mut header = *header;
+                    header[20..].fill(0);
+                    let null = std::ptr::null_mut();
+                    let state = self.run::<false>(null, header.as_ptr(), 24, u32::MAX);
+                    self.run::<COPY>(dst, src, len, state)
+                }
+            }
+        }
+    }
+}

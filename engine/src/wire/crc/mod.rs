@@ -1,0 +1,131 @@
+#![allow(unsafe_code)]
+//! CRC-32C, alone and in one pass with a copy, by the best kernel that the processor has.
+//!
+//! A `crc` that goes in or out is a finished CRC-32C (0 for no bytes), so parts chain:
+//! `append(crc32c(a), b)` is the CRC of `a` followed by `b`. The kernels work on the register
+//! inside, its complement, called `state` there.
+//!
+//! Per frame there is one call into a kernel ([`frame_crc`], [`frame_copy`]): code for a processor
+//! feature cannot be inlined into code without it, so the call cannot be saved, only not repeated.
+
+mod batch;
+mod gf;
+mod kernel;
+mod software;
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod chains;
+#[cfg(target_arch = "x86_64")]
+mod pclmul;
+#[cfg(target_arch = "x86_64")]
+mod sse42;
+#[cfg(test)]
+mod tests;
+
+pub use batch::{batch, frame_batch};
+use kernel::Kernel;
+
+/// Bytes of a frame header.
+const HEADER_BYTES: usize = 24;
+/// Where the CRC lies in it.
+const CRC_AT: usize = 20;
+
+/// The CRC-32C of `bytes`.
+#[inline]
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    append(0, bytes)
+}
+
+/// The CRC-32C of what `crc` is the CRC of, followed by `bytes`.
+#[inline]
+#[must_use]
+pub fn append(crc: u32, bytes: &[u8]) -> u32 {
+    // SAFETY: `bytes` is readable, nobody writes to it while it is borrowed, and without COPY the
+    // destination is not touched.
+    !unsafe { Kernel::best().run::<false>(std::ptr::null_mut(), bytes.as_ptr(), bytes.len(), !crc) }
+}
+
+/// Copies `src` to `dst` and returns `append(crc, src)`, in one pass.
+///
+/// # Panics
+/// If the lengths differ.
+#[inline]
+pub fn copy(dst: &mut [u8], src: &[u8], crc: u32) -> u32 {
+    assert_eq!(dst.len(), src.len(), "copy between unequal lengths");
+    // SAFETY: both are slices of this length, and a mutable one overlaps no other.
+    unsafe { copy_raw(dst.as_mut_ptr(), src.as_ptr(), src.len(), crc) }
+}
+
+/// As [`copy`], for memory that another process may be reading or writing at the same time.
+///
+/// Each byte is read once: the CRC is that of the bytes that end up in `dst`, whatever another
+/// process does to `src` meanwhile. No reference to either side is formed.
+///
+/// # Safety
+/// `src` is mapped for reading and `dst` for writing, for `len` bytes each, until this returns;
+/// they do not overlap; nothing else in this process writes to `dst` meanwhile.
+#[inline]
+pub unsafe fn copy_raw(dst: *mut u8, src: *const u8, len: usize, crc: u32) -> u32 {
+    // SAFETY: the caller's promises are the kernel's.
+    !unsafe { Kernel::best().run::<true>(dst, src, len, !crc) }
+}
+
+/// The CRC of a frame header, to append the payload to. The CRC field (the last 4 bytes) counts as
+/// zero whatever it holds.
+#[inline]
+#[must_use]
+pub fn header_seed(header: &[u8; HEADER_BYTES]) -> u32 {
+    frame_crc(header, &[])
+}
+
+/// The CRC of a frame. The header's CRC field counts as zero whatever it holds.
+#[inline]
+#[must_use]
+pub fn frame_crc(header: &[u8; HEADER_BYTES], payload: &[u8]) -> u32 {
+    // SAFETY: as in `append`.
+    !unsafe {
+        Kernel::best().frame::<false>(
+            header,
+            std::ptr::null_mut(),
+            payload.as_ptr(),
+            payload.len(),
+        )
+    }
+}
+
+/// Copies a frame's payload from `src` to `dst` and returns the CRC of the whole frame, in one
+/// pass. The header is only summed, its CRC field counting as zero whatever it holds.
+///
+/// # Safety
+/// As [`copy_raw`].
+#[inline]
+pub unsafe fn frame_copy_raw(
+    header: &[u8; HEADER_BYTES],
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+) -> u32 {
+    // SAFETY: the caller's promises are the kernel's.
+    !unsafe { Kernel::best().frame::<true>(header, dst, src, len) }
+}
+
+/// Writes a whole frame to the start of `dst`: `header` with its CRC put in, then `payload`.
+/// Returns the CRC.
+///
+/// # Panics
+/// If `dst` is shorter than the frame.
+#[inline]
+pub fn frame_copy(dst: &mut [u8], header: &[u8; HEADER_BYTES], payload: &[u8]) -> u32 {
+    let (head, rest) = dst.split_at_mut(HEADER_BYTES);
+    let rest = &mut rest[..payload.len()];
+    // SAFETY: `rest` has the payload's length, and a mutable slice overlaps no other.
+    let crc = unsafe { frame_copy_raw(header, rest.as_mut_ptr(), payload.as_ptr(), payload.len()) };
+    head[..CRC_AT].copy_from_slice(&header[..CRC_AT]);
+    head[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+    crc
+}

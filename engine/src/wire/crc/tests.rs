@@ -1,0 +1,268 @@
+use proptest::prelude::*;
+
+use super::batch::{Framed, Seeded};
+use super::kernel::Kernel;
+use super::*;
+
+/// Bytes without a pattern that a kernel's mistake could hide in.
+fn noise(len: usize) -> Vec<u8> {
+    let mut x = 0x9E37_79B9_7F4A_7C15_u64;
+    (0..len)
+        .map(|_| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            (x >> 32) as u8
+        })
+        .collect()
+}
+
+fn kernels() -> impl Iterator<Item = Kernel> {
+    Kernel::ALL
+        .into_iter()
+        .filter(|kernel| kernel.is_available())
+}
+
+fn append_by(kernel: Kernel, crc: u32, bytes: &[u8]) -> u32 {
+    // SAFETY: only available kernels are passed; `bytes` is a slice and nothing is copied.
+    !unsafe { kernel.run::<false>(std::ptr::null_mut(), bytes.as_ptr(), bytes.len(), !crc) }
+}
+
+fn copy_by(kernel: Kernel, dst: &mut [u8], src: &[u8], crc: u32) -> u32 {
+    assert_eq!(dst.len(), src.len());
+    // SAFETY: only available kernels are passed; both are slices of one length.
+    !unsafe { kernel.run::<true>(dst.as_mut_ptr(), src.as_ptr(), src.len(), !crc) }
+}
+
+#[test]
+fn known_values() {
+    let ascending: Vec<u8> = (0..32).collect();
+    let descending: Vec<u8> = (0..32).rev().collect();
+    // The check value, then the examples of RFC 3720, B.4.
+    for (bytes, expected) in [
+        (&b"123456789"[..], 0xE306_9283),
+        (&[0; 32], 0x8A91_36AA),
+        (&[0xFF; 32], 0x62A8_AB43),
+        (&ascending, 0x46DD_794E),
+        (&descending, 0x113F_DB5C),
+        (&[], 0),
+    ] {
+        assert_eq!(crc32c(bytes), expected);
+        for kernel in kernels() {
+            assert_eq!(append_by(kernel, 0, bytes), expected, "{kernel:?}");
+        }
+    }
+}
+
+/// The HEARTBEAT request with msg_id 1, as docs/protocol.md prints it.
+const HEARTBEAT: [u8; 24] = [
+    0x49, 0x41, 0x50, 0x4c, 0x02, 0x10, 0x05, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x00, 0x00, 0x00,
+    0x00, 0x00, 0x00, 0x00, 0xa5, 0x0f, 0x06, 0xdf,
+];
+
+#[test]
+fn heartbeat_frame() {
+    assert_eq!(frame_crc(&HEARTBEAT, &[]), 0xdf06_0fa5);
+    assert_eq!(header_seed(&HEARTBEAT), 0xdf06_0fa5);
+    let mut unsealed = HEARTBEAT;
+    unsealed[20..].fill(0);
+    let mut frame = [0xEE; 30];
+    assert_eq!(frame_copy(&mut frame, &unsealed, &[]), 0xdf06_0fa5);
+    assert_eq!(frame[..24], HEARTBEAT);
+    assert_eq!(
+        frame[24..],
+        [0xEE; 6],
+        "bytes after the frame are not touched"
+    );
+}
+
+#[test]
+fn every_kernel_at_every_length() {
+    let data = noise(1100 + 64);
+    for kernel in kernels() {
+        for len in 0..=1100 {
+            // Every alignment comes up with every residue of the length sooner or later.
+            for at in [0, len % 64, (len * 7 + 3) % 64] {
+                let bytes = &data[at..at + len];
+                let seed = 0x1234_5678_u32.wrapping_mul(len as u32);
+                let expected = crc32c::crc32c_append(seed, bytes);
+                assert_eq!(
+                    append_by(kernel, seed, bytes),
+                    expected,
+                    "{kernel:?}, {len} bytes at {at}"
+                );
+            }
+        }
+        for len in [4096, 4099, 65_536, 65_599, (1 << 20) - 1, 1 << 20] {
+            let bytes = noise(len);
+            let expected = crc32c::crc32c(&bytes);
+            assert_eq!(append_by(kernel, 0, &bytes), expected, "{kernel:?}, {len}");
+            let mut copied = vec![0; len];
+            assert_eq!(copy_by(kernel, &mut copied, &bytes, 0), expected);
+            assert!(copied == bytes, "{kernel:?} copies {len} bytes");
+        }
+    }
+}
+
+#[test]
+fn every_kernel_copies_exactly_the_bytes() {
+    let data = noise(1100 + 64);
+    for kernel in kernels() {
+        for len in 0..=1100 {
+            let (from, to) = ((len * 5) % 64, (len * 11 + 1) % 64);
+            let src = &data[from..from + len];
+            let mut dst = vec![0xA5; 1100 + 128];
+            let crc = copy_by(kernel, &mut dst[to..to + len], src, 77);
+            assert_eq!(crc, crc32c::crc32c_append(77, src), "{kernel:?}, {len}");
+            assert_eq!(&dst[to..to + len], src, "{kernel:?}, {len}");
+            assert!(dst[..to].iter().all(|&byte| byte == 0xA5));
+            assert!(dst[to + len..].iter().all(|&byte| byte == 0xA5));
+        }
+    }
+}
+
+/// A page that may be touched between two that may not: a kernel that reads or writes outside its
+/// bytes, even ones it then ignores, faults here.
+#[cfg(target_os = "linux")]
+#[test]
+fn no_kernel_leaves_its_bytes() {
+    struct Guarded(*mut u8);
+    const PAGE: usize = 4096;
+    impl Guarded {
+        fn new() -> Self {
+            // SAFETY: a fresh anonymous mapping; the middle page of its three becomes accessible.
+            unsafe {
+                let base = libc::mmap(
+                    std::ptr::null_mut(),
+                    3 * PAGE,
+                    libc::PROT_NONE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                    -1,
+                    0,
+                );
+                assert_ne!(base, libc::MAP_FAILED);
+                let page = base.cast::<u8>().add(PAGE);
+                let access = libc::PROT_READ | libc::PROT_WRITE;
+                assert_eq!(libc::mprotect(page.cast(), PAGE, access), 0);
+                Self(page)
+            }
+        }
+    }
+    impl Drop for Guarded {
+        fn drop(&mut self) {
+            // SAFETY: what `new` mapped, and nobody uses it any more.
+            unsafe { libc::munmap(self.0.sub(PAGE).cast(), 3 * PAGE) };
+        }
+    }
+
+    let (src, dst) = (Guarded::new(), Guarded::new());
+    for kernel in kernels() {
+        for len in 0..=1100 {
+            for at in [0, PAGE - len] {
+                // SAFETY: `len` bytes at `at` lie in the middle page of each mapping.
+                unsafe {
+                    let (from, to) = (src.0.add(at), dst.0.add(at));
+                    let crc = kernel.run::<true>(to, from, len, 1);
+                    assert_eq!(crc, kernel.run::<false>(to, from, len, 1));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn frames_by_every_kernel() {
+    let data = noise(700);
+    for kernel in kernels() {
+        for len in 0..=600 {
+            let payload = &data[len % 64..][..len];
+            let mut header: [u8; 24] = noise(24).try_into().unwrap();
+            header[8] = len as u8;
+            let mut whole = header.to_vec();
+            whole[20..].fill(0);
+            whole.extend_from_slice(payload);
+            let expected = crc32c::crc32c(&whole);
+            let mut copied = vec![0; len];
+            // SAFETY: the kernel is available; `payload` and `copied` are slices of `len` bytes.
+            let (summed, with_copy) = unsafe {
+                let null = std::ptr::null_mut();
+                (
+                    !kernel.frame::<false>(&header, null, payload.as_ptr(), len),
+                    !kernel.frame::<true>(&header, copied.as_mut_ptr(), payload.as_ptr(), len),
+                )
+            };
+            assert_eq!(summed, expected, "{kernel:?}, {len}");
+            assert_eq!(with_copy, expected, "{kernel:?}, {len}");
+            assert_eq!(copied, payload, "{kernel:?}, {len}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "unequal lengths")]
+fn copy_refuses_unequal_lengths() {
+    copy(&mut [0; 3], &[0; 4], 0);
+}
+
+#[test]
+#[should_panic(expected = "a CRC for every message")]
+fn batch_refuses_too_few_places() {
+    batch(&[(0, b"a"), (0, b"b")], &mut [0]);
+}
+
+proptest! {
+    #[test]
+    fn append_in_parts_is_the_whole(
+        bytes in proptest::collection::vec(any::<u8>(), 0..3000),
+        cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..6),
+    ) {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+        cuts.extend([0, bytes.len()]);
+        cuts.sort_unstable();
+        let expected = crc32c::crc32c(&bytes);
+        for kernel in kernels() {
+            let mut copied = vec![0; bytes.len()];
+            let (mut crc, mut copy_crc) = (0, 0);
+            for pair in cuts.windows(2) {
+                let part = pair[0]..pair[1];
+                crc = append_by(kernel, crc, &bytes[part.clone()]);
+                copy_crc = copy_by(kernel, &mut copied[part.clone()], &bytes[part], copy_crc);
+            }
+            prop_assert_eq!(crc, expected);
+            prop_assert_eq!(copy_crc, expected);
+            prop_assert_eq!(&copied, &bytes);
+        }
+    }
+
+    #[test]
+    fn batch_is_one_by_one(
+        parts in proptest::collection::vec(
+            (any::<u32>(), any::<[u8; 24]>(), proptest::collection::vec(any::<u8>(), 0..300)),
+            0..14,
+        ),
+    ) {
+        let seeded: Vec<(u32, &[u8])> = parts.iter().map(|p| (p.0, &p.2[..])).collect();
+        let framed: Vec<(&[u8; 24], &[u8])> = parts.iter().map(|p| (&p.1, &p.2[..])).collect();
+        let expected: Vec<u32> =
+            parts.iter().map(|p| crc32c::crc32c_append(p.0, &p.2)).collect();
+        let expected_frames: Vec<u32> = parts
+            .iter()
+            .map(|p| {
+                let mut header = p.1;
+                header[20..].fill(0);
+                crc32c::crc32c_append(crc32c::crc32c(&header), &p.2)
+            })
+            .collect();
+        let mut crcs = vec![0; parts.len()];
+        for kernel in kernels() {
+            kernel.batch(Seeded(&seeded), &mut crcs);
+            prop_assert_eq!(&crcs, &expected);
+            kernel.batch(Framed(&framed), &mut crcs);
+            prop_assert_eq!(&crcs, &expected_frames);
+        }
+        batch(&seeded, &mut crcs);
+        prop_assert_eq!(&crcs, &expected);
+        frame_batch(&framed, &mut crcs);
+        prop_assert_eq!(&crcs, &expected_frames);
+    }
+}

@@ -1,0 +1,237 @@
+//! The 24-byte header of version 2.
+
+use super::{Flags, Refusal};
+
+/// The first four bytes of a frame as a little-endian number: "LPAI".
+pub const MAGIC: u32 = 0x4C50_4149;
+/// The version that is spoken natively.
+pub const VERSION: u8 = 2;
+/// Bytes of a version 2 header.
+pub const HEADER_BYTES: usize = 24;
+
+/// The protocol's versions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ProtocolVersion {
+    /// The old one: 19 bytes of header, big-endian, no CRC.
+    V1,
+    /// 24 bytes of header, little-endian, with flags and a CRC.
+    #[default]
+    V2,
+}
+
+impl ProtocolVersion {
+    /// What the first byte of a connection says.
+    pub fn detect(first_byte: u8) -> Option<ProtocolVersion> {
+        match first_byte {
+            0x49 => Some(ProtocolVersion::V2),
+            0x4C => Some(ProtocolVersion::V1),
+            _ => None,
+        }
+    }
+}
+
+/// A header, without the magic and the version, which are always the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What kind of frame.
+    pub flags: Flags,
+    /// What it is about.
+    pub msg_type: u16,
+    /// Bytes of payload that follow.
+    pub length: u32,
+    /// Ties answers to requests.
+    pub msg_id: u64,
+    /// CRC-32C of the header, this field 0, and the payload.
+    pub crc32: u32,
+}
+
+impl Header {
+    /// A header whose CRC is not computed yet.
+    pub const fn new(flags: Flags, msg_type: u16, msg_id: u64, length: u32) -> Header {
+        Header {
+            flags,
+            msg_type,
+            length,
+            msg_id,
+            crc32: 0,
+        }
+    }
+
+    /// The bytes on the wire.
+    #[inline]
+    pub fn to_bytes(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[4] = VERSION;
+        bytes[5] = self.flags.bits();
+        bytes[6..8].copy_from_slice(&self.msg_type.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.length.to_le_bytes());
+        bytes[12..20].copy_from_slice(&self.msg_id.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.crc32.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a header and checks it in the specification's order, as far as `bytes` reach, so that
+    /// what is no frame is refused by its first byte. `None`: so far so good, more bytes are
+    /// needed. The CRC is not checked here: see [`super::verify`].
+    #[inline]
+    pub fn parse(bytes: &[u8], max_message_bytes: u32) -> Result<Option<Header>, Refusal> {
+        let Some(bytes) = bytes.first_chunk::<HEADER_BYTES>() else {
+            return check_part(bytes, max_message_bytes).map(|()| None);
+        };
+        let header = Header {
+            flags: Flags::from_bits(bytes[5]),
+            msg_type: u16::from_le_bytes([bytes[6], bytes[7]]),
+            length: u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]),
+            msg_id: u64::from_le_bytes(bytes[12..20].try_into().expect("8 bytes")),
+            crc32: u32::from_le_bytes([bytes[20], bytes[21], bytes[22], bytes[23]]),
+        };
+        let good = bytes[..4] == MAGIC.to_le_bytes()
+            && bytes[4] == VERSION
+            && header.flags.is_valid()
+            && header.msg_type != 0
+            && header.length <= max_message_bytes
+            && (header.msg_id != 0 || !header.flags.contains(Flags::REQUEST));
+        if good {
+            return Ok(Some(header));
+        }
+        check_part(bytes, max_message_bytes)?;
+        // Only the id is left to be wrong.
+        Err(Refusal::ZeroId)
+    }
+}
+
+/// The checks one by one, as far as the bytes reach. The id comes last but is part of the flags'
+/// meaning, so a whole header is judged by [`Header::parse`].
+#[cold]
+fn check_part(bytes: &[u8], max_message_bytes: u32) -> Result<(), Refusal> {
+    let magic = MAGIC.to_le_bytes();
+    let there = bytes.len().min(4);
+    if bytes[..there] != magic[..there] {
+        let mut got = [0; 4];
+        got[..there].copy_from_slice(&bytes[..there]);
+        return Err(Refusal::BadMagic { got });
+    }
+    if let Some(&got) = bytes.get(4).filter(|&&version| version != VERSION) {
+        return Err(Refusal::VersionMismatch { got });
+    }
+    if let Some(&got) = bytes
+        .get(5)
+        .filter(|&&flags| !Flags::from_bits(flags).is_valid())
+    {
+        return Err(Refusal::BadFlags { got });
+    }
+    if bytes.get(6..8) == Some(&[0, 0]) {
+        return Err(Refusal::ZeroType);
+    }
+    if let Some(field) = bytes.get(8..12) {
+        // The flags and the id belong to one check, which comes before the length's.
+        let request = bytes
+            .get(5)
+            .is_some_and(|&flags| Flags::from_bits(flags).contains(Flags::REQUEST));
+        if request && bytes.get(12..20) == Some(&[0; 8]) {
+            return Err(Refusal::ZeroId);
+        }
+        let length = u32::from_le_bytes(field.try_into().expect("4 bytes"));
+        if length > max_message_bytes {
+            return Err(Refusal::TooLarge {
+                length,
+                max: max_message_bytes,
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> [u8; 24] {
+        Header::new(Flags::REQUEST, 0x1234, 7, 100).to_bytes()
+    }
+
+    fn with(at: usize, bytes: &[u8]) -> [u8; 24] {
+        let mut header = good();
+        header[at..at + bytes.len()].copy_from_slice(bytes);
+        header
+    }
+
+    #[test]
+    fn a_header_comes_back() {
+        let header = Header {
+            flags: Flags::RESPONSE | Flags::STREAM,
+            msg_type: 0xBEEF,
+            length: 1 << 20,
+            msg_id: u64::MAX - 1,
+            crc32: 0xDEAD_BEEF,
+        };
+        assert_eq!(Header::parse(&header.to_bytes(), 1 << 20), Ok(Some(header)));
+    }
+
+    #[test]
+    fn each_check_as_soon_as_its_byte_is_there() {
+        let cases: [(&[u8; 24], usize, Refusal); 7] = [
+            (&with(0, b"GET "), 1, Refusal::BadMagic { got: *b"G\0\0\0" }),
+            (&with(4, &[3]), 5, Refusal::VersionMismatch { got: 3 }),
+            (&with(5, &[0x12]), 6, Refusal::BadFlags { got: 0x12 }),
+            (&with(5, &[0x30]), 6, Refusal::BadFlags { got: 0x30 }),
+            (&with(6, &[0, 0]), 8, Refusal::ZeroType),
+            (
+                &with(8, &[0xE9, 3, 0, 0]),
+                12,
+                Refusal::TooLarge {
+                    length: 1001,
+                    max: 1000,
+                },
+            ),
+            (&with(12, &[0; 8]), 20, Refusal::ZeroId),
+        ];
+        for (bytes, reach, refusal) in cases {
+            assert_eq!(Header::parse(&bytes[..reach], 1000), Err(refusal));
+            assert_eq!(
+                Header::parse(&bytes[..reach - 1], 1000),
+                Ok(None),
+                "{refusal}"
+            );
+        }
+        for reach in 0..24 {
+            assert_eq!(Header::parse(&good()[..reach], 1000), Ok(None));
+        }
+    }
+
+    #[test]
+    fn the_first_check_wins() {
+        let mut bytes = [0xFF; 24];
+        assert!(matches!(
+            Header::parse(&bytes, 1000),
+            Err(Refusal::BadMagic { .. })
+        ));
+        bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
+        assert_eq!(
+            Header::parse(&bytes, 1000),
+            Err(Refusal::VersionMismatch { got: 255 })
+        );
+        bytes[4] = 2;
+        assert_eq!(
+            Header::parse(&bytes, 1000),
+            Err(Refusal::BadFlags { got: 255 })
+        );
+        bytes[5] = 0;
+        bytes[6..8].fill(0);
+        assert_eq!(Header::parse(&bytes, 1000), Err(Refusal::ZeroType));
+        bytes[6] = 1;
+        assert!(matches!(
+            Header::parse(&bytes, 1000),
+            Err(Refusal::TooLarge { .. })
+        ));
+    }
+
+    #[test]
+    fn only_a_request_needs_an_id() {
+        let parse = |flags| Header::parse(&Header::new(flags, 1, 0, 0).to_bytes(), 0);
+        assert!(parse(Flags::NONE).unwrap().is_some());
+        assert!(parse(Flags::RESPONSE).unwrap().is_some());
+        assert_eq!(parse(Flags::REQUEST), Err(Refusal::ZeroId));
+    }
+}

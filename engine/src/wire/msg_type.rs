@@ -1,0 +1,26 @@
+//! Message types. 0 is invalid; 0x0004, 0x0005 and 0x0010 to 0x00FF belong to the protocol; all
+//! others are the application's.
+
+/// An error: u16 code, then UTF-8 text.
+pub const ERROR: u16 = 0x0004;
+/// A request whose answer repeats the payload: is the other side alive?
+pub const HEARTBEAT: u16 = 0x0005;
+/// The optional first request of a connection.
+pub const HANDSHAKE: u16 = 0x0010;
+/// The answer to a HANDSHAKE.
+pub const HANDSHAKE_ACK: u16 = 0x0011;
+/// Orderly end of a connection.
+pub const DISCONNECT: u16 = 0x0012;
+/// A provider names the types that it serves.
+pub const REGISTER: u16 = 0x0020;
+/// A provider names the types that it no longer serves.
+pub const UNREGISTER: u16 = 0x0021;
+/// The requester no longer wants an answer.
+pub const CANCEL: u16 = 0x0022;
+/// A request whose answer repeats the payload, dispatched like an application's.
+pub const ECHO: u16 = 0x00F0;
+
+/// Whether a type belongs to the protocol, so that no application may serve it. 0 does, too.
+pub const fn is_protocol(msg_type: u16) -> bool {
+    matches!(msg_type, 0 | ERROR | HEARTBEAT | 0x0010..=0x00FF)
+}

@@ -1,0 +1,115 @@
+//! Frames in bytes that come in any split.
+//!
+//! [`scan`] looks at the front of a run of bytes and says whether a whole frame lies there: then it
+//! is used where it lies, without a copy. Only a frame that a run of bytes cuts in two is gathered,
+//! by an [`Assembler`], in memory that grows as its bytes arrive.
+
+use super::{Header, ProtocolVersion, Refusal, legacy};
+
+/// What lies at the front of a run of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scanned {
+    /// A whole frame of `frame_bytes`, of which the last `header.length` are payload. Its CRC is
+    /// not checked yet.
+    Frame {
+        /// The header.
+        header: Header,
+        /// Bytes of the frame, header included.
+        frame_bytes: usize,
+    },
+    /// The beginning of one, whose length is known once its header is there.
+    Part {
+        /// Bytes of the whole frame.
+        frame_bytes: Option<usize>,
+    },
+}
+
+/// Bytes of a header of this version.
+pub fn header_bytes(version: ProtocolVersion) -> usize {
+    match version {
+        ProtocolVersion::V1 => legacy::HEADER_BYTES,
+        ProtocolVersion::V2 => super::HEADER_BYTES,
+    }
+}
+
+/// Looks at the front of `bytes`.
+#[inline]
+pub fn scan(
+    version: ProtocolVersion,
+    bytes: &[u8],
+    max_message_bytes: u32,
+) -> Result<Scanned, Refusal> {
+    let header = match version {
+        ProtocolVersion::V2 => Header::parse(bytes, max_message_bytes)?,
+        ProtocolVersion::V1 => legacy::parse(bytes, max_message_bytes)?,
+    };
+    let Some(header) = header else {
+        return Ok(Scanned::Part { frame_bytes: None });
+    };
+    let frame_bytes = header_bytes(version) + header.length as usize;
+    if bytes.len() >= frame_bytes {
+        Ok(Scanned::Frame {
+            header,
+            frame_bytes,
+        })
+    } else {
+        Ok(Scanned::Part {
+            frame_bytes: Some(frame_bytes),
+        })
+    }
+}
+
+/// Gathers one frame from pieces.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    gathered: Vec<u8>,
+    frame_bytes: Option<usize>,
+}
+
+impl Assembler {
+    /// Whether a frame was begun and is not complete.
+    #[inline]
+    pub fn is_mid_frame(&self) -> bool {
+        !self.gathered.is_empty()
+    }
+
+    /// What was gathered so far, header first.
+    pub fn gathered(&self) -> &[u8] {
+        &self.gathered
+    }
+
+    /// Takes from the front of `bytes` what belongs to the frame being gathered, or begins one.
+    /// Returns how many bytes it took and, once the frame is complete, its header; then
+    /// [`Assembler::take`] gives the frame. On a refusal the connection is to be closed.
+    pub fn push(
+        &mut self,
+        version: ProtocolVersion,
+        bytes: &[u8],
+        max_message_bytes: u32,
+    ) -> Result<(usize, Option<Header>), Refusal> {
+        let mut taken = 0;
+        // Twice at most: to the end of the header, then to the end of the frame.
+        loop {
+            let goal = self.frame_bytes.unwrap_or(header_bytes(version));
+            let piece = &bytes[taken..][..(goal - self.gathered.len()).min(bytes.len() - taken)];
+            // Grows with what arrives, at most twofold, never on the header's word alone.
+            self.gathered.extend_from_slice(piece);
+            taken += piece.len();
+            if self.frame_bytes.is_some() && self.gathered.len() < goal {
+                return Ok((taken, None));
+            }
+            match scan(version, &self.gathered, max_message_bytes)? {
+                Scanned::Frame { header, .. } => return Ok((taken, Some(header))),
+                Scanned::Part { frame_bytes: None } => return Ok((taken, None)),
+                Scanned::Part { frame_bytes } => self.frame_bytes = frame_bytes,
+            }
+        }
+    }
+
+    /// The complete frame, header first, for `spare` to gather the next one in.
+    pub fn take(&mut self, mut spare: Vec<u8>) -> Vec<u8> {
+        self.frame_bytes = None;
+        spare.clear();
+        std::mem::replace(&mut self.gathered, spare)
+    }
+}

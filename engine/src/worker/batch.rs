@@ -1,0 +1,266 @@
+//! The frames of one round: found, verified several at a time, then handled, PRIORITY first.
+
+use std::sync::atomic::Ordering;
+
+use super::Worker;
+use crate::uring::{Driver, Key, Received};
+use crate::wire::{self, Flags, Header, ProtocolVersion, Refusal, Scanned, VERIFY_BATCH, legacy};
+
+/// Frames whose places are set aside at start; a round with more takes memory once.
+const FRAMES: usize = 1024;
+/// A message longer than this reserves its room among the bytes on their way.
+const SMALL_FRAME_BYTES: usize = 64 * 1024;
+
+/// Memory in which the payloads of a round lie.
+pub(super) enum Chunk {
+    /// A receive buffer, given back after the round.
+    Buffer(Received),
+    /// A frame gathered from pieces, or bytes that had to wait.
+    Owned(Vec<u8>),
+}
+
+pub(super) enum Item {
+    Frame {
+        key: Key,
+        header: Header,
+        chunk: u32,
+        /// Where the frame, header first, lies in its chunk.
+        start: u32,
+        version: ProtocolVersion,
+    },
+    /// The connection's bytes from here on are no frame.
+    Refused {
+        key: Key,
+        refusal: Refusal,
+        msg_id: u64,
+    },
+    /// Handled, or not to be handled.
+    Done,
+}
+
+pub(super) struct Batch {
+    pub(super) items: Vec<Item>,
+    pub(super) chunks: Vec<Chunk>,
+    pub(super) has_priority: bool,
+}
+
+impl Batch {
+    pub(super) fn new() -> Batch {
+        Batch {
+            items: Vec::with_capacity(FRAMES),
+            chunks: Vec::with_capacity(64),
+            has_priority: false,
+        }
+    }
+
+    pub(super) fn add_chunk(&mut self, chunk: Chunk) -> u32 {
+        self.chunks.push(chunk);
+        (self.chunks.len() - 1) as u32
+    }
+
+    fn add_frame(
+        &mut self,
+        key: Key,
+        version: ProtocolVersion,
+        header: Header,
+        chunk: u32,
+        start: usize,
+    ) {
+        self.has_priority |= header.flags.contains(Flags::PRIORITY);
+        self.items.push(Item::Frame {
+            key,
+            header,
+            chunk,
+            start: start as u32,
+            version,
+        });
+    }
+
+    pub(super) fn bytes<'a>(&'a self, chunk: u32, driver: &'a Driver) -> &'a [u8] {
+        match &self.chunks[chunk as usize] {
+            Chunk::Buffer(received) => driver.bytes(received),
+            Chunk::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl Worker {
+    /// Finds the frames in a chunk that arrived on a connection, and begins to gather the one that
+    /// it cuts in two. What may not be buffered now goes to the connection's stash.
+    pub(super) fn scan(&mut self, key: Key, chunk: u32) {
+        let max = self.shared.limits.max_message_bytes;
+        let mut at = 0;
+        // Each turn takes at least one byte or ends the loop.
+        loop {
+            let Some(connection) = self.connections.get_mut(key) else {
+                return;
+            };
+            let bytes = &self.batch.bytes(chunk, &self.driver)[at..];
+            let Some(&first) = bytes.first() else { return };
+            if connection.poisoned {
+                return;
+            }
+            let version = match connection.session.version {
+                Some(version) => version,
+                None => match ProtocolVersion::detect(first) {
+                    Some(version) => {
+                        connection.session.version = Some(version);
+                        if version == ProtocolVersion::V1 {
+                            self.legacy_client_came(key);
+                        }
+                        continue;
+                    }
+                    None => {
+                        let mut got = [0; 4];
+                        let there = bytes.len().min(4);
+                        got[..there].copy_from_slice(&bytes[..there]);
+                        return self.refuse(key, Refusal::BadMagic { got }, 0);
+                    }
+                },
+            };
+            if version == ProtocolVersion::V1 && !self.shared.legacy.load(Ordering::Relaxed) {
+                return self.refuse_legacy(key, chunk, at);
+            }
+            if !connection.assembler.is_mid_frame() {
+                match wire::scan(version, bytes, max) {
+                    Ok(Scanned::Frame {
+                        header,
+                        frame_bytes,
+                    }) => {
+                        self.batch.add_frame(key, version, header, chunk, at);
+                        at += frame_bytes;
+                        continue;
+                    }
+                    Ok(Scanned::Part {
+                        frame_bytes: Some(frame_bytes),
+                    }) if frame_bytes > SMALL_FRAME_BYTES
+                        && connection.reserved_bytes == 0
+                        && !self.shared.reserve_bytes(frame_bytes as u64) =>
+                    {
+                        connection.stash.extend_from_slice(bytes);
+                        self.waiting_for_room.push(key);
+                        return;
+                    }
+                    Ok(Scanned::Part {
+                        frame_bytes: Some(frame_bytes),
+                    }) if frame_bytes > SMALL_FRAME_BYTES && connection.reserved_bytes == 0 => {
+                        connection.reserved_bytes = frame_bytes as u64;
+                    }
+                    Ok(Scanned::Part { .. }) => {}
+                    Err(refusal) => {
+                        let msg_id = legacy::msg_id(version, bytes);
+                        return self.refuse(key, refusal, msg_id);
+                    }
+                }
+            }
+            match connection.assembler.push(version, bytes, max) {
+                Ok((taken, complete)) => {
+                    at += taken;
+                    if let Some(header) = complete {
+                        let frame = connection.assembler.take(self.dispatcher.pool.take());
+                        let reserved = std::mem::take(&mut connection.reserved_bytes);
+                        self.shared.release_bytes(reserved);
+                        let gathered = self.batch.add_chunk(Chunk::Owned(frame));
+                        self.batch.add_frame(key, version, header, gathered, 0);
+                    }
+                }
+                Err(refusal) => {
+                    let msg_id = legacy::msg_id(version, connection.assembler.gathered());
+                    return self.refuse(key, refusal, msg_id);
+                }
+            }
+        }
+    }
+
+    fn legacy_client_came(&mut self, key: Key) {
+        let peer = self
+            .connections
+            .get(key)
+            .and_then(|connection| connection.peer);
+        if let Some(peer) = peer {
+            self.shared.registry.legacy_client(peer.ip());
+        }
+    }
+
+    /// Version 1 is not served here: say so in its own words, to the id that asks, as soon as the
+    /// header is there.
+    fn refuse_legacy(&mut self, key: Key, chunk: u32, at: usize) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let bytes = &self.batch.bytes(chunk, &self.driver)[at..];
+        let version = ProtocolVersion::V1;
+        let refusal = match connection.assembler.push(version, bytes, u32::MAX) {
+            Ok(_) if connection.assembler.gathered().len() < legacy::HEADER_BYTES => return,
+            Ok(_) => Refusal::VersionMismatch { got: 1 },
+            Err(refusal) => refusal,
+        };
+        let msg_id = legacy::msg_id(version, connection.assembler.gathered());
+        self.refuse(key, refusal, msg_id);
+    }
+
+    /// Notes that a connection's bytes from here on are no frame; it is told after the frames
+    /// before them have been handled.
+    fn refuse(&mut self, key: Key, refusal: Refusal, msg_id: u64) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.poisoned = true;
+        }
+        self.batch.items.push(Item::Refused {
+            key,
+            refusal,
+            msg_id,
+        });
+    }
+
+    /// Checks the CRCs of the frames found. A bad one becomes a refusal, and those behind it on
+    /// the same connection are dropped: where they begin cannot be trusted either.
+    pub(super) fn verify(&mut self) {
+        let mut next = 0;
+        // Each turn moves on by at least one item.
+        while next < self.batch.items.len() {
+            let mut frames: [&[u8]; VERIFY_BATCH] = [&[]; VERIFY_BATCH];
+            let mut places = [0usize; VERIFY_BATCH];
+            let mut count = 0;
+            while next < self.batch.items.len() && count < VERIFY_BATCH {
+                if let Item::Frame {
+                    header,
+                    chunk,
+                    start,
+                    version: ProtocolVersion::V2,
+                    ..
+                } = &self.batch.items[next]
+                {
+                    let bytes = &self.batch.bytes(*chunk, &self.driver)[*start as usize..];
+                    frames[count] = &bytes[..wire::HEADER_BYTES + header.length as usize];
+                    places[count] = next;
+                    count += 1;
+                }
+                next += 1;
+            }
+            if let Err((bad, refusal)) = wire::verify_batch(&frames[..count]) {
+                next = places[bad] + 1;
+                self.poison(places[bad], refusal);
+            }
+        }
+    }
+
+    fn poison(&mut self, bad: usize, refusal: Refusal) {
+        let Item::Frame { key, .. } = self.batch.items[bad] else {
+            unreachable!("only frames are verified")
+        };
+        self.batch.items[bad] = Item::Refused {
+            key,
+            refusal,
+            msg_id: 0,
+        };
+        for item in &mut self.batch.items[bad + 1..] {
+            let of_it = match item {
+                Item::Frame { key: other, .. } | Item::Refused { key: other, .. } => *other == key,
+                Item::Done => false,
+            };
+            if of_it {
+                *item = Item::Done;
+            }
+        }
+    }
+}

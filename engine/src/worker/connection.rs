@@ -1,0 +1,120 @@
+//! One connection's state.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::deferred::ConnectionShared;
+use super::outgoing::Outgoing;
+use super::session::Session;
+use crate::stats::Transport;
+use crate::wire::{Assembler, ProtocolVersion};
+
+/// How far a connection is on its way to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Requests are taken.
+    Open,
+    /// No more requests; answers still owed are delivered, then the sending side is shut down.
+    Finishing,
+    /// Refused: what is encoded is sent, nothing else, then the sending side is shut down.
+    Refused,
+    /// Our side is shut down. What still arrives is read and discarded for a short time, since
+    /// closing a socket with unread bytes would destroy the answer on its way.
+    Lingering,
+    /// The descriptor is about to be closed; waiting for operations in flight to end.
+    Closing,
+}
+
+/// The socket of a connection and what the ring does with it.
+pub(super) struct TcpLink {
+    /// `None` once given to the driver for closing.
+    pub(super) fd: Option<OwnedFd>,
+    /// A receive is armed: its end will be reported.
+    pub(super) receiving: bool,
+    /// The armed receive was asked to end.
+    pub(super) stopping: bool,
+    /// The peer sends no more.
+    pub(super) ended: bool,
+    /// The receive ended for want of a buffer: arm it again when there is one.
+    pub(super) starved: bool,
+}
+
+pub(super) struct Connection {
+    pub(super) tcp: TcpLink,
+    pub(super) peer: Option<SocketAddr>,
+    pub(super) session: Session,
+    pub(super) phase: Phase,
+    pub(super) out: Outgoing,
+    pub(super) assembler: Assembler,
+    /// Bytes taken from the kernel but not handled, because the peer does not read its answers or
+    /// memory is short. While there are any, nothing is received.
+    pub(super) stash: Vec<u8>,
+    /// Answers that other threads owe.
+    pub(super) owed: u32,
+    pub(super) shared: Option<Arc<ConnectionShared>>,
+    /// It is in the worker's list of those with something to send.
+    pub(super) dirty: bool,
+    /// A bad frame was found in this round: what follows it is not looked at.
+    pub(super) poisoned: bool,
+    /// Bytes of the worker's budget that a message on its way in has reserved.
+    pub(super) reserved_bytes: u64,
+    /// When something must have happened; 0: nothing is waited for.
+    pub(super) deadline_ns: u64,
+    /// Part of the worker's count of bytes on their way out.
+    pub(super) accounted_bytes: usize,
+    /// Bytes discarded while lingering.
+    pub(super) discarded_bytes: u64,
+    /// It counts against `max_connections`.
+    pub(super) counted: bool,
+    /// Something was received since the last sweep.
+    pub(super) active: bool,
+}
+
+impl Connection {
+    pub(super) fn tcp(fd: OwnedFd, peer: Option<SocketAddr>) -> Connection {
+        Connection {
+            tcp: TcpLink {
+                fd: Some(fd),
+                receiving: false,
+                stopping: false,
+                ended: false,
+                starved: false,
+            },
+            peer,
+            session: Session::new(),
+            phase: Phase::Open,
+            out: Outgoing::default(),
+            assembler: Assembler::default(),
+            stash: Vec::new(),
+            owed: 0,
+            shared: None,
+            dirty: false,
+            poisoned: false,
+            reserved_bytes: 0,
+            deadline_ns: 0,
+            accounted_bytes: 0,
+            discarded_bytes: 0,
+            counted: true,
+            active: false,
+        }
+    }
+
+    pub(super) fn transport(&self) -> Transport {
+        Transport::Tcp
+    }
+
+    /// The version in which errors are written before the peer's first byte has told it.
+    pub(super) fn version(&self) -> ProtocolVersion {
+        self.session.version.unwrap_or(ProtocolVersion::V2)
+    }
+
+    pub(super) fn shared(&mut self) -> &Arc<ConnectionShared> {
+        self.shared.get_or_insert_default()
+    }
+
+    /// Requests of this connection are handled.
+    pub(super) fn takes_requests(&self) -> bool {
+        self.phase == Phase::Open
+    }
+}

@@ -1,0 +1,85 @@
+//! What a worker knows besides its connections: the rules, the handlers, the counters.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use super::handler::HandlerTable;
+use super::inbox::Inbox;
+use crate::config::{IdleMode, Limits};
+use crate::stats::Registry;
+
+/// Shared by all workers of a server and by its control plane. Nothing in it is a lock that a
+/// worker waits for.
+pub(crate) struct Shared {
+    pub(crate) limits: Limits,
+    pub(crate) handlers: HandlerTable,
+    pub(crate) registry: Registry,
+    pub(crate) auth_token: Option<Vec<u8>>,
+    /// Version 1 frames are served. May change while running.
+    pub(crate) legacy: AtomicBool,
+    /// How idle workers wait. May change while running.
+    pub(crate) idle: AtomicU32,
+    /// Connections of all workers, against `max_connections`.
+    pub(crate) connections: AtomicU32,
+    /// Bytes of messages on their way in and answers on their way out, against
+    /// `max_buffered_bytes`.
+    pub(crate) buffered_bytes: AtomicU64,
+    pub(crate) inboxes: Vec<Arc<Inbox>>,
+}
+
+impl Shared {
+    pub(crate) fn idle_mode(&self) -> IdleMode {
+        match self.idle.load(Ordering::Relaxed) {
+            0 => IdleMode::Spin,
+            1 => IdleMode::Adaptive,
+            _ => IdleMode::Park,
+        }
+    }
+
+    pub(crate) fn set_idle_mode(&self, mode: IdleMode) {
+        let value = match mode {
+            IdleMode::Spin => 0,
+            IdleMode::Adaptive => 1,
+            IdleMode::Park => 2,
+        };
+        self.idle.store(value, Ordering::Relaxed);
+        for inbox in &self.inboxes {
+            inbox.doorbell().ring();
+        }
+    }
+
+    /// Takes a place for one more connection; false if all are taken.
+    pub(crate) fn claim_connection(&self) -> bool {
+        // Relaxed: a count, ordering nothing else.
+        self.connections
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+                (count < self.limits.max_connections).then_some(count + 1)
+            })
+            .is_ok()
+    }
+
+    pub(crate) fn release_connection(&self) {
+        let before = self.connections.fetch_sub(1, Ordering::Relaxed);
+        assert!(
+            before > 0,
+            "a place is released once for each time it is claimed"
+        );
+    }
+
+    /// Reserves room for a message on its way in.
+    pub(super) fn reserve_bytes(&self, bytes: u64) -> bool {
+        self.buffered_bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+                (held + bytes <= self.limits.max_buffered_bytes).then_some(held + bytes)
+            })
+            .is_ok()
+    }
+
+    pub(super) fn release_bytes(&self, bytes: u64) {
+        let before = self.buffered_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        assert!(
+            before >= bytes,
+            "bytes are released once for each time they are reserved"
+        );
+    }
+}

@@ -1,0 +1,184 @@
+//! Answers that come later, from another thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::handler::ReplyTo;
+use super::inbox::{Inbox, Message};
+use crate::wire::ErrorCode;
+
+/// A stream's parts wait in memory up to this many bytes per connection; then its sender waits.
+const STREAM_BYTES_MAX: usize = 1024 * 1024;
+
+/// What a connection shares with the answers that other threads prepare for it.
+#[derive(Debug, Default)]
+pub(super) struct ConnectionShared {
+    /// The connection is gone: nobody will read the answer.
+    pub(super) closed: AtomicBool,
+    /// Bytes of answers in the worker's inbox.
+    queued_bytes: AtomicUsize,
+    /// Bytes that the worker holds for the connection, as it last said.
+    pub(super) staged_bytes: AtomicUsize,
+}
+
+#[derive(Debug)]
+pub(super) enum Body {
+    Part(Vec<u8>),
+    Last(Vec<u8>),
+    Error(ErrorCode, String),
+}
+
+/// A part of an answer on its way to the worker.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(super) to: ReplyTo,
+    pub(super) body: Body,
+}
+
+/// The requester cannot get the answer any more: its connection is gone, or the server has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gone;
+
+impl std::fmt::Display for Gone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the requester's connection is gone: the answer was dropped")
+    }
+}
+
+impl std::error::Error for Gone {}
+
+/// The duty to answer one request, from any thread. Dropped without an answer it answers
+/// HANDLER_FAILED. The methods may wait while the worker is busy, or while the requester does not
+/// read a stream; they never wait for longer than the connection lives.
+#[derive(Debug)]
+pub struct Deferred {
+    to: ReplyTo,
+    inbox: Arc<Inbox>,
+    connection: Arc<ConnectionShared>,
+    answered: bool,
+    max_message_bytes: u32,
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").finish_non_exhaustive()
+    }
+}
+
+impl Deferred {
+    pub(super) fn new(
+        to: ReplyTo,
+        inbox: Arc<Inbox>,
+        connection: Arc<ConnectionShared>,
+        max_message_bytes: u32,
+    ) -> Deferred {
+        Deferred {
+            to,
+            inbox,
+            connection,
+            answered: false,
+            max_message_bytes,
+        }
+    }
+
+    /// Answers. An answer longer than the server's `max_message_bytes` becomes HANDLER_FAILED.
+    pub fn reply(mut self, payload: impl Into<Vec<u8>>) -> Result<(), Gone> {
+        let payload = payload.into();
+        self.answered = true;
+        if payload.len() > self.max_message_bytes as usize {
+            let text = format!(
+                "the answer has {} bytes, more than max_message_bytes ({})",
+                payload.len(),
+                self.max_message_bytes
+            );
+            return self.send(Body::Error(ErrorCode::HandlerFailed, text));
+        }
+        self.send(Body::Last(payload))
+    }
+
+    /// Sends one part of an answer that is a stream; [`Deferred::reply`] sends the last. Waits
+    /// while the requester is far behind in reading. A part longer than `max_message_bytes` is cut
+    /// into several.
+    pub fn stream_part(&mut self, payload: impl Into<Vec<u8>>) -> Result<(), Gone> {
+        let payload = payload.into();
+        let piece_bytes_max = (self.max_message_bytes as usize).max(1);
+        if payload.len() <= piece_bytes_max {
+            return self.stream_piece(payload);
+        }
+        payload
+            .chunks(piece_bytes_max)
+            .try_for_each(|piece| self.stream_piece(piece.to_vec()))
+    }
+
+    fn stream_piece(&mut self, payload: Vec<u8>) -> Result<(), Gone> {
+        let mut pause_us = 20;
+        // Ends when the requester reads, or its connection is closed for not reading.
+        while self.waiting_bytes() > STREAM_BYTES_MAX {
+            if self.is_gone() {
+                return Err(Gone);
+            }
+            std::thread::sleep(Duration::from_micros(pause_us));
+            pause_us = (pause_us * 2).min(5_000);
+        }
+        self.send(Body::Part(payload))
+    }
+
+    /// Answers with an error; the connection stays.
+    pub fn error(mut self, code: ErrorCode, text: impl Into<String>) -> Result<(), Gone> {
+        self.answered = true;
+        self.send(Body::Error(code, text.into()))
+    }
+
+    /// Whether the requester can no longer be reached, so that the work may as well stop.
+    pub fn is_gone(&self) -> bool {
+        self.connection.closed.load(Ordering::Acquire) || self.inbox.is_closed()
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        self.connection.queued_bytes.load(Ordering::Relaxed)
+            + self.connection.staged_bytes.load(Ordering::Relaxed)
+    }
+
+    fn send(&self, body: Body) -> Result<(), Gone> {
+        if self.is_gone() {
+            return Err(Gone);
+        }
+        let bytes = body.len();
+        self.connection
+            .queued_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+        self.inbox
+            .send(Message::Answer(Answer { to: self.to, body }))
+            .map_err(|_| Gone)
+    }
+}
+
+impl Body {
+    fn len(&self) -> usize {
+        match self {
+            Body::Part(payload) | Body::Last(payload) => payload.len(),
+            Body::Error(_, text) => text.len(),
+        }
+    }
+}
+
+impl ConnectionShared {
+    /// The worker took an answer out of its inbox.
+    pub(super) fn taken(&self, body: &Body) {
+        self.queued_bytes.fetch_sub(body.len(), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Deferred {
+    fn drop(&mut self) {
+        if !self.answered {
+            let text = match std::thread::panicking() {
+                true => "the handler panicked",
+                false => "the handler gave no answer",
+            };
+            // Gone: nobody to tell.
+            let _ = self.send(Body::Error(ErrorCode::HandlerFailed, text.into()));
+        }
+    }
+}

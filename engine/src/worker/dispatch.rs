@@ -1,0 +1,298 @@
+//! From a good frame to its answer.
+
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use super::connection::{Connection, Phase};
+use super::context::Shared;
+use super::deferred::Deferred;
+use super::handler::{Outcome, ReplyTo, Request, Responder};
+use super::inbox::Inbox;
+use super::outgoing::VecPool;
+use super::session::{Decision, Rules, same_secret};
+use crate::stats::{Transport, WorkerStats};
+use crate::uring::Key;
+use crate::wire::{
+    self, ErrorCode, Flags, Header, Hello, PoolReport, ProtocolVersion, Refusal, capability,
+    msg_type,
+};
+
+/// What a dispatch needs besides the connection.
+pub(super) struct Dispatcher {
+    pub(super) shared: Arc<Shared>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) stats: Arc<WorkerStats>,
+    pub(super) pool: VecPool,
+    /// Decompressed payloads go here.
+    pub(super) inflated: Vec<u8>,
+    pub(super) draining: bool,
+    /// Requests answered since the worker last recorded latencies.
+    pub(super) answered_inline: u64,
+    /// What a HANDSHAKE_ACK offers to clients on this machine.
+    pub(super) shm_offer: Option<ShmOffer>,
+}
+
+/// Where a client on the same machine finds the shared memory of this server.
+#[derive(Clone, Debug)]
+pub(crate) struct ShmOffer {
+    /// File name of the control segment.
+    pub(crate) segment: String,
+    /// Tells the client that the file it opened is this server's.
+    pub(crate) host_id: Vec<u8>,
+}
+
+/// Buffers above this are given back after use.
+const KEPT_BYTES_MAX: usize = 64 * 1024;
+
+impl Dispatcher {
+    /// Handles one frame whose header and CRC are good.
+    pub(super) fn frame(
+        &mut self,
+        key: Key,
+        connection: &mut Connection,
+        header: &Header,
+        payload: &[u8],
+        arrived_ns: u64,
+    ) {
+        debug_assert!(connection.takes_requests());
+        let rules = Rules {
+            auth_required: self.shared.auth_token.is_some(),
+            draining: self.draining,
+        };
+        let transport = connection.transport();
+        let handlers = self.shared.clone();
+        let handler = handlers.handlers.get(header.msg_type);
+        let decision = connection.session.decide(header, rules, handler.is_some());
+        if header.flags.contains(Flags::REQUEST) {
+            self.stats.requests(transport, 1);
+            if connection.version() == ProtocolVersion::V1 {
+                self.stats.legacy_request();
+            }
+        }
+        match decision {
+            Decision::Dispatch => {
+                let Some(handler) = handler else {
+                    unreachable!("decided on it being there")
+                };
+                let compressed = header.flags.contains(Flags::COMPRESSED);
+                let mut inflated = std::mem::take(&mut self.inflated);
+                let plain = match compressed {
+                    false => Ok(payload),
+                    true => {
+                        let max = self.shared.limits.max_message_bytes;
+                        wire::decompress(payload, max, &mut inflated).map(|()| &inflated[..])
+                    }
+                };
+                match plain {
+                    Ok(payload) => {
+                        let request = Request {
+                            header: *header,
+                            payload,
+                            transport,
+                            peer: connection.peer,
+                        };
+                        self.call(key, connection, handler, request, arrived_ns);
+                    }
+                    Err(refusal) => self.refuse_frame(connection, header, &refusal),
+                }
+                if inflated.capacity() > KEPT_BYTES_MAX {
+                    inflated = Vec::new();
+                }
+                self.inflated = inflated;
+            }
+            Decision::Heartbeat => {
+                if let Some(report) = PoolReport::decode(payload) {
+                    let PoolReport {
+                        pool_id,
+                        acquired,
+                        reused,
+                    } = report;
+                    self.shared.registry.pool_report(pool_id, acquired, reused);
+                }
+                self.answer(connection, header, header.msg_type, payload);
+                self.answered_inline += 1;
+            }
+            Decision::Handshake => self.handshake(connection, header, payload),
+            Decision::Disconnect => {
+                if header.flags.contains(Flags::REQUEST) {
+                    self.answer(connection, header, header.msg_type, &[]);
+                }
+                connection.phase = Phase::Finishing;
+            }
+            Decision::Error(code, text) => self.error(connection, header, code, text),
+            Decision::Close(code, text) => {
+                self.error(connection, header, code, text);
+                connection.phase = Phase::Refused;
+            }
+            Decision::Ignore => {}
+        }
+    }
+
+    fn call(
+        &mut self,
+        key: Key,
+        connection: &mut Connection,
+        handler: &dyn super::handler::Handler,
+        request: Request<'_>,
+        arrived_ns: u64,
+    ) {
+        let to = ReplyTo {
+            key,
+            msg_type: request.header.msg_type,
+            msg_id: request.header.msg_id,
+            version: connection.version(),
+            priority: request.header.flags.contains(Flags::PRIORITY),
+            wanted: request.expects_answer(),
+            arrived_ns,
+            transport: request.transport,
+        };
+        let limits = &self.shared.limits;
+        if connection.owed >= limits.max_inflight_per_connection {
+            let text = "too many requests of this connection are in flight: collect answers first";
+            return self.error(connection, &request.header, ErrorCode::Overloaded, text);
+        }
+        let mut outcome = Outcome::Open;
+        let part = request.is_stream_part();
+        let Connection {
+            out, shared, owed, ..
+        } = connection;
+        let (inbox, max_message_bytes) = (&self.inbox, limits.max_message_bytes);
+        let mut detach = |to: ReplyTo| {
+            *owed += 1;
+            let shared = shared.get_or_insert_default();
+            Deferred::new(to, inbox.clone(), shared.clone(), max_message_bytes)
+        };
+        let responder = Responder {
+            to,
+            out,
+            pool: &mut self.pool,
+            outcome: &mut outcome,
+            detach: &mut detach,
+            max_message_bytes,
+            part,
+        };
+        // A handler that panics has dropped its responder, which answered HANDLER_FAILED.
+        let _ = catch_unwind(AssertUnwindSafe(|| handler.handle(request, responder)));
+        match outcome {
+            Outcome::Failed(code) => {
+                self.stats.error(code);
+                self.answered_inline += 1;
+            }
+            Outcome::Answered => self.answered_inline += 1,
+            Outcome::Detached | Outcome::Open => {}
+        }
+    }
+
+    fn answer(
+        &mut self,
+        connection: &mut Connection,
+        request: &Header,
+        msg_type: u16,
+        payload: &[u8],
+    ) {
+        let version = connection.version();
+        // A heartbeat's answer repeats the payload as it came, so it stays compressed too.
+        let flags = Flags::RESPONSE | (request.flags & (Flags::PRIORITY | Flags::COMPRESSED));
+        connection.out.frame(
+            &mut self.pool,
+            version,
+            flags,
+            msg_type,
+            request.msg_id,
+            payload,
+        );
+    }
+
+    /// Answers a request with an error; about a one-way message, tells the connection.
+    pub(super) fn error(
+        &mut self,
+        connection: &mut Connection,
+        request: &Header,
+        code: ErrorCode,
+        text: &str,
+    ) {
+        self.stats.error(code);
+        let is_request = request.flags.contains(Flags::REQUEST);
+        let msg_id = if is_request { request.msg_id } else { 0 };
+        let version = connection.version();
+        connection
+            .out
+            .error(&mut self.pool, version, code, text, msg_id, is_request);
+    }
+
+    fn refuse_frame(&mut self, connection: &mut Connection, request: &Header, refusal: &Refusal) {
+        self.error(connection, request, refusal.code(), &refusal.to_string());
+    }
+
+    /// Answers bytes that are no acceptable frame, and ends the connection.
+    pub(super) fn refuse_connection(
+        &mut self,
+        connection: &mut Connection,
+        refusal: &Refusal,
+        msg_id: u64,
+    ) {
+        self.stats.error(refusal.code());
+        let version = connection.version();
+        let text = refusal.to_string();
+        connection.out.error(
+            &mut self.pool,
+            version,
+            refusal.code(),
+            &text,
+            msg_id,
+            false,
+        );
+        connection.phase = Phase::Refused;
+    }
+
+    fn handshake(&mut self, connection: &mut Connection, header: &Header, payload: &[u8]) {
+        let hello = match Hello::decode(payload) {
+            Ok(hello) => hello,
+            Err(refusal) => return self.refuse_frame(connection, header, &refusal),
+        };
+        if !hello.speaks(wire::VERSION) {
+            let got = hello.highest_version();
+            let refusal = Refusal::VersionMismatch { got };
+            self.refuse_frame(connection, header, &refusal);
+            connection.phase = Phase::Refused;
+            return;
+        }
+        if let Some(token) = &self.shared.auth_token {
+            if !same_secret(hello.credentials.unwrap_or_default(), token) {
+                let text = match hello.credentials {
+                    None => "this server asks for credentials: the HANDSHAKE has none",
+                    Some(_) => "the credentials are not this server's",
+                };
+                self.error(connection, header, ErrorCode::Unauthorized, text);
+                connection.phase = Phase::Refused;
+                return;
+            }
+        }
+        connection.session.authenticated = true;
+        // Shared memory is offered to those that ask, come over TCP and from this machine.
+        let local = connection.transport() == Transport::Tcp
+            && connection.peer.is_some_and(|peer| is_loopback(peer.ip()));
+        let offer = self
+            .shm_offer
+            .as_ref()
+            .filter(|_| local && hello.capabilities & capability::SHM != 0);
+        let ack = Hello {
+            versions: &[wire::VERSION],
+            capabilities: if offer.is_some() { capability::SHM } else { 0 },
+            identity: Some(concat!("lapce-ipc/", env!("CARGO_PKG_VERSION"))),
+            credentials: None,
+            shm_segment: offer.map(|offer| offer.segment.as_str()),
+            host_id: offer.map(|offer| offer.host_id.as_slice()),
+            max_message_bytes: Some(self.shared.limits.max_message_bytes),
+        };
+        let mut encoded = self.pool.take();
+        ack.encode(&mut encoded);
+        self.answer(connection, header, msg_type::HANDSHAKE_ACK, &encoded);
+        self.pool.give(encoded);
+    }
+}
+
+fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}

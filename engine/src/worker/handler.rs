@@ -1,0 +1,254 @@
+//! What a handler gets and how it answers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::deferred::Deferred;
+use super::outgoing::{Outgoing, VecPool};
+use crate::stats::Transport;
+use crate::uring::Key;
+use crate::wire::{ErrorCode, Flags, Header, ProtocolVersion};
+
+/// A function that serves one message type. It runs on the worker: it must not block. Work that
+/// takes long goes to another thread with [`Responder::detach`].
+pub trait Handler: Send + Sync + 'static {
+    /// Handles one request.
+    fn handle(&self, request: Request<'_>, responder: Responder<'_>);
+}
+
+impl<F> Handler for F
+where
+    F: Fn(Request<'_>, Responder<'_>) + Send + Sync + 'static,
+{
+    fn handle(&self, request: Request<'_>, responder: Responder<'_>) {
+        self(request, responder)
+    }
+}
+
+/// Handlers by message type.
+pub(crate) struct HandlerTable {
+    /// One past the index in `handlers`, 0 where nobody serves the type. Zeroed memory: only the
+    /// pages of types in use become resident.
+    by_type: Vec<u16>,
+    handlers: Vec<Arc<dyn Handler>>,
+}
+
+impl HandlerTable {
+    pub(crate) fn new() -> HandlerTable {
+        HandlerTable {
+            by_type: vec![0; 1 << 16],
+            handlers: Vec::new(),
+        }
+    }
+
+    /// Registers or replaces the handler of a type.
+    pub(crate) fn insert(&mut self, msg_type: u16, handler: Arc<dyn Handler>) {
+        self.handlers.push(handler);
+        self.by_type[usize::from(msg_type)] =
+            u16::try_from(self.handlers.len()).expect("no more handlers than types");
+    }
+
+    #[inline]
+    pub(super) fn get(&self, msg_type: u16) -> Option<&dyn Handler> {
+        let index = self.by_type[usize::from(msg_type)];
+        (index > 0).then(|| &*self.handlers[usize::from(index) - 1])
+    }
+}
+
+/// One message from a client. The payload is private memory that nobody changes while the handler
+/// runs.
+#[derive(Debug)]
+pub struct Request<'a> {
+    pub(super) header: Header,
+    pub(super) payload: &'a [u8],
+    pub(super) transport: Transport,
+    pub(super) peer: Option<SocketAddr>,
+}
+
+impl<'a> Request<'a> {
+    /// The message type.
+    pub fn msg_type(&self) -> u16 {
+        self.header.msg_type
+    }
+
+    /// The id that the requester chose; 0 for a one-way message that has none.
+    pub fn msg_id(&self) -> u64 {
+        self.header.msg_id
+    }
+
+    /// The payload, decompressed where it came compressed.
+    pub fn payload(&self) -> &'a [u8] {
+        self.payload
+    }
+
+    /// Whether the requester waits for an answer; a one-way message's answer goes nowhere.
+    pub fn expects_answer(&self) -> bool {
+        self.header.flags.contains(Flags::REQUEST)
+    }
+
+    /// Whether more frames of this request follow (flag STREAM).
+    pub fn is_stream_part(&self) -> bool {
+        self.header.flags.contains(Flags::STREAM)
+    }
+
+    /// How it came.
+    pub fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// The client's address; `None` for shared memory.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+}
+
+/// What an answer needs to know of its request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReplyTo {
+    pub(super) key: Key,
+    pub(super) msg_type: u16,
+    pub(super) msg_id: u64,
+    pub(super) version: ProtocolVersion,
+    pub(super) priority: bool,
+    /// False for a one-way message: its answers go nowhere.
+    pub(super) wanted: bool,
+    pub(super) arrived_ns: u64,
+    pub(super) transport: Transport,
+}
+
+impl ReplyTo {
+    pub(super) fn flags(&self, last: bool) -> Flags {
+        let mut flags = Flags::RESPONSE;
+        if self.priority {
+            flags = flags | Flags::PRIORITY;
+        }
+        if !last {
+            flags = flags | Flags::STREAM;
+        }
+        flags
+    }
+}
+
+/// What became of a request when its handler returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nothing yet: the handler still runs, or dropped the responder without a word.
+    Open,
+    Answered,
+    Failed(ErrorCode),
+    /// A [`Deferred`] will answer.
+    Detached,
+}
+
+/// How a handler answers: once, or with parts of a stream and then once, or later by
+/// [`Responder::detach`]. Dropped without an answer it answers HANDLER_FAILED.
+pub struct Responder<'a> {
+    pub(super) to: ReplyTo,
+    pub(super) out: &'a mut Outgoing,
+    pub(super) pool: &'a mut VecPool,
+    pub(super) outcome: &'a mut Outcome,
+    pub(super) detach: &'a mut dyn FnMut(ReplyTo) -> Deferred,
+    pub(super) max_message_bytes: u32,
+    /// The request was a part of a stream: no answer to it is no failure.
+    pub(super) part: bool,
+}
+
+impl Responder<'_> {
+    /// Answers with this payload. An answer longer than the server's `max_message_bytes` becomes
+    /// HANDLER_FAILED, since no client could receive it.
+    pub fn reply(mut self, payload: &[u8]) {
+        if self.too_long(payload) {
+            let text = format!(
+                "the answer has {} bytes, more than max_message_bytes ({})",
+                payload.len(),
+                self.max_message_bytes
+            );
+            return self.error(ErrorCode::HandlerFailed, &text);
+        }
+        self.write(payload, true);
+        *self.outcome = Outcome::Answered;
+    }
+
+    /// Sends one part of an answer that is a stream; [`Responder::reply`] sends the last. Parts are
+    /// buffered until the handler returns: a long stream belongs on another thread, with
+    /// [`Responder::detach`]. Returns false if the part is longer than `max_message_bytes`; then
+    /// nothing was sent.
+    pub fn stream_part(&mut self, payload: &[u8]) -> bool {
+        if self.too_long(payload) {
+            return false;
+        }
+        self.write(payload, false);
+        true
+    }
+
+    /// Answers with an error; the connection stays.
+    pub fn error(self, code: ErrorCode, text: &str) {
+        if self.to.wanted {
+            self.out
+                .error(self.pool, self.to.version, code, text, self.to.msg_id, true);
+        }
+        *self.outcome = Outcome::Failed(code);
+    }
+
+    /// Takes the duty to answer away from the handler; the result may be sent to another thread.
+    pub fn detach(self) -> Deferred {
+        *self.outcome = Outcome::Detached;
+        (self.detach)(self.to)
+    }
+
+    /// Whether the requester waits for an answer.
+    pub fn expects_answer(&self) -> bool {
+        self.to.wanted
+    }
+
+    fn too_long(&self, payload: &[u8]) -> bool {
+        payload.len() > self.max_message_bytes as usize
+    }
+
+    fn write(&mut self, payload: &[u8], last: bool) {
+        if self.to.wanted {
+            let flags = self.to.flags(last);
+            let ReplyTo {
+                version,
+                msg_type,
+                msg_id,
+                ..
+            } = self.to;
+            self.out
+                .frame(self.pool, version, flags, msg_type, msg_id, payload);
+        }
+    }
+}
+
+impl Drop for Responder<'_> {
+    fn drop(&mut self) {
+        if *self.outcome != Outcome::Open {
+            return;
+        }
+        if self.part || !self.to.wanted {
+            *self.outcome = Outcome::Answered;
+            return;
+        }
+        let text = match std::thread::panicking() {
+            true => "the handler panicked",
+            false => "the handler gave no answer",
+        };
+        self.out.error(
+            self.pool,
+            self.to.version,
+            ErrorCode::HandlerFailed,
+            text,
+            self.to.msg_id,
+            true,
+        );
+        *self.outcome = Outcome::Failed(ErrorCode::HandlerFailed);
+    }
+}
+
+impl std::fmt::Debug for Responder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Responder")
+            .field("to", &self.to)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,349 @@
+//! Connections from open to closed: sending, pausing, deadlines, draining.
+
+use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
+
+use super::Worker;
+use super::connection::{Connection, Phase};
+use crate::stats::Direction;
+use crate::sys::socket;
+use crate::uring::Key;
+use crate::wire::{ErrorCode, ProtocolVersion};
+
+/// A connection whose answers take more than this is not served until its peer has read some.
+const OUTGOING_BYTES_MAX: usize = 1024 * 1024;
+/// The same while the worker as a whole holds a lot.
+const OUTGOING_BYTES_MAX_TIGHT: usize = 64 * 1024;
+/// How long a connection that is shut down is read from, so that the peer can read why.
+const LINGER_NS: u64 = 2_000_000_000;
+/// The same while draining.
+const LINGER_DRAIN_NS: u64 = 200_000_000;
+/// How many bytes of it, at most.
+const LINGER_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+impl Worker {
+    /// Bytes that a connection's answers may take before it is paused.
+    pub(super) fn outgoing_bytes_max(&self) -> usize {
+        let half = self.shared.limits.max_buffered_bytes / 2;
+        if self.outgoing_bytes as u64 > half {
+            OUTGOING_BYTES_MAX_TIGHT
+        } else {
+            OUTGOING_BYTES_MAX
+        }
+    }
+
+    /// Sends, arms, closes: whatever follows from what happened to connections in this round.
+    pub(super) fn settle_touched(&mut self) {
+        let mut touched = std::mem::take(&mut self.touched);
+        let alone = touched.len() == 1;
+        for key in touched.drain(..) {
+            self.settle(key, alone);
+        }
+        self.touched = touched;
+    }
+
+    fn settle(&mut self, key: Key, alone: bool) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        connection.dirty = false;
+        connection.poisoned = false;
+        if connection.phase == Phase::Open && connection.tcp.ended && connection.stash.is_empty() {
+            connection.phase = Phase::Finishing;
+        }
+        self.flush(key, alone);
+        self.advance(key);
+        self.pause_or_receive(key);
+        self.watch_time(key);
+        self.account(key);
+        self.remove_if_closed(key);
+    }
+
+    /// Hands what is encoded to the kernel. One connection alone is sent to directly: that is one
+    /// system call, as the enter would be, and its result is known at once. Several share an enter.
+    fn flush(&mut self, key: Key, alone: bool) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let out = &mut connection.out;
+        let encoded = std::mem::take(&mut out.encoded_bytes);
+        if encoded > 0 {
+            self.stats
+                .bytes(connection.transport(), Direction::Out, encoded);
+        }
+        let connection = self.connections.get_mut(key).expect("looked up above");
+        let out = &mut connection.out;
+        if out.staged.is_empty() || out.sending_bytes > 0 || connection.phase == Phase::Closing {
+            return;
+        }
+        let Some(fd) = connection.tcp.fd.as_ref().map(AsRawFd::as_raw_fd) else {
+            return;
+        };
+        let mut from = 0;
+        if alone {
+            match socket::send_now(fd, &out.staged) {
+                Ok(sent) => from = sent,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    connection.phase = Phase::Closing;
+                    return;
+                }
+            }
+        }
+        let mut bytes = std::mem::take(&mut out.staged);
+        if from == bytes.len() {
+            return self.dispatcher.pool.give(bytes);
+        }
+        // What the allocator gave beyond need is not kept in flight for a slow reader.
+        if bytes.capacity() > 2 * bytes.len() + 4096 {
+            bytes.shrink_to_fit();
+        }
+        out.sending_bytes = bytes.len() - from;
+        self.driver.send(key, fd, bytes, from);
+    }
+
+    /// Moves a connection on towards its end.
+    fn advance(&mut self, key: Key) {
+        let linger_ns = if self.dispatcher.draining {
+            LINGER_DRAIN_NS
+        } else {
+            LINGER_NS
+        };
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let sent = connection.out.is_empty();
+        match connection.phase {
+            Phase::Finishing if sent && connection.owed == 0 => {}
+            Phase::Refused if sent => {}
+            Phase::Lingering => {
+                if connection.tcp.ended || connection.discarded_bytes > LINGER_BYTES_MAX {
+                    connection.phase = Phase::Closing;
+                }
+                return;
+            }
+            _ => return,
+        }
+        if connection.tcp.ended {
+            connection.phase = Phase::Closing;
+            return;
+        }
+        if let Some(fd) = &connection.tcp.fd {
+            // The peer may be gone already; then the receive says so.
+            let _ = socket::shutdown_write(fd.as_raw_fd());
+        }
+        connection.phase = Phase::Lingering;
+        connection.discarded_bytes = 0;
+        connection.deadline_ns = self.now_ns + linger_ns;
+    }
+
+    /// Stops receiving while bytes have to wait; receives while there is a reason.
+    fn pause_or_receive(&mut self, key: Key) {
+        let outgoing_bytes_max = self.outgoing_bytes_max();
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let choked = connection.phase == Phase::Open
+            && (!connection.stash.is_empty()
+                || connection.out.buffered_bytes() > outgoing_bytes_max);
+        if choked
+            && connection.out.buffered_bytes() <= outgoing_bytes_max / 2
+            && connection.reserved_bytes == 0
+            && !self.waiting_for_room.contains(&key)
+        {
+            self.resumed.push(key);
+        }
+        let wanted = match connection.phase {
+            Phase::Open => !choked,
+            Phase::Finishing | Phase::Refused | Phase::Lingering => true,
+            Phase::Closing => false,
+        };
+        let tcp = &mut connection.tcp;
+        let Some(fd) = tcp.fd.as_ref().map(AsRawFd::as_raw_fd) else {
+            return;
+        };
+        if wanted && !tcp.receiving && !tcp.ended {
+            tcp.receiving = true;
+            tcp.starved = false;
+            self.driver.receive(key, fd);
+        } else if !wanted && tcp.receiving && !tcp.stopping {
+            tcp.stopping = true;
+            if connection.phase == Phase::Closing {
+                let _ = socket::shutdown_both(fd);
+            }
+            self.driver.stop_receiving(key);
+        }
+    }
+
+    /// Sets the deadline for what the connection must do next.
+    fn watch_time(&mut self, key: Key) {
+        let limits = &self.shared.limits;
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let allowed_ms = match connection.phase {
+            Phase::Lingering => {
+                self.timed = true;
+                return;
+            }
+            Phase::Closing => None,
+            _ if connection.out.sending_bytes > 0 => Some(limits.send_stall_ms),
+            Phase::Open if connection.assembler.is_mid_frame() && connection.stash.is_empty() => {
+                Some(limits.frame_timeout_ms)
+            }
+            _ => None,
+        };
+        match allowed_ms {
+            None => connection.deadline_ns = 0,
+            Some(allowed_ms) => {
+                if connection.deadline_ns == 0 || connection.active {
+                    connection.deadline_ns = self.now_ns + allowed_ms * 1_000_000;
+                }
+                self.timed = true;
+            }
+        }
+    }
+
+    /// Keeps the worker's count of bytes on their way out.
+    fn account(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let held = connection.out.buffered_bytes();
+        self.outgoing_bytes = self.outgoing_bytes - connection.accounted_bytes + held;
+        connection.accounted_bytes = held;
+        if let Some(shared) = &connection.shared {
+            shared.staged_bytes.store(held, Ordering::Relaxed);
+        }
+    }
+
+    /// Frees the slot once nothing is in flight that could name it.
+    fn remove_if_closed(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        if connection.phase != Phase::Closing {
+            return;
+        }
+        if connection.tcp.receiving || connection.out.sending_bytes > 0 {
+            if let Some(fd) = &connection.tcp.fd {
+                // Ends a send that waits for a peer which does not read.
+                let _ = socket::shutdown_both(fd.as_raw_fd());
+            }
+            return;
+        }
+        let mut connection = self.connections.remove(key).expect("looked up above");
+        if let Some(fd) = connection.tcp.fd.take() {
+            self.driver.close(fd);
+        }
+        self.release(&mut connection);
+    }
+
+    fn release(&mut self, connection: &mut Connection) {
+        self.outgoing_bytes -= connection.accounted_bytes;
+        if connection.reserved_bytes > 0 {
+            self.shared.release_bytes(connection.reserved_bytes);
+        }
+        if let Some(shared) = &connection.shared {
+            shared.closed.store(true, Ordering::Release);
+        }
+        if connection.counted {
+            self.shared.release_connection();
+            self.inbox.load_changed(-1);
+            self.stats.disconnected(connection.transport());
+        }
+    }
+
+    /// Looks at all deadlines.
+    pub(super) fn sweep(&mut self) {
+        let draining = self.drain_deadline_ns;
+        self.next_sweep_ns = self.now_ns
+            + if draining.is_some() {
+                SWEEP_DRAIN_NS
+            } else {
+                SWEEP_NS
+            };
+        self.timed = false;
+        if std::mem::take(&mut self.accept_later) {
+            self.accept();
+        }
+        self.resumed.append(&mut self.waiting_for_room);
+        let mut keys = std::mem::take(&mut self.keys);
+        self.connections.keys(&mut keys);
+        for &key in &keys {
+            self.sweep_one(key, draining);
+        }
+        self.keys = keys;
+    }
+
+    fn sweep_one(&mut self, key: Key, draining: Option<u64>) {
+        let now_ns = self.now_ns;
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let quiet = !std::mem::take(&mut connection.active);
+        if connection.deadline_ns != 0 {
+            self.timed = true;
+            if now_ns >= connection.deadline_ns {
+                connection.deadline_ns = 0;
+                match connection.phase {
+                    Phase::Open if connection.out.sending_bytes == 0 => self.time_out_frame(key),
+                    _ => connection.phase = Phase::Closing,
+                }
+                return self.touch(key);
+            }
+        }
+        let Some(drain_deadline_ns) = draining else {
+            return;
+        };
+        let connection = self.connections.get_mut(key).expect("looked up above");
+        if now_ns >= drain_deadline_ns {
+            connection.phase = Phase::Closing;
+        } else if connection.phase == Phase::Open
+            && quiet
+            && connection.owed == 0
+            && connection.stash.is_empty()
+        {
+            connection.phase = Phase::Finishing;
+        } else {
+            return;
+        }
+        self.touch(key);
+    }
+
+    /// The peer sent half a frame and stopped.
+    fn time_out_frame(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let text = format!(
+            "a frame was begun and not finished within {} ms (limits.frame_timeout_ms)",
+            self.shared.limits.frame_timeout_ms
+        );
+        self.stats.error(ErrorCode::Timeout);
+        let version: ProtocolVersion = connection.version();
+        let pool = &mut self.dispatcher.pool;
+        connection
+            .out
+            .error(pool, version, ErrorCode::Timeout, &text, 0, false);
+        connection.phase = Phase::Refused;
+    }
+
+    /// From now on nothing new is taken; the worker ends when its last connection has.
+    pub(super) fn start_draining(&mut self) {
+        let allowed_ns = self.shared.limits.drain_ms * 1_000_000;
+        self.drain_deadline_ns = Some(self.now_ns + allowed_ns);
+        self.next_sweep_ns = self.now_ns + SWEEP_DRAIN_NS;
+        self.dispatcher.draining = true;
+        if self.accepting {
+            self.driver.stop_accepting();
+        }
+        self.accept_later = false;
+        if let Some(listener) = self.listener.take() {
+            self.driver.close(listener);
+        }
+    }
+}
+
+use super::{SWEEP_DRAIN_NS, SWEEP_NS};

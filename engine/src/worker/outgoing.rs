@@ -1,0 +1,109 @@
+//! Frames on their way out of one connection.
+
+use crate::wire::{self, ErrorCode, Flags, ProtocolVersion, legacy};
+
+/// Buffers above this are not kept for the next user.
+const KEPT_BYTES_MAX: usize = 64 * 1024;
+/// How many are kept.
+const KEPT_MAX: usize = 16;
+
+/// Buffers that connections borrow while they have something to send, so that an idle connection
+/// holds none and a busy one allocates none.
+#[derive(Default)]
+pub(crate) struct VecPool {
+    kept: Vec<Vec<u8>>,
+}
+
+impl VecPool {
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        self.kept.pop().unwrap_or_default()
+    }
+
+    pub(super) fn give(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() > 0
+            && buffer.capacity() <= KEPT_BYTES_MAX
+            && self.kept.len() < KEPT_MAX
+        {
+            buffer.clear();
+            self.kept.push(buffer);
+        }
+    }
+
+    /// Gives all memory back: the worker goes to sleep.
+    pub(super) fn release(&mut self) {
+        self.kept = Vec::new();
+    }
+}
+
+/// Encoded frames that wait to be sent, and how much of them is under way.
+#[derive(Default)]
+pub(crate) struct Outgoing {
+    /// Encoded frames, to be sent from the front.
+    pub(super) staged: Vec<u8>,
+    /// Bytes handed to the kernel whose send has not completed.
+    pub(super) sending_bytes: usize,
+    /// Bytes encoded since the worker last asked, for its statistics.
+    pub(super) encoded_bytes: u64,
+}
+
+impl Outgoing {
+    /// Bytes held in memory for this connection.
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.staged.len() + self.sending_bytes
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.staged.is_empty() && self.sending_bytes == 0
+    }
+
+    fn room(&mut self, pool: &mut VecPool) -> &mut Vec<u8> {
+        if self.staged.capacity() == 0 {
+            self.staged = pool.take();
+        }
+        &mut self.staged
+    }
+
+    /// Encodes one frame.
+    #[inline]
+    pub(super) fn frame(
+        &mut self,
+        pool: &mut VecPool,
+        version: ProtocolVersion,
+        flags: Flags,
+        msg_type: u16,
+        msg_id: u64,
+        payload: &[u8],
+    ) {
+        let staged = self.room(pool);
+        let before = staged.len();
+        match version {
+            ProtocolVersion::V2 => wire::encode_to(staged, flags, msg_type, msg_id, payload),
+            ProtocolVersion::V1 => legacy::encode_to(staged, msg_type, msg_id, payload),
+        }
+        self.encoded_bytes += (self.staged.len() - before) as u64;
+    }
+
+    /// Encodes an ERROR frame: the answer to a request, or (`answer` false) about the connection.
+    pub(super) fn error(
+        &mut self,
+        pool: &mut VecPool,
+        version: ProtocolVersion,
+        code: ErrorCode,
+        text: &str,
+        msg_id: u64,
+        answer: bool,
+    ) {
+        let flags = if answer { Flags::RESPONSE } else { Flags::NONE };
+        let mut payload = pool.take();
+        wire::encode_error_payload(&mut payload, code, text);
+        self.frame(
+            pool,
+            version,
+            flags,
+            wire::msg_type::ERROR,
+            msg_id,
+            &payload,
+        );
+        pool.give(payload);
+    }
+}

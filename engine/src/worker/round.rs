@@ -1,0 +1,199 @@
+//! One round: take everything that is there, handle it, send what came of it.
+
+use super::Worker;
+use super::batch::{Chunk, Item};
+use super::deferred::{Answer, Body};
+use super::inbox::Message;
+use crate::stats::Transport;
+use crate::sys::clock;
+use crate::wire::{Flags, header_bytes};
+
+/// Messages from other threads taken in one round.
+const MESSAGES_MAX: usize = 256;
+
+impl Worker {
+    /// Says whether there was work.
+    pub(super) fn round(&mut self) -> bool {
+        let mut worked = self.take_hot();
+        worked |= self.take_events();
+        worked |= self.take_messages();
+        if worked {
+            self.now_ns = clock::now_ns();
+        }
+        worked |= self.resume();
+        self.handle_batch();
+        if self.drain_asked_anew() {
+            self.start_draining();
+            worked = true;
+        }
+        if self.needs_sweeps() && self.now_ns >= self.next_sweep_ns {
+            self.sweep();
+        }
+        self.settle_touched();
+        self.record_latencies();
+        worked
+    }
+
+    fn take_messages(&mut self) -> bool {
+        if self.inbox.is_empty() {
+            return false;
+        }
+        for _ in 0..MESSAGES_MAX {
+            match self.inbox.take() {
+                Some(Message::Tcp(fd)) => self.add_tcp(fd),
+                Some(Message::Answer(answer)) => self.deliver(answer),
+                None => break,
+            }
+        }
+        true
+    }
+
+    /// Encodes an answer that another thread made.
+    fn deliver(&mut self, answer: Answer) {
+        let Answer { to, body } = answer;
+        let Some(connection) = self.connections.get_mut(to.key) else {
+            return;
+        };
+        if let Some(shared) = &connection.shared {
+            shared.taken(&body);
+        }
+        let last = !matches!(body, Body::Part(_));
+        if last {
+            assert!(
+                connection.owed > 0,
+                "one last answer for each request taken away"
+            );
+            connection.owed -= 1;
+        }
+        let (out, pool) = (&mut connection.out, &mut self.dispatcher.pool);
+        if to.wanted {
+            match &body {
+                Body::Part(payload) | Body::Last(payload) => out.frame(
+                    pool,
+                    to.version,
+                    to.flags(last),
+                    to.msg_type,
+                    to.msg_id,
+                    payload,
+                ),
+                Body::Error(code, text) => {
+                    out.error(pool, to.version, *code, text, to.msg_id, true)
+                }
+            }
+        }
+        if let Body::Error(code, _) = &body {
+            self.stats.error(*code);
+        }
+        if last {
+            let nanos = clock::now_ns().saturating_sub(to.arrived_ns);
+            self.stats.answered(to.transport, nanos, 1);
+        }
+        self.touch(to.key);
+    }
+
+    /// Verifies and handles the frames found, those with PRIORITY first.
+    pub(super) fn handle_batch(&mut self) {
+        if self.batch.items.is_empty() && self.batch.chunks.is_empty() {
+            return;
+        }
+        self.verify();
+        if self.batch.has_priority {
+            self.dispatch_items(true);
+        }
+        self.dispatch_items(false);
+        self.batch.items.clear();
+        self.batch.has_priority = false;
+        for chunk in self.batch.chunks.drain(..) {
+            match chunk {
+                Chunk::Buffer(received) => self.driver.recycle(received),
+                Chunk::Owned(bytes) => self.dispatcher.pool.give(bytes),
+            }
+        }
+    }
+
+    fn dispatch_items(&mut self, priority_only: bool) {
+        let outgoing_bytes_max = self.outgoing_bytes_max();
+        for index in 0..self.batch.items.len() {
+            let item = &self.batch.items[index];
+            if priority_only {
+                match item {
+                    Item::Frame { header, .. } if header.flags.contains(Flags::PRIORITY) => {}
+                    _ => continue,
+                }
+            }
+            match std::mem::replace(&mut self.batch.items[index], Item::Done) {
+                Item::Frame {
+                    key,
+                    header,
+                    chunk,
+                    start,
+                    version,
+                } => {
+                    let Some(connection) = self.connections.get_mut(key) else {
+                        continue;
+                    };
+                    if !connection.takes_requests() {
+                        continue;
+                    }
+                    let head = header_bytes(version);
+                    let frame = &self.batch.bytes(chunk, &self.driver)[start as usize..];
+                    let frame = &frame[..head + header.length as usize];
+                    // Once one of its frames waits, those behind it wait too.
+                    if !connection.stash.is_empty()
+                        || connection.out.buffered_bytes() > outgoing_bytes_max
+                    {
+                        connection.stash.extend_from_slice(frame);
+                        continue;
+                    }
+                    let payload = &frame[head..];
+                    self.dispatcher
+                        .frame(key, connection, &header, payload, self.now_ns);
+                }
+                Item::Refused {
+                    key,
+                    refusal,
+                    msg_id,
+                } => {
+                    let Some(connection) = self.connections.get_mut(key) else {
+                        continue;
+                    };
+                    if connection.takes_requests() {
+                        self.dispatcher
+                            .refuse_connection(connection, &refusal, msg_id);
+                    }
+                }
+                Item::Done => {}
+            }
+        }
+    }
+
+    /// Handles bytes that had to wait and need not any more.
+    fn resume(&mut self) -> bool {
+        if self.resumed.is_empty() {
+            return false;
+        }
+        let mut resumed = std::mem::take(&mut self.resumed);
+        for key in resumed.drain(..) {
+            let Some(connection) = self.connections.get_mut(key) else {
+                continue;
+            };
+            let stash = std::mem::take(&mut connection.stash);
+            if connection.takes_requests() && !stash.is_empty() {
+                let chunk = self.batch.add_chunk(Chunk::Owned(stash));
+                self.scan(key, chunk);
+            }
+            self.touch(key);
+        }
+        self.resumed = resumed;
+        true
+    }
+
+    /// Latency is recorded after the answers are handed over, once for all of a round.
+    fn record_latencies(&mut self) {
+        let answered = std::mem::take(&mut self.dispatcher.answered_inline);
+        if answered > 0 {
+            let nanos = clock::now_ns().saturating_sub(self.now_ns);
+            self.stats.answered(Transport::Tcp, nanos, answered);
+        }
+    }
+}

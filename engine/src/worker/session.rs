@@ -1,0 +1,223 @@
+//! The protocol's decisions for one connection: pure, no I/O.
+
+use crate::wire::{ErrorCode, Flags, Header, ProtocolVersion, msg_type};
+
+/// What a connection has agreed to so far.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// Told by the connection's first byte; a connection never mixes versions.
+    pub(super) version: Option<ProtocolVersion>,
+    pub(super) authenticated: bool,
+}
+
+/// What the server asks of every connection at the moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules {
+    pub(super) auth_required: bool,
+    pub(super) draining: bool,
+}
+
+/// What to do with a frame whose header and CRC are good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// Hand it to the handler of its type.
+    Dispatch,
+    /// Answer with its own payload.
+    Heartbeat,
+    Handshake,
+    /// The peer sends no more requests.
+    Disconnect,
+    /// Answer with this error; the connection stays.
+    Error(ErrorCode, &'static str),
+    /// Answer with this error and close.
+    Close(ErrorCode, &'static str),
+    /// Nothing is owed.
+    Ignore,
+}
+
+const UNAUTHORIZED: &str =
+    "this server asks for credentials: send a HANDSHAKE with the auth token first";
+const SHUTTING_DOWN: &str = "the server is shutting down: the request was not started";
+const UNKNOWN_TYPE: &str = "nobody serves this message type";
+
+impl Session {
+    pub(super) fn new() -> Session {
+        Session {
+            version: None,
+            authenticated: false,
+        }
+    }
+
+    /// Decides about one frame. `served`: a handler is registered for its type.
+    #[inline]
+    pub(super) fn decide(&self, header: &Header, rules: Rules, served: bool) -> Decision {
+        let request = header.flags.contains(Flags::REQUEST);
+        // We never ask, so no answer can be meant for us; and an ERROR is never answered, lest two
+        // sides send them to each other for ever.
+        if header.flags.contains(Flags::RESPONSE) || header.msg_type == msg_type::ERROR {
+            return Decision::Ignore;
+        }
+        if rules.auth_required && !self.authenticated && !self.is_handshake(header) {
+            return Decision::Close(ErrorCode::Unauthorized, UNAUTHORIZED);
+        }
+        match header.msg_type {
+            msg_type::HEARTBEAT if request => Decision::Heartbeat,
+            msg_type::HEARTBEAT => Decision::Ignore,
+            msg_type::DISCONNECT => Decision::Disconnect,
+            msg_type::HANDSHAKE if self.is_handshake(header) => Decision::Handshake,
+            _ if !served => Decision::Error(ErrorCode::UnknownType, UNKNOWN_TYPE),
+            _ if rules.draining => Decision::Error(ErrorCode::ShuttingDown, SHUTTING_DOWN),
+            _ => Decision::Dispatch,
+        }
+    }
+
+    fn is_handshake(&self, header: &Header) -> bool {
+        header.msg_type == msg_type::HANDSHAKE
+            && header.flags.contains(Flags::REQUEST)
+            && self.version == Some(ProtocolVersion::V2)
+    }
+}
+
+/// Compares secrets in a time that does not tell where they differ.
+pub(super) fn same_secret(given: &[u8], wanted: &[u8]) -> bool {
+    let mut difference = u8::from(given.len() != wanted.len());
+    for (index, byte) in given.iter().enumerate() {
+        difference |= byte ^ wanted.get(index).copied().unwrap_or(0);
+    }
+    std::hint::black_box(difference) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPEN: Rules = Rules {
+        auth_required: false,
+        draining: false,
+    };
+
+    fn header(flags: Flags, msg_type: u16) -> Header {
+        Header::new(flags, msg_type, 7, 0)
+    }
+
+    fn session(version: ProtocolVersion) -> Session {
+        Session {
+            version: Some(version),
+            authenticated: false,
+        }
+    }
+
+    #[test]
+    fn requests_go_to_their_handlers() {
+        let session = session(ProtocolVersion::V2);
+        for msg_type in [1, msg_type::ECHO, 0x1234] {
+            let header = header(Flags::REQUEST, msg_type);
+            assert_eq!(session.decide(&header, OPEN, true), Decision::Dispatch);
+            assert!(matches!(
+                session.decide(&header, OPEN, false),
+                Decision::Error(ErrorCode::UnknownType, _)
+            ));
+            let draining = Rules {
+                draining: true,
+                ..OPEN
+            };
+            assert!(matches!(
+                session.decide(&header, draining, true),
+                Decision::Error(ErrorCode::ShuttingDown, _)
+            ));
+        }
+    }
+
+    #[test]
+    fn answers_and_errors_are_never_answered() {
+        let session = session(ProtocolVersion::V2);
+        let rules = Rules {
+            auth_required: true,
+            draining: true,
+        };
+        for (flags, msg_type) in [
+            (Flags::RESPONSE, msg_type::ECHO),
+            (Flags::RESPONSE, msg_type::ERROR),
+            (Flags::NONE, msg_type::ERROR),
+            (Flags::REQUEST, msg_type::ERROR),
+        ] {
+            assert_eq!(
+                session.decide(&header(flags, msg_type), rules, false),
+                Decision::Ignore
+            );
+        }
+    }
+
+    #[test]
+    fn only_a_handshake_opens_a_guarded_server() {
+        let rules = Rules {
+            auth_required: true,
+            draining: false,
+        };
+        let mut session = session(ProtocolVersion::V2);
+        for msg_type in [
+            msg_type::ECHO,
+            msg_type::HEARTBEAT,
+            msg_type::DISCONNECT,
+            0x999,
+        ] {
+            assert!(matches!(
+                session.decide(&header(Flags::REQUEST, msg_type), rules, true),
+                Decision::Close(ErrorCode::Unauthorized, _)
+            ));
+        }
+        let hello = header(Flags::REQUEST, msg_type::HANDSHAKE);
+        assert_eq!(session.decide(&hello, rules, false), Decision::Handshake);
+        session.authenticated = true;
+        let echo = header(Flags::REQUEST, msg_type::ECHO);
+        assert_eq!(session.decide(&echo, rules, true), Decision::Dispatch);
+        // Version 1 has no handshake, so there is no way in for it.
+        let legacy = Session {
+            version: Some(ProtocolVersion::V1),
+            authenticated: false,
+        };
+        assert!(matches!(
+            legacy.decide(&hello, rules, false),
+            Decision::Close(ErrorCode::Unauthorized, _)
+        ));
+    }
+
+    #[test]
+    fn the_protocol_serves_its_own_types() {
+        let session = session(ProtocolVersion::V2);
+        let decide = |flags, msg_type| session.decide(&header(flags, msg_type), OPEN, false);
+        assert_eq!(
+            decide(Flags::REQUEST, msg_type::HEARTBEAT),
+            Decision::Heartbeat
+        );
+        assert_eq!(decide(Flags::NONE, msg_type::HEARTBEAT), Decision::Ignore);
+        assert_eq!(
+            decide(Flags::NONE, msg_type::DISCONNECT),
+            Decision::Disconnect
+        );
+        assert_eq!(
+            decide(Flags::REQUEST, msg_type::DISCONNECT),
+            Decision::Disconnect
+        );
+        for (flags, msg_type) in [
+            (Flags::REQUEST, msg_type::REGISTER),
+            (Flags::REQUEST, msg_type::UNREGISTER),
+            (Flags::NONE, msg_type::CANCEL),
+            (Flags::REQUEST, msg_type::HANDSHAKE_ACK),
+        ] {
+            assert!(matches!(
+                decide(flags, msg_type),
+                Decision::Error(ErrorCode::UnknownType, _)
+            ));
+        }
+    }
+
+    #[test]
+    fn secrets_are_compared_whole() {
+        assert!(same_secret(b"token", b"token"));
+        for wrong in [&b""[..], b"toke", b"tokens", b"tokeN"] {
+            assert!(!same_secret(wrong, b"token"));
+        }
+        assert!(!same_secret(b"token", b""));
+    }
+}
