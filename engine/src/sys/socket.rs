@@ -26,6 +26,13 @@ pub(crate) fn recv_now(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     })
 }
 
+/// Looks at what is there, without waiting and without taking it. 0: the peer has ended.
+pub(crate) fn peek_now(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    // SAFETY: writes at most the buffer's length into it.
+    check(unsafe { libc::recv(fd, buffer.as_mut_ptr().cast(), buffer.len(), flags) })
+}
+
 /// Sends what fits, without waiting.
 #[inline]
 pub(crate) fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {

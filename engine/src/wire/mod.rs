@@ -23,6 +23,6 @@ pub use error::{ErrorCode, Refusal, decode_error_payload, encode_error_payload};
 pub use flags::Flags;
 pub use frame::{VERIFY_BATCH, encode, encode_to, verify, verify_batch};
 pub use handshake::{Hello, capability};
-pub use header::{HEADER_BYTES, Header, MAGIC, ProtocolVersion, VERSION};
+pub use header::{HEADER_BYTES, Header, ProtocolVersion, VERSION};
 pub use pool_report::PoolReport;
 pub use scan::{Assembler, Scanned, header_bytes, scan};

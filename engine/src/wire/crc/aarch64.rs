@@ -8,6 +8,8 @@ use std::arch::asm;
 /// # Safety
 /// The processor has the feature; `src` is readable and, with `COPY`, `dst` is writable for `len`
 /// bytes; they do not overlap. Without `COPY`, nobody writes to `src` meanwhile.
+// Whether the intrinsics are unsafe to call here depends on the version of the compiler.
+#[allow(unused_unsafe)]
 #[target_feature(enable = "crc")]
 pub(super) unsafe fn run<const COPY: bool>(
     dst: *mut u8,
@@ -35,7 +37,8 @@ pub(super) unsafe fn run<const COPY: bool>(
                 src.add(at).cast::<u64>().read_unaligned()
             }
         };
-        state = __crc32cd(state, u64::from_le(word));
+        // SAFETY: this function has the feature.
+        state = unsafe { __crc32cd(state, u64::from_le(word)) };
         at += 8;
     }
     while at < len {
@@ -47,7 +50,8 @@ pub(super) unsafe fn run<const COPY: bool>(
             }
             byte
         };
-        state = __crc32cb(state, byte);
+        // SAFETY: this function has the feature.
+        state = unsafe { __crc32cb(state, byte) };
         at += 1;
     }
     state

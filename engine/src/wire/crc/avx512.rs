@@ -7,17 +7,21 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
-use super::batch::Messages;
+use super::batch::{Message, one_by_one};
 use super::gf::FACTORS;
 use super::kernel::Kernel;
 use super::sse42;
 
-/// From here on vectors beat the `crc32` instruction within a batch, where waiting costs nothing and
-/// only the number of steps counts.
-const BATCH_VECTOR_MIN: usize = 48;
+/// The lengths at which four messages' vectors beat their `crc32` chains.
+const BATCH_VECTORS: Range<usize> = sse42::BATCH_MAX + 1..LOOP_MIN;
 /// From here on the message is folded into four vectors first.
-const LOOP_MIN: usize = 512;
+const LOOP_MIN: usize = 592;
+/// Bytes folded at a time by vectors and chains together.
+const BLOCK: usize = 1024 + 256;
+/// Bytes left for after the last block: one fold by vectors alone and what has to follow that.
+const REST_MIN: usize = 256 + 32;
 
 /// Loads 64 bytes at `OFFSET` and, with `COPY`, stores them at the same offset of `dst`.
 ///
@@ -91,8 +95,69 @@ fn carry(sum: __m512i, value: __m512i, factors: __m512i) -> __m512i {
     _mm512_ternarylogic_epi64::<0x96>(sum, first, second)
 }
 
-/// Four lanes whose sum, followed by nothing, has the CRC register that `state` has after `len`
-/// bytes; copies the bytes to `dst` if `COPY`.
+/// Folds 256 bytes into four vectors, carrying these by `by`.
+///
+/// # Safety
+/// As [`take`], for 256 bytes.
+#[inline]
+#[target_feature(enable = "avx512f,vpclmulqdq")]
+unsafe fn fold<const COPY: bool>(x: &mut [__m512i; 4], dst: *mut u8, src: *const u8, by: __m512i) {
+    // SAFETY: 256 bytes.
+    unsafe {
+        x[0] = carry(take::<COPY, 0>(dst, src), x[0], by);
+        x[1] = carry(take::<COPY, 64>(dst, src), x[1], by);
+        x[2] = carry(take::<COPY, 128>(dst, src), x[2], by);
+        x[3] = carry(take::<COPY, 192>(dst, src), x[3], by);
+    }
+}
+
+/// Folds a block, of which the last 256 bytes go through four chains of the `crc32` instruction at
+/// the same time: they use units that the multiplication leaves idle. The vectors are left where
+/// the chains start, and what the chains come to is returned: it belongs to the first lane after
+/// the block. `lane` is the same from the block before, in which case `first_by` is 512 bytes.
+///
+/// # Safety
+/// As [`take`] without a copy, for `BLOCK` bytes.
+#[inline]
+#[target_feature(enable = "sse4.2,pclmulqdq,avx512f,vpclmulqdq")]
+unsafe fn fold_block(
+    x: &mut [__m512i; 4],
+    src: *const u8,
+    first_by: __m512i,
+    by: __m512i,
+    lane: __m128i,
+) -> __m128i {
+    let null = std::ptr::null_mut();
+    let mut chains = [0; 4];
+    // SAFETY: four times 256 bytes for the vectors, then 64 bytes for each chain, make up a block;
+    // 16 bytes may be read where `at` points.
+    unsafe {
+        for n in 0..4 {
+            let by = if n == 0 { first_by } else { by };
+            fold::<false>(x, null, src.wrapping_add(256 * n), by);
+            if n == 0 {
+                x[0] = _mm512_xor_si512(x[0], _mm512_zextsi128_si512(lane));
+            }
+            for (m, chain) in chains.iter_mut().enumerate() {
+                for word in 0..2 {
+                    let at = 1024 + 64 * m + 16 * n + 8 * word;
+                    let word = sse42::take_u64::<false>(null, src.wrapping_add(at));
+                    *chain = _mm_crc32_u64(*chain, word);
+                }
+            }
+        }
+        let mut lane = _mm_cvtsi64_si128(chains[3] as i64);
+        for (m, chain) in chains[..3].iter().enumerate() {
+            let factor = _mm_loadl_epi64(FACTORS.at(4 * (3 - m)).cast());
+            let chain = _mm_cvtsi64_si128(*chain as i64);
+            lane = _mm_xor_si128(lane, _mm_clmulepi64_si128::<0x00>(chain, factor));
+        }
+        lane
+    }
+}
+
+/// Four lanes whose sum has the CRC register that `state` has after `len` bytes; copies the bytes
+/// to `dst` if `COPY`.
 ///
 /// # Safety
 /// As [`run`].
@@ -110,43 +175,117 @@ unsafe fn sum<const COPY: bool>(
         let state = sse42::below_16::<COPY>(dst, src, odd, state);
         (dst, src) = (dst.wrapping_add(odd), src.wrapping_add(odd));
         let mut left = len - odd;
-        let seed = _mm_cvtsi32_si128(state as i32);
-        let mut sum;
-        if left >= LOOP_MIN {
-            let mut x0 = take::<COPY, 0>(dst, src);
-            let mut x1 = take::<COPY, 64>(dst, src);
-            let mut x2 = take::<COPY, 128>(dst, src);
-            let mut x3 = take::<COPY, 192>(dst, src);
-            x0 = _mm512_xor_si512(x0, _mm512_zextsi128_si512(seed));
-            (dst, src, left) = (dst.wrapping_add(256), src.wrapping_add(256), left - 256);
-            let by_256 = _mm512_broadcast_i32x4(_mm_loadu_si128(FACTORS.at(16).cast()));
-            while left > 256 {
-                x0 = carry(take::<COPY, 0>(dst, src), x0, by_256);
-                x1 = carry(take::<COPY, 64>(dst, src), x1, by_256);
-                x2 = carry(take::<COPY, 128>(dst, src), x2, by_256);
-                x3 = carry(take::<COPY, 192>(dst, src), x3, by_256);
-                (dst, src, left) = (dst.wrapping_add(256), src.wrapping_add(256), left - 256);
+        if left < LOOP_MIN {
+            let rest = rest(left);
+            return rest.sum::<COPY>(dst, src, rest.carry_seed(state));
+        }
+        let by_256 = _mm512_broadcast_i32x4(_mm_loadu_si128(FACTORS.at(16).cast()));
+        let by_512 = _mm512_broadcast_i32x4(_mm_loadu_si128(FACTORS.at(32).cast()));
+        let seed = _mm512_zextsi128_si512(_mm_cvtsi32_si128(state as i32));
+        let mut x = [
+            _mm512_xor_si512(take::<COPY, 0>(dst, src), seed),
+            take::<COPY, 64>(dst, src),
+            take::<COPY, 128>(dst, src),
+            take::<COPY, 192>(dst, src),
+        ];
+        (dst, src, left) = (dst.wrapping_add(256), src.wrapping_add(256), left - 256);
+        // When copying, the chains' stores of 8 bytes would cost more than the chains save.
+        if !COPY && left >= BLOCK + REST_MIN {
+            let mut by = by_256;
+            let mut lane = _mm_setzero_si128();
+            while left >= BLOCK + REST_MIN {
+                lane = fold_block(&mut x, src, by, by_256, lane);
+                by = by_512;
+                (dst, src, left) = (
+                    dst.wrapping_add(BLOCK),
+                    src.wrapping_add(BLOCK),
+                    left - BLOCK,
+                );
             }
-            let lanes = left / 16;
-            sum = carry(_mm512_setzero_si512(), x0, factors(lanes + 15));
-            sum = carry(sum, x1, factors(lanes + 11));
-            sum = carry(sum, x2, factors(lanes + 7));
-            sum = carry(sum, x3, factors(lanes + 3));
-        } else {
-            // Carried apart from the first lane: the message need not wait for the seed.
-            let factor = _mm_loadl_epi64(FACTORS.at(left / 16 - 1).cast());
-            sum = _mm512_zextsi128_si512(_mm_clmulepi64_si128::<0x00>(seed, factor));
+            fold::<false>(&mut x, dst, src, by_512);
+            x[0] = _mm512_xor_si512(x[0], _mm512_zextsi128_si512(lane));
+            (src, left) = (src.wrapping_add(256), left - 256);
         }
-        while left > 64 {
-            sum = carry(sum, take::<COPY, 0>(dst, src), factors(left / 16 - 1));
-            (dst, src, left) = (dst.wrapping_add(64), src.wrapping_add(64), left - 64);
+        while left > 256 + 16 {
+            fold::<COPY>(&mut x, dst, src, by_256);
+            (dst, src, left) = (dst.wrapping_add(256), src.wrapping_add(256), left - 256);
         }
-        // 16, 32, 48 or 64 bytes are left; the last 16 are where everything else is carried to.
-        let words = (0xFF_u32 >> (8 - left / 8)) as __mmask8;
-        let x = take_some::<COPY>(dst, src, words);
-        sum = carry(sum, x, factors(left / 16 - 1));
-        sum = _mm512_mask_xor_epi64(sum, words & !(words >> 2), sum, x);
-        sum
+        let lanes = left / 16;
+        let mut sum = carry(_mm512_setzero_si512(), x[0], factors(lanes + 15));
+        sum = carry(sum, x[1], factors(lanes + 11));
+        sum = carry(sum, x[2], factors(lanes + 7));
+        sum = carry(sum, x[3], factors(lanes + 3));
+        rest(left).sum::<COPY>(dst, src, sum)
+    }
+}
+
+/// What is to be done with a number of lanes, each carried onto the last of them.
+struct Rest {
+    /// Whole vectors that others follow.
+    vectors: usize,
+    /// The words in the last vector, which has 1 to 4 lanes.
+    words: __mmask8,
+    /// Those of its last lane, which stays where it is.
+    last: __mmask8,
+    /// The factors of its lanes.
+    factors: __m512i,
+    /// All lanes.
+    lanes: usize,
+}
+
+/// # Panics
+/// In a debug build, if `left` is not a multiple of 16 from 32 up.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn rest(left: usize) -> Rest {
+    debug_assert!(left >= 32 && left.is_multiple_of(16));
+    let vectors = (left - 1) / 64;
+    let end = left - 64 * vectors;
+    let words = (0xFF_u32 >> (8 - end / 8)) as __mmask8;
+    Rest {
+        vectors,
+        words,
+        last: words & !(words >> 2),
+        factors: factors(end / 16 - 1),
+        lanes: left / 16,
+    }
+}
+
+impl Rest {
+    /// `state` before these lanes, carried onto the last. Apart from the first lane, in which it
+    /// could be put as well: so that the lanes need not wait for it.
+    #[inline]
+    #[target_feature(enable = "pclmulqdq,avx512f")]
+    fn carry_seed(&self, state: u32) -> __m512i {
+        // SAFETY: more than 8 bytes may be read where `at` points.
+        let factor = unsafe { _mm_loadl_epi64(FACTORS.at(self.lanes - 1).cast()) };
+        let seed = _mm_cvtsi32_si128(state as i32);
+        _mm512_zextsi128_si512(_mm_clmulepi64_si128::<0x00>(seed, factor))
+    }
+
+    /// `sum` and these lanes, which are at `src`.
+    ///
+    /// # Safety
+    /// As [`run`], for the lanes.
+    #[inline]
+    #[target_feature(enable = "avx512f,vpclmulqdq")]
+    unsafe fn sum<const COPY: bool>(
+        &self,
+        mut dst: *mut u8,
+        mut src: *const u8,
+        mut sum: __m512i,
+    ) -> __m512i {
+        // SAFETY: the vectors and the words of the last one make up the lanes.
+        unsafe {
+            for n in 0..self.vectors {
+                let factors = factors(self.lanes - 1 - 4 * n);
+                sum = carry(sum, take::<COPY, 0>(dst, src), factors);
+                (dst, src) = (dst.wrapping_add(64), src.wrapping_add(64));
+            }
+            let x = take_some::<COPY>(dst, src, self.words);
+            sum = carry(sum, x, self.factors);
+            _mm512_mask_xor_epi64(sum, self.last, sum, x)
+        }
     }
 }
 
@@ -198,38 +337,30 @@ pub(super) unsafe fn frame<const COPY: bool>(
     unsafe { run::<COPY>(dst, src, len, state) }
 }
 
-/// As [`run`] without a copy for message `i`, up to the lanes.
+/// The CRCs of four messages of `len` bytes: their lanes are added up side by side, as a
+/// transposition would have it.
 ///
 /// # Safety
-/// The processor has the features named; the message has at least 47 bytes.
+/// The processor has the features named; all four have `len` bytes, which is in `BATCH_VECTORS`.
 #[inline]
 #[target_feature(enable = "sse4.2,pclmulqdq,avx512f,avx512vl,vpclmulqdq")]
-unsafe fn sum_of<'a>(messages: impl Messages<'a>, i: usize) -> __m512i {
-    let bytes = messages.bytes(i);
-    // SAFETY: the caller's promises; `bytes` is a slice and nothing is copied.
-    unsafe {
-        let state = messages.state_sse42(i);
-        sum::<false>(std::ptr::null_mut(), bytes.as_ptr(), bytes.len(), state)
+unsafe fn four<M: Message>(messages: &[M; 4], len: usize, crcs: &mut [u32; 4]) {
+    let odd = len & 15;
+    let rest = rest(len - odd);
+    let null = std::ptr::null_mut();
+    let mut sums = [_mm512_setzero_si512(); 4];
+    for (message, sum) in messages.iter().zip(&mut sums) {
+        let src = message.bytes().as_ptr();
+        // SAFETY: the caller vouches for `len` bytes; nothing is copied.
+        unsafe {
+            let mut state = message.state_sse42();
+            if odd != 0 {
+                state = sse42::below_16::<false>(null, src, odd, state);
+            }
+            *sum = rest.sum::<false>(null, src.add(odd), rest.carry_seed(state));
+        }
     }
-}
-
-/// The registers after four messages, all long enough for vectors: their lanes are added up side by
-/// side, as a transposition would have it.
-///
-/// # Safety
-/// As [`sum_of`], for messages `i` to `i + 3`.
-#[inline]
-#[target_feature(enable = "sse4.2,pclmulqdq,avx512f,avx512vl,vpclmulqdq")]
-unsafe fn four<'a>(messages: impl Messages<'a>, i: usize) -> [u32; 4] {
-    // SAFETY: the caller's promises.
-    let (s0, s1, s2, s3) = unsafe {
-        (
-            sum_of(messages, i),
-            sum_of(messages, i + 1),
-            sum_of(messages, i + 2),
-            sum_of(messages, i + 3),
-        )
-    };
+    let [s0, s1, s2, s3] = sums;
     let s01 = _mm512_xor_si512(
         _mm512_shuffle_i64x2::<0x44>(s0, s1),
         _mm512_shuffle_i64x2::<0xEE>(s0, s1),
@@ -242,32 +373,30 @@ unsafe fn four<'a>(messages: impl Messages<'a>, i: usize) -> [u32; 4] {
         _mm512_shuffle_i64x2::<0x88>(s01, s23),
         _mm512_shuffle_i64x2::<0xDD>(s01, s23),
     );
-    [
-        register(_mm512_castsi512_si128(all)),
-        register(_mm512_extracti32x4_epi32::<1>(all)),
-        register(_mm512_extracti32x4_epi32::<2>(all)),
-        register(_mm512_extracti32x4_epi32::<3>(all)),
-    ]
+    *crcs = [
+        !register(_mm512_castsi512_si128(all)),
+        !register(_mm512_extracti32x4_epi32::<1>(all)),
+        !register(_mm512_extracti32x4_epi32::<2>(all)),
+        !register(_mm512_extracti32x4_epi32::<3>(all)),
+    ];
 }
 
-/// The CRCs of `messages`, four at a time.
+/// The CRCs of messages: four at a time if they are short, or equal and not long.
 #[target_feature(enable = "sse4.2,pclmulqdq,avx512f,avx512vl,vpclmulqdq")]
-pub(super) fn batch<'a>(messages: impl Messages<'a>, crcs: &mut [u32]) {
-    let mut i = 0;
-    while i + 4 <= crcs.len() {
-        let shortest = (messages.bytes(i).len().min(messages.bytes(i + 1).len()))
-            .min(messages.bytes(i + 2).len().min(messages.bytes(i + 3).len()));
-        let ends = if shortest >= BATCH_VECTOR_MIN {
-            // SAFETY: this function has the features, and `shortest` speaks for all four.
-            unsafe { four(messages, i) }
+pub(super) fn batch<M: Message>(messages: &[[M; 4]], crcs: &mut [[u32; 4]]) {
+    for (messages, crcs) in messages.iter().zip(crcs) {
+        let longest = sse42::longest(messages);
+        if longest <= sse42::BATCH_MAX {
+            sse42::four(messages, crcs);
+        } else if BATCH_VECTORS.contains(&longest)
+            && messages
+                .iter()
+                .all(|message| message.bytes().len() == longest)
+        {
+            // SAFETY: this function has the features, and all four lengths are in range.
+            unsafe { four(messages, longest, crcs) };
         } else {
-            sse42::four(messages, i)
-        };
-        crcs[i..i + 4].copy_from_slice(&[!ends[0], !ends[1], !ends[2], !ends[3]]);
-        i += 4;
-    }
-    while i < crcs.len() {
-        crcs[i] = !messages.end_by(Kernel::Avx512, i);
-        i += 1;
+            one_by_one(messages, crcs, Kernel::Avx512);
+        }
     }
 }

@@ -9,7 +9,7 @@ use super::kernel::Kernel;
 /// # Panics
 /// If the lengths of the two slices differ.
 pub fn batch(messages: &[(u32, &[u8])], crcs: &mut [u32]) {
-    Kernel::best().batch(Seeded(messages), crcs);
+    Kernel::best().batch(messages, crcs);
 }
 
 /// The CRCs of frames, given as header and payload: `crcs[i]` becomes `frame_crc` of `frames[i]`.
@@ -17,85 +17,91 @@ pub fn batch(messages: &[(u32, &[u8])], crcs: &mut [u32]) {
 /// # Panics
 /// If the lengths of the two slices differ.
 pub fn frame_batch(frames: &[(&[u8; 24], &[u8])], crcs: &mut [u32]) {
-    Kernel::best().batch(Framed(frames), crcs);
+    Kernel::best().batch(frames, crcs);
 }
 
-/// Where a kernel gets its messages from: the register before message `i`, and its bytes.
-pub(super) trait Messages<'a>: Copy {
-    fn count(self) -> usize;
-    fn bytes(self, i: usize) -> &'a [u8];
+/// What a batch consists of: bytes, and something before them that gives the register to start at.
+pub(super) trait Message {
+    fn bytes(&self) -> &[u8];
+
+    /// The register before the bytes.
+    ///
     /// # Safety
     /// The processor has SSE4.2.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn state_sse42(self, i: usize) -> u32;
-    /// The register after message `i`.
-    fn end_by(self, kernel: Kernel, i: usize) -> u32;
+    unsafe fn state_sse42(&self) -> u32;
+
+    /// The register after the bytes.
+    ///
+    /// # Safety
+    /// `kernel` is available.
+    unsafe fn end_by(&self, kernel: Kernel) -> u32;
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct Seeded<'a>(pub(super) &'a [(u32, &'a [u8])]);
-
-#[derive(Clone, Copy)]
-pub(super) struct Framed<'a>(pub(super) &'a [(&'a [u8; 24], &'a [u8])]);
-
-impl<'a> Messages<'a> for Seeded<'a> {
+impl Message for (u32, &[u8]) {
     #[inline(always)]
-    fn count(self) -> usize {
-        self.0.len()
-    }
-    #[inline(always)]
-    fn bytes(self, i: usize) -> &'a [u8] {
-        self.0[i].1
+    fn bytes(&self) -> &[u8] {
+        self.1
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn state_sse42(self, i: usize) -> u32 {
-        !self.0[i].0
+    unsafe fn state_sse42(&self) -> u32 {
+        !self.0
     }
-    fn end_by(self, kernel: Kernel, i: usize) -> u32 {
-        let (seed, bytes) = self.0[i];
-        // SAFETY: `bytes` is a slice, nothing is copied, and `kernel` is one that is available.
+    #[inline]
+    unsafe fn end_by(&self, kernel: Kernel) -> u32 {
+        let (seed, bytes) = *self;
+        // SAFETY: the caller vouches for the kernel; `bytes` is a slice and nothing is copied.
         unsafe { kernel.run::<false>(std::ptr::null_mut(), bytes.as_ptr(), bytes.len(), !seed) }
     }
 }
 
-impl<'a> Messages<'a> for Framed<'a> {
+impl Message for (&[u8; 24], &[u8]) {
     #[inline(always)]
-    fn count(self) -> usize {
-        self.0.len()
-    }
-    #[inline(always)]
-    fn bytes(self, i: usize) -> &'a [u8] {
-        self.0[i].1
+    fn bytes(&self) -> &[u8] {
+        self.1
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn state_sse42(self, i: usize) -> u32 {
+    unsafe fn state_sse42(&self) -> u32 {
         // SAFETY: the caller vouches for SSE4.2.
-        unsafe { super::sse42::header(self.0[i].0) }
+        unsafe { super::sse42::header(self.0) }
     }
-    fn end_by(self, kernel: Kernel, i: usize) -> u32 {
-        let (header, bytes) = self.0[i];
-        // SAFETY: as for `Seeded`.
+    #[inline]
+    unsafe fn end_by(&self, kernel: Kernel) -> u32 {
+        let (header, bytes) = *self;
+        // SAFETY: the caller vouches for the kernel; `bytes` is a slice and nothing is copied.
         unsafe { kernel.frame::<false>(header, std::ptr::null_mut(), bytes.as_ptr(), bytes.len()) }
     }
 }
 
 impl Kernel {
-    pub(super) fn batch<'a>(self, messages: impl Messages<'a>, crcs: &mut [u32]) {
-        assert_eq!(messages.count(), crcs.len(), "a CRC for every message");
+    pub(super) fn batch<M: Message>(self, messages: &[M], crcs: &mut [u32]) {
+        assert_eq!(messages.len(), crcs.len(), "a CRC for every message");
+        let (fours, rest) = messages.as_chunks::<4>();
+        let (four_crcs, rest_crcs) = crcs.as_chunks_mut::<4>();
         match self {
             // SAFETY: a kernel is only ever chosen where it is available.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { super::avx512::batch(messages, crcs) },
+            Self::Avx512 => unsafe { super::avx512::batch(fours, four_crcs) },
             // SAFETY: as above; PCLMULQDQ counts as available only where SSE4.2 is.
             #[cfg(target_arch = "x86_64")]
-            Self::Pclmul | Self::Sse42 => unsafe { super::sse42::batch(messages, crcs) },
+            Self::Pclmul | Self::Sse42 => unsafe { super::sse42::batch(fours, four_crcs, self) },
             _ => {
-                for (i, crc) in crcs.iter_mut().enumerate() {
-                    *crc = !messages.end_by(self, i);
+                for (four, crcs) in fours.iter().zip(four_crcs) {
+                    one_by_one(four, crcs, self);
                 }
             }
         }
+        one_by_one(rest, rest_crcs, self);
+    }
+}
+
+/// As [`Kernel::batch`], for what is better not summed side by side. `kernel` is one that is
+/// available.
+pub(super) fn one_by_one<M: Message>(messages: &[M], crcs: &mut [u32], kernel: Kernel) {
+    for (message, crc) in messages.iter().zip(crcs) {
+        // SAFETY: the kernel is available.
+        *crc = !unsafe { message.end_by(kernel) };
     }
 }

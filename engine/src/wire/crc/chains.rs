@@ -11,12 +11,20 @@ use std::arch::x86_64::*;
 use super::gf::FACTORS;
 use super::sse42;
 
-/// Longer messages are not for this kernel: 24 words.
-pub(super) const LEN_MAX: usize = 199;
-/// From here on, in words and counting those summed already, three chains beat one.
-const WORDS_MIN: usize = 8;
+/// The most bytes that this kernel is better for than vectors: less when copying, which vectors do
+/// 64 bytes at a time.
+pub(super) const fn len_max(copying: bool) -> usize {
+    if copying { 167 } else { 199 }
+}
+
+/// From here on, in words and counting those summed already, three chains beat one. A chain that
+/// comes late gains less.
+const fn words_min(lead: usize) -> usize {
+    if lead == 0 { 9 } else { 10 }
+}
+
 /// Joining a chain costs as much time as this many words of another.
-const JOIN_WORDS: usize = 4;
+const JOIN_WORDS: usize = 5;
 
 /// What a register before `words` more words adds to the last of them.
 #[inline]
@@ -41,7 +49,7 @@ unsafe fn words<const COPY: bool, const LEAD: usize, const WORDS: usize>(
 ) -> u32 {
     // SAFETY: the parts make up `WORDS` words.
     unsafe {
-        if WORDS + LEAD < WORDS_MIN {
+        if WORDS + LEAD < words_min(LEAD) {
             return sse42::words::<COPY>(&mut dst, &mut src, WORDS, state);
         }
         let third = (WORDS + LEAD - JOIN_WORDS) / 3;
@@ -62,7 +70,7 @@ macro_rules! pick {
         let state = match $len / 8 {
             $($words => words::<COPY, $lead, $words>($dst, $src, $state),)*
             _ => {
-                // Not reached: see `LEN_MAX`. Right all the same.
+                // Not reached: see `len_max`. Right all the same.
                 return sse42::run::<COPY>($dst, $src, $len, $state);
             }
         };

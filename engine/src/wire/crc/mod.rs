@@ -9,6 +9,7 @@
 //! feature cannot be inlined into code without it, so the call cannot be saved, only not repeated.
 
 mod batch;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod gf;
 mod kernel;
 mod software;

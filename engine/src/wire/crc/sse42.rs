@@ -6,7 +6,8 @@
 use std::arch::asm;
 use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u16, _mm_crc32_u32, _mm_crc32_u64};
 
-use super::batch::Messages;
+use super::batch::{Message, one_by_one};
+use super::kernel::Kernel;
 
 /// Loads an integer and, with `COPY`, stores it at `dst`. In assembly when copying: the source or
 /// the destination may be memory that another process changes meanwhile, and the value summed has
@@ -39,6 +40,37 @@ take!(take_u64, u64, reg, "");
 take!(take_u32, u32, reg, ":e");
 take!(take_u16, u16, reg, ":x");
 take!(take_u8, u8, reg_byte, "");
+
+/// Copies four words and returns them. One piece of assembly, since each has its addresses worked
+/// out anew.
+///
+/// # Safety
+/// 32 bytes are readable at `src` and writable at `dst`.
+#[inline(always)]
+unsafe fn copy_4_u64(dst: *mut u8, src: *const u8) -> [u64; 4] {
+    let (a, b, c, d): (u64, u64, u64, u64);
+    // SAFETY: the caller vouches for the bytes.
+    unsafe {
+        asm!(
+            "mov {a}, [{src}]",
+            "mov {b}, [{src} + 8]",
+            "mov {c}, [{src} + 16]",
+            "mov {d}, [{src} + 24]",
+            "mov [{dst}], {a}",
+            "mov [{dst} + 8], {b}",
+            "mov [{dst} + 16], {c}",
+            "mov [{dst} + 24], {d}",
+            a = out(reg) a,
+            b = out(reg) b,
+            c = out(reg) c,
+            d = out(reg) d,
+            src = in(reg) src,
+            dst = in(reg) dst,
+            options(nostack, preserves_flags),
+        );
+    }
+    [a, b, c, d]
+}
 
 /// Runs the last `len & 7` bytes of something through `state`.
 ///
@@ -104,7 +136,18 @@ pub(super) unsafe fn words<const COPY: bool>(
     state: u32,
 ) -> u32 {
     let mut state = u64::from(state);
-    for _ in 0..count {
+    let mut left = count;
+    while COPY && left >= 4 {
+        // SAFETY: four of the `count` words.
+        let words = unsafe { copy_4_u64(*dst, *src) };
+        state = _mm_crc32_u64(state, words[0]);
+        state = _mm_crc32_u64(state, words[1]);
+        state = _mm_crc32_u64(state, words[2]);
+        state = _mm_crc32_u64(state, words[3]);
+        (*dst, *src) = (dst.wrapping_add(32), src.wrapping_add(32));
+        left -= 4;
+    }
+    for _ in 0..left {
         // SAFETY: one of the `count` words.
         state = _mm_crc32_u64(state, unsafe { take_u64::<COPY>(*dst, *src) });
         (*dst, *src) = (dst.wrapping_add(8), src.wrapping_add(8));
@@ -146,41 +189,6 @@ pub(super) fn header(header: &[u8; 24]) -> u32 {
     _mm_crc32_u64(state, word(16) & u64::from(u32::MAX)) as u32
 }
 
-/// Four messages at once: their common length word by word in four chains, which keeps the unit
-/// busy while each chain waits for its last result, then the rest of each.
-///
-/// Written out without closures: those would not be inlined through functions that lack SSE4.2.
-#[inline]
-#[target_feature(enable = "sse4.2")]
-pub(super) fn four<'a>(messages: impl Messages<'a>, i: usize) -> [u32; 4] {
-    let (m0, m1) = (messages.bytes(i), messages.bytes(i + 1));
-    let (m2, m3) = (messages.bytes(i + 2), messages.bytes(i + 3));
-    // SAFETY: `at` stays within `common`, which is no more than the length of any of the four; the
-    // rest of each is a slice; nothing is copied; this function has the feature.
-    unsafe {
-        let mut c0 = u64::from(messages.state_sse42(i));
-        let mut c1 = u64::from(messages.state_sse42(i + 1));
-        let mut c2 = u64::from(messages.state_sse42(i + 2));
-        let mut c3 = u64::from(messages.state_sse42(i + 3));
-        let common = m0.len().min(m1.len()).min(m2.len()).min(m3.len()) & !7;
-        let null = std::ptr::null_mut();
-        let mut at = 0;
-        while at < common {
-            c0 = _mm_crc32_u64(c0, take_u64::<false>(null, m0.as_ptr().add(at)));
-            c1 = _mm_crc32_u64(c1, take_u64::<false>(null, m1.as_ptr().add(at)));
-            c2 = _mm_crc32_u64(c2, take_u64::<false>(null, m2.as_ptr().add(at)));
-            c3 = _mm_crc32_u64(c3, take_u64::<false>(null, m3.as_ptr().add(at)));
-            at += 8;
-        }
-        [
-            run::<false>(null, m0.as_ptr().add(at), m0.len() - at, c0 as u32),
-            run::<false>(null, m1.as_ptr().add(at), m1.len() - at, c1 as u32),
-            run::<false>(null, m2.as_ptr().add(at), m2.len() - at, c2 as u32),
-            run::<false>(null, m3.as_ptr().add(at), m3.len() - at, c3 as u32),
-        ]
-    }
-}
-
 /// Runs a frame: its header, then `len` bytes of payload as [`run`] does.
 ///
 /// # Safety
@@ -196,22 +204,76 @@ pub(super) unsafe fn frame<const COPY: bool>(
     unsafe { run::<COPY>(dst, src, len, self::header(header)) }
 }
 
-/// The CRCs of `messages`, four at a time.
+/// The longest messages that are summed side by side; for longer ones, other kernels are better.
+pub(super) const BATCH_MAX: usize = 255;
+
+/// The CRCs of four messages of no more than `BATCH_MAX` bytes: their common length word by word in
+/// four chains, which keeps the unit busy while each chain waits for its last result, then the rest
+/// of each.
+///
+/// Written out without closures: those would not be inlined through functions that lack SSE4.2.
+#[inline]
 #[target_feature(enable = "sse4.2")]
-pub(super) fn batch<'a>(messages: impl Messages<'a>, crcs: &mut [u32]) {
-    let mut i = 0;
-    while i + 4 <= crcs.len() {
-        let ends = four(messages, i);
-        crcs[i..i + 4].copy_from_slice(&[!ends[0], !ends[1], !ends[2], !ends[3]]);
-        i += 4;
+pub(super) fn four<M: Message>(messages: &[M; 4], crcs: &mut [u32; 4]) {
+    let [m0, m1, m2, m3] = messages;
+    let (b0, b1, b2, b3) = (m0.bytes(), m1.bytes(), m2.bytes(), m3.bytes());
+    // SAFETY: `at` stays within `common`, which is no more than the length of any of the four;
+    // nothing is copied; this function has the feature.
+    let (common, states) = unsafe {
+        let mut c0 = u64::from(m0.state_sse42());
+        let mut c1 = u64::from(m1.state_sse42());
+        let mut c2 = u64::from(m2.state_sse42());
+        let mut c3 = u64::from(m3.state_sse42());
+        let common = (b0.len().min(b1.len())).min(b2.len().min(b3.len())) & !7;
+        let null = std::ptr::null_mut();
+        let mut at = 0;
+        while at < common {
+            c0 = _mm_crc32_u64(c0, take_u64::<false>(null, b0.as_ptr().add(at)));
+            c1 = _mm_crc32_u64(c1, take_u64::<false>(null, b1.as_ptr().add(at)));
+            c2 = _mm_crc32_u64(c2, take_u64::<false>(null, b2.as_ptr().add(at)));
+            c3 = _mm_crc32_u64(c3, take_u64::<false>(null, b3.as_ptr().add(at)));
+            at += 8;
+        }
+        (common, [c0 as u32, c1 as u32, c2 as u32, c3 as u32])
+    };
+    *crcs = [!states[0], !states[1], !states[2], !states[3]];
+    // Usually they are equally long, to the word.
+    if (b0.len() | b1.len() | b2.len() | b3.len()) != common {
+        finish(messages, common, crcs);
     }
-    while i < crcs.len() {
-        let bytes = messages.bytes(i);
-        // SAFETY: this function has the feature; `bytes` is a slice and nothing is copied.
-        crcs[i] = !unsafe {
-            let state = messages.state_sse42(i);
-            run::<false>(std::ptr::null_mut(), bytes.as_ptr(), bytes.len(), state)
-        };
-        i += 1;
+}
+
+/// Appends to each of `crcs` what its message has after `common` bytes.
+#[inline(never)]
+#[target_feature(enable = "sse4.2")]
+fn finish<M: Message>(messages: &[M; 4], common: usize, crcs: &mut [u32; 4]) {
+    for (message, crc) in messages.iter().zip(crcs) {
+        let rest = &message.bytes()[common..];
+        // SAFETY: this function has the feature; `rest` is a slice and nothing is copied.
+        let state = unsafe { run::<false>(std::ptr::null_mut(), rest.as_ptr(), rest.len(), !*crc) };
+        *crc = !state;
+    }
+}
+
+/// The length of the longest of four.
+#[inline(always)]
+pub(super) fn longest<M: Message>(messages: &[M; 4]) -> usize {
+    let [a, b, c, d] = messages;
+    let (ab, cd) = (
+        a.bytes().len().max(b.bytes().len()),
+        c.bytes().len().max(d.bytes().len()),
+    );
+    ab.max(cd)
+}
+
+/// The CRCs of messages, four at a time while they are short, else by `kernel`.
+#[target_feature(enable = "sse4.2")]
+pub(super) fn batch<M: Message>(messages: &[[M; 4]], crcs: &mut [[u32; 4]], kernel: Kernel) {
+    for (messages, crcs) in messages.iter().zip(crcs) {
+        if longest(messages) <= BATCH_MAX {
+            four(messages, crcs);
+        } else {
+            one_by_one(messages, crcs, kernel);
+        }
     }
 }

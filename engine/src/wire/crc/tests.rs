@@ -1,6 +1,5 @@
 use proptest::prelude::*;
 
-use super::batch::{Framed, Seeded};
 use super::kernel::Kernel;
 use super::*;
 
@@ -255,9 +254,9 @@ proptest! {
             .collect();
         let mut crcs = vec![0; parts.len()];
         for kernel in kernels() {
-            kernel.batch(Seeded(&seeded), &mut crcs);
+            kernel.batch(&seeded, &mut crcs);
             prop_assert_eq!(&crcs, &expected);
-            kernel.batch(Framed(&framed), &mut crcs);
+            kernel.batch(&framed, &mut crcs);
             prop_assert_eq!(&crcs, &expected_frames);
         }
         batch(&seeded, &mut crcs);

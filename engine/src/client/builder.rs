@@ -1,0 +1,126 @@
+//! How a client is put together.
+
+use std::time::Duration;
+
+use super::address::Address;
+use super::inner::Inner;
+use super::{Client, Error};
+use crate::config::{IdleMode, Limits};
+use crate::wire::ProtocolVersion;
+
+/// The most requests in flight that may be asked for.
+const MAX_INFLIGHT_MAX: usize = 1 << 20;
+
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) version: ProtocolVersion,
+    pub(super) timeout: Duration,
+    pub(super) connect_timeout: Duration,
+    pub(super) idle: IdleMode,
+    pub(super) auth_token: Option<Vec<u8>>,
+    pub(super) shm_upgrade: bool,
+    pub(super) reconnect: bool,
+    pub(super) max_inflight: usize,
+    pub(super) max_message_bytes: u32,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            version: ProtocolVersion::V2,
+            timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(5),
+            idle: IdleMode::default(),
+            auth_token: None,
+            shm_upgrade: true,
+            reconnect: true,
+            max_inflight: 1024,
+            max_message_bytes: Limits::default().max_message_bytes,
+        }
+    }
+}
+
+/// Puts a [`Client`] together.
+///
+/// ```
+/// # use lapce_ai::ipc::{IdleMode, Server};
+/// # let server = Server::builder().bind("127.0.0.1:0").start()?;
+/// # let address = server.local_addr().unwrap().to_string();
+/// use std::time::Duration;
+/// use lapce_ai::ipc::{Client, ProtocolVersion};
+///
+/// let client = Client::builder()
+///     .protocol_version(ProtocolVersion::V2)
+///     .timeout(Duration::from_secs(1))
+///     .connect(&address)?;
+/// client.ping()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct ClientBuilder {
+    options: Options,
+}
+
+impl ClientBuilder {
+    /// The version to speak. Version 2 by default.
+    pub fn protocol_version(mut self, version: ProtocolVersion) -> ClientBuilder {
+        self.options.version = version;
+        self
+    }
+
+    /// How long a call may take, reconnecting included. 30 s by default.
+    pub fn timeout(mut self, timeout: Duration) -> ClientBuilder {
+        self.options.timeout = timeout;
+        self
+    }
+
+    /// How long one attempt to connect may take. 5 s by default.
+    pub fn connect_timeout(mut self, timeout: Duration) -> ClientBuilder {
+        self.options.connect_timeout = timeout;
+        self
+    }
+
+    /// How to wait for answers. [`IdleMode::Adaptive`] by default.
+    pub fn idle(mut self, idle: IdleMode) -> ClientBuilder {
+        self.options.idle = idle;
+        self
+    }
+
+    /// The token that the server asks for.
+    pub fn auth_token(mut self, token: impl Into<Vec<u8>>) -> ClientBuilder {
+        self.options.auth_token = Some(token.into());
+        self
+    }
+
+    /// Whether a TCP connection to this machine becomes a shared-memory one where that is possible.
+    /// On by default.
+    pub fn shm_upgrade(mut self, upgrade: bool) -> ClientBuilder {
+        self.options.shm_upgrade = upgrade;
+        self
+    }
+
+    /// Whether a lost connection is made anew when the next request comes. On by default.
+    pub fn reconnect(mut self, reconnect: bool) -> ClientBuilder {
+        self.options.reconnect = reconnect;
+        self
+    }
+
+    /// How many requests may be in flight; submitting more waits for answers. 1024 by default.
+    pub fn max_inflight(mut self, requests: usize) -> ClientBuilder {
+        self.options.max_inflight = requests.clamp(1, MAX_INFLIGHT_MAX);
+        self
+    }
+
+    /// The longest payload sent and accepted, in bytes. 10 MiB by default.
+    pub fn max_message_bytes(mut self, bytes: u32) -> ClientBuilder {
+        self.options.max_message_bytes = bytes;
+        self
+    }
+
+    /// Connects to HOST:PORT, `shm:` or `shm:INSTANCE`. One attempt.
+    pub fn connect(self, address: &str) -> Result<Client, Error> {
+        let address = Address::parse(address)?;
+        Ok(Client::new(Inner::connect(self.options, address)?))
+    }
+}

@@ -1,0 +1,179 @@
+//! One connection's buffers: frames queued to be sent, bytes received and not yet looked at.
+
+use std::io;
+
+use super::link::Link;
+use crate::wire::{self, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, Scanned, legacy};
+
+/// Bytes received at once; longer frames make the buffer grow while they come.
+const RECEIVE_BYTES: usize = 64 * 1024;
+
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) link: Link,
+    version: ProtocolVersion,
+    max_message_bytes: u32,
+    out: Vec<u8>,
+    /// How much of `out` is sent.
+    out_sent: usize,
+    /// Bytes sent over this connection before those in `out`.
+    sent_before: u64,
+    input: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+/// A frame in the receive buffer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Incoming {
+    pub(super) header: Header,
+    payload_at: usize,
+}
+
+impl Channel {
+    pub(super) fn new(link: Link, version: ProtocolVersion, max_message_bytes: u32) -> Channel {
+        Channel {
+            link,
+            version,
+            max_message_bytes,
+            out: Vec::new(),
+            out_sent: 0,
+            sent_before: 0,
+            input: vec![0; RECEIVE_BYTES],
+            start: 0,
+            end: 0,
+        }
+    }
+
+    pub(super) fn set_max_message_bytes(&mut self, max: u32) {
+        self.max_message_bytes = max;
+    }
+
+    /// Where the next frame will begin in the stream of bytes sent.
+    #[inline]
+    pub(super) fn next_begins_at(&self) -> u64 {
+        self.sent_before + self.out.len() as u64
+    }
+
+    /// How many bytes of the stream are sent.
+    pub(super) fn sent_to(&self) -> u64 {
+        self.sent_before + self.out_sent as u64
+    }
+
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.out.len() - self.out_sent
+    }
+
+    #[inline]
+    pub(super) fn queue(&mut self, flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) {
+        match self.version {
+            ProtocolVersion::V2 => wire::encode_to(&mut self.out, flags, msg_type, msg_id, payload),
+            ProtocolVersion::V1 => legacy::encode_to(&mut self.out, msg_type, msg_id, payload),
+        }
+    }
+
+    /// Queued bytes from this place of the stream on.
+    pub(super) fn unsent_from(&self, begins_at: u64) -> &[u8] {
+        &self.out[(begins_at - self.sent_before) as usize..]
+    }
+
+    /// Queues frames that are encoded already.
+    pub(super) fn queue_encoded(&mut self, frames: &[u8]) {
+        self.out.extend_from_slice(frames);
+    }
+
+    /// Sends what fits. True: nothing is left.
+    #[inline]
+    pub(super) fn flush(&mut self) -> io::Result<bool> {
+        // Each turn sends at least one byte or ends the loop.
+        while self.out_sent < self.out.len() {
+            match self.link.send(&self.out[self.out_sent..]) {
+                Ok(sent) => self.out_sent += sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.sent_before += self.out.len() as u64;
+        self.out.clear();
+        self.out_sent = 0;
+        if self.out.capacity() > 4 * RECEIVE_BYTES {
+            self.out = Vec::new();
+        }
+        Ok(true)
+    }
+
+    /// Receives what is there. 0: nothing is. The server's end is an error.
+    #[inline]
+    pub(super) fn fill(&mut self) -> io::Result<usize> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+            if self.input.len() > 4 * RECEIVE_BYTES {
+                self.input = vec![0; RECEIVE_BYTES];
+            }
+        } else if self.end == self.input.len() {
+            self.make_room();
+        }
+        match self.link.receive(&mut self.input[self.end..]) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(received) => {
+                self.end += received;
+                Ok(received)
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn make_room(&mut self) {
+        self.input.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        if self.end > self.input.len() / 2 {
+            // Twofold, up to the longest frame there can be.
+            let longest = HEADER_BYTES + self.max_message_bytes as usize;
+            let length = (self.input.len() * 2).min(longest.max(RECEIVE_BYTES) + HEADER_BYTES);
+            self.input.resize(length.max(self.end + HEADER_BYTES), 0);
+        }
+    }
+
+    /// Takes the next whole frame, verified, out of what was received.
+    #[inline]
+    pub(super) fn next(&mut self) -> Result<Option<Incoming>, Refusal> {
+        let bytes = &self.input[self.start..self.end];
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        match wire::scan(self.version, bytes, self.max_message_bytes)? {
+            Scanned::Part { .. } => Ok(None),
+            Scanned::Frame {
+                header,
+                frame_bytes,
+            } => {
+                let payload_at = self.start + frame_bytes - header.length as usize;
+                let incoming = Incoming { header, payload_at };
+                if self.version == ProtocolVersion::V2 {
+                    wire::verify(&header, self.payload(&incoming))?;
+                }
+                self.start += frame_bytes;
+                Ok(Some(incoming))
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn payload(&self, incoming: &Incoming) -> &[u8] {
+        &self.input[incoming.payload_at..][..incoming.header.length as usize]
+    }
+
+    pub(super) fn is_v1(&self) -> bool {
+        self.version == ProtocolVersion::V1
+    }
+}

@@ -1,0 +1,156 @@
+//! What can go wrong for a client: which side did what, and what may be done about it.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use crate::wire::{ErrorCode, Refusal};
+
+/// An error of a [`super::Client`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The server answered with an error. It is shown in the server's own words.
+    Remote {
+        /// The protocol's code, or `None` if the server used one that this version does not know.
+        code: Option<ErrorCode>,
+        /// The server's text.
+        message: String,
+    },
+    /// The connection ended.
+    ConnectionLost {
+        /// True: the request had been sent, and may or may not have been carried out. False: it
+        /// was not, so it may be sent again.
+        may_have_run: bool,
+        /// What the system said, if it said anything.
+        source: Option<io::Error>,
+    },
+    /// No connection could be made.
+    ConnectFailed {
+        /// Where to.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Shared memory cannot be opened; the text names the file and what to do.
+    SharedMemory(String),
+    /// No answer came in time. The request may or may not have been carried out; its answer, if it
+    /// still comes, is discarded.
+    Timeout {
+        /// The time allowed.
+        after: Duration,
+    },
+    /// The server sent bytes that break the protocol; the connection is closed.
+    ServerViolation(Refusal),
+    /// The address is neither HOST:PORT nor shm: nor shm:INSTANCE.
+    InvalidAddress {
+        /// What was given.
+        address: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The caller's payload is longer than can be sent.
+    TooLarge {
+        /// Its length.
+        length: usize,
+        /// The limit.
+        max: u32,
+    },
+    /// The caller asked for something that cannot be; the text says what.
+    InvalidRequest(&'static str),
+    /// The client was closed by its owner.
+    Closed,
+}
+
+impl Error {
+    /// The protocol's code, if the server sent one.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Error::Remote { code, .. } => *code,
+            Error::ServerViolation(refusal) => Some(refusal.code()),
+            _ => None,
+        }
+    }
+
+    /// Whether the request was certainly not carried out, so that it may be sent again as it is.
+    pub fn is_safe_to_repeat(&self) -> bool {
+        match self {
+            Error::Remote { code, .. } => {
+                matches!(code, Some(ErrorCode::Overloaded | ErrorCode::ShuttingDown))
+            }
+            Error::ConnectionLost { may_have_run, .. } => !may_have_run,
+            Error::ConnectFailed { .. } | Error::SharedMemory(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the connection is of no more use.
+    pub fn is_connection_lost(&self) -> bool {
+        match self {
+            Error::ConnectionLost { .. } | Error::ServerViolation(_) | Error::Closed => true,
+            Error::Remote {
+                code: Some(code), ..
+            } => code.closes_connection(),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Remote { message, .. } => f.write_str(message),
+            Error::ConnectionLost {
+                may_have_run,
+                source,
+            } => {
+                f.write_str("The connection to the server was lost")?;
+                if let Some(source) = source {
+                    write!(f, " ({source})")?;
+                }
+                f.write_str(match may_have_run {
+                    true => ": the request may or may not have been carried out",
+                    false => ": the request was not sent",
+                })
+            }
+            Error::ConnectFailed { address, source } => {
+                write!(f, "Cannot connect to {address}: {source}")?;
+                if source.kind() == io::ErrorKind::ConnectionRefused {
+                    f.write_str("; is lapce_ipc_server running there?")?;
+                }
+                Ok(())
+            }
+            Error::SharedMemory(text) => f.write_str(text),
+            Error::Timeout { after } => write!(
+                f,
+                "No answer within {after:?}: the request may or may not have been carried out"
+            ),
+            Error::ServerViolation(refusal) => {
+                write!(f, "The server broke the protocol: {refusal}")
+            }
+            Error::InvalidAddress { address, reason } => write!(
+                f,
+                "Invalid address `{address}`: {reason}; use HOST:PORT, shm: or shm:INSTANCE"
+            ),
+            Error::TooLarge { length, max } => {
+                write!(f, "Message too large: {length} bytes, the limit is {max}")
+            }
+            Error::InvalidRequest(what) => f.write_str(what),
+            Error::Closed => f.write_str("The client is closed"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::ConnectionLost {
+                source: Some(source),
+                ..
+            }
+            | Error::ConnectFailed { source, .. } => Some(source),
+            Error::ServerViolation(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+}

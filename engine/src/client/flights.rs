@@ -1,0 +1,121 @@
+//! The requests in flight, by id.
+
+/// One request whose last answer has not come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flight {
+    /// 0: the place is free.
+    id: u64,
+    /// Where its frame begins in the stream of all bytes sent over this connection.
+    pub(super) begins_at: u64,
+}
+
+const FREE: Flight = Flight {
+    id: 0,
+    begins_at: 0,
+};
+
+/// A table with a place for each id, so that finding one costs a look at one place.
+#[derive(Debug)]
+pub(super) struct Flights {
+    places: Box<[Flight]>,
+    next_id: u64,
+    count: usize,
+    count_max: usize,
+}
+
+impl Flights {
+    pub(super) fn new(count_max: usize) -> Flights {
+        // Twice the places: ids are given in order, so one that stays long is walked around.
+        let places = (count_max * 2).next_power_of_two();
+        Flights {
+            places: vec![FREE; places].into(),
+            next_id: 1,
+            count: 0,
+            count_max,
+        }
+    }
+
+    fn place(&self, id: u64) -> usize {
+        id as usize & (self.places.len() - 1)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.count >= self.count_max
+    }
+
+    /// Gives an id to a request. The caller has seen that the table is not full.
+    pub(super) fn begin(&mut self, begins_at: u64) -> u64 {
+        assert!(!self.is_full());
+        // At most half of the places are taken, so a free one comes.
+        loop {
+            let id = self.next_id;
+            self.next_id = self.next_id.checked_add(1).unwrap_or(1);
+            let place = self.place(id);
+            if self.places[place].id == 0 {
+                self.places[place] = Flight { id, begins_at };
+                self.count += 1;
+                return id;
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn contains(&self, id: u64) -> bool {
+        id != 0 && self.places[self.place(id)].id == id
+    }
+
+    /// The request is over. False: it was not in flight.
+    #[inline]
+    pub(super) fn end(&mut self, id: u64) -> bool {
+        if !self.contains(id) {
+            return false;
+        }
+        let place = self.place(id);
+        self.places[place] = FREE;
+        self.count -= 1;
+        true
+    }
+
+    /// All in flight, oldest first.
+    pub(super) fn all(&self) -> Vec<(u64, Flight)> {
+        let mut all: Vec<_> = self
+            .places
+            .iter()
+            .filter(|flight| flight.id != 0)
+            .map(|&f| (f.id, f))
+            .collect();
+        all.sort_by_key(|(_, flight)| flight.begins_at);
+        all
+    }
+
+    /// Moves a request to a new connection, whose bytes count from 0 again.
+    pub(super) fn moved(&mut self, id: u64, begins_at: u64) {
+        let place = self.place(id);
+        assert_eq!(self.places[place].id, id);
+        self.places[place].begins_at = begins_at;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_walk_around_those_that_stay() {
+        let mut flights = Flights::new(2);
+        let stays = flights.begin(0);
+        for _ in 0..100 {
+            let id = flights.begin(1);
+            assert!(flights.is_full() && id != stays && id != 0);
+            assert!(flights.contains(id) && flights.contains(stays));
+            assert!(flights.end(id) && !flights.end(id));
+        }
+        assert_eq!(flights.count(), 1);
+        assert_eq!(flights.all()[0].0, stays);
+        assert!(!flights.contains(0));
+    }
+}

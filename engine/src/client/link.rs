@@ -1,0 +1,50 @@
+//! The way to a server: bytes out, bytes in, and sleep between.
+
+use std::io;
+use std::time::Duration;
+
+use super::tcp::TcpLink;
+use crate::stats::Transport;
+
+/// A connection of either kind.
+#[derive(Debug)]
+pub(super) enum Link {
+    Tcp(TcpLink),
+}
+
+impl Link {
+    pub(super) fn transport(&self) -> Transport {
+        match self {
+            Link::Tcp(_) => Transport::Tcp,
+        }
+    }
+
+    /// Sends what fits now.
+    #[inline]
+    pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Link::Tcp(link) => link.send(bytes),
+        }
+    }
+
+    /// Receives what is there now; 0: the server has ended.
+    #[inline]
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Link::Tcp(link) => link.receive(buffer),
+        }
+    }
+
+    /// Sleeps until there is something to receive, or room to send if `write`, or the limit.
+    pub(super) fn sleep(&mut self, write: bool, limit: Duration) -> io::Result<()> {
+        match self {
+            Link::Tcp(link) => link.sleep(write, limit),
+        }
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        match self {
+            Link::Tcp(link) => link.has_ended(),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! A connection over TCP.
+
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use super::Error;
+use crate::sys::socket;
+
+/// A connected socket.
+#[derive(Debug)]
+pub(super) struct TcpLink {
+    stream: TcpStream,
+}
+
+impl TcpLink {
+    pub(super) fn connect(address: &str, limit: Duration) -> Result<TcpLink, Error> {
+        let failed = |source| Error::ConnectFailed {
+            address: address.to_owned(),
+            source,
+        };
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for candidate in address.to_socket_addrs().map_err(failed)? {
+            match TcpStream::connect_timeout(&candidate, limit.max(Duration::from_millis(1))) {
+                Ok(stream) => {
+                    stream.set_nodelay(true).map_err(failed)?;
+                    return Ok(TcpLink { stream });
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(failed(last))
+    }
+
+    /// Whether the other end is this machine.
+    pub(super) fn is_local(&self) -> bool {
+        self.stream
+            .peer_addr()
+            .is_ok_and(|peer| peer.ip().to_canonical().is_loopback())
+    }
+
+    #[inline]
+    pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        socket::send_now(self.stream.as_raw_fd(), bytes)
+    }
+
+    #[inline]
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        socket::recv_now(self.stream.as_raw_fd(), buffer)
+    }
+
+    /// Sleeps until bytes may be there, or may be sent if `write`.
+    pub(super) fn sleep(&self, write: bool, limit: Duration) -> io::Result<()> {
+        socket::wait_ready(self.stream.as_raw_fd(), write, Some(limit)).map(drop)
+    }
+
+    /// Whether the server has closed or broken the connection; only for one from which nothing is
+    /// expected.
+    pub(super) fn has_ended(&self) -> bool {
+        let mut byte = [0];
+        match socket::peek_now(self.stream.as_raw_fd(), &mut byte) {
+            Ok(0) => true,
+            Ok(_) => false,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! How a client waits for bytes.
+
+use std::time::Duration;
+
+use crate::config::IdleMode;
+
+/// In adaptive mode, spin at least this long before sleeping.
+const SPIN_NS_MIN: u64 = 20_000;
+/// Waits longer than this on average are not worth spinning for.
+const WAIT_NS_MAX: u64 = 125_000;
+/// Spin for this many average waits.
+const WAITS: u64 = 4;
+/// A wait longer than this says nothing about the next.
+const PAUSE_NS: u64 = 2_000_000;
+
+/// Learns how long answers take.
+#[derive(Debug)]
+pub(super) struct WaitPolicy {
+    mode: IdleMode,
+    /// Moving average of the waits, weight 1/8.
+    wait_ns: u64,
+}
+
+impl WaitPolicy {
+    pub(super) fn new(mode: IdleMode) -> WaitPolicy {
+        WaitPolicy {
+            mode,
+            wait_ns: SPIN_NS_MIN,
+        }
+    }
+
+    /// Something came after this long.
+    #[inline]
+    pub(super) fn waited(&mut self, nanos: u64) {
+        self.wait_ns = self.wait_ns - self.wait_ns / 8 + nanos.min(PAUSE_NS) / 8;
+    }
+
+    /// How long to spin before sleeping.
+    #[inline]
+    pub(super) fn spin_ns(&self) -> u64 {
+        match self.mode {
+            IdleMode::Spin => u64::MAX,
+            IdleMode::Park => 0,
+            IdleMode::Adaptive if self.wait_ns > WAIT_NS_MAX => SPIN_NS_MIN,
+            IdleMode::Adaptive => (self.wait_ns * WAITS).max(SPIN_NS_MIN),
+        }
+    }
+}
+
+/// What is left of a deadline; zero if it has passed.
+pub(super) fn left(deadline_ns: u64, now_ns: u64) -> Duration {
+    Duration::from_nanos(deadline_ns.saturating_sub(now_ns))
+}
