@@ -14,8 +14,9 @@ const MESSAGES_MAX: usize = 256;
 impl Worker {
     /// Says whether there was work.
     pub(super) fn round(&mut self) -> bool {
-        let mut worked = self.take_hot();
-        worked |= self.take_events();
+        // First what the ring has taken; only if that is nothing may a receive of our own look for
+        // more, since bytes must stay in order.
+        let mut worked = self.take_events() || self.take_hot();
         worked |= self.take_messages();
         if worked {
             self.now_ns = clock::now_ns();
