@@ -177,8 +177,12 @@ impl fmt::Display for Refusal {
         match self {
             Refusal::BadMagic { got: [a, b, c, d] } => write!(
                 f,
-                "Bad magic: a frame begins with 49 41 50 4C, got {a:02X} {b:02X} {c:02X} {d:02X}"
+                "Bad magic: a frame begins with 49 41 50 4C (version 2) or 4C 50 41 49 (version 1), got {a:02X} {b:02X} {c:02X} {d:02X}: does this address belong to another protocol?"
             ),
+            // Version 2's number behind version 1's magic: only there can it be wrong.
+            Refusal::VersionMismatch { got: VERSION } => {
+                write!(f, "Protocol version mismatch: expected 1, got {VERSION}: the magic is version 1's")
+            }
             Refusal::VersionMismatch { got } => {
                 write!(
                     f,
@@ -187,13 +191,16 @@ impl fmt::Display for Refusal {
             }
             Refusal::BadFlags { got } => write!(
                 f,
-                "Bad flags 0x{got:02X}: bits 0x02, 0x40 and 0x80 are reserved, and REQUEST and RESPONSE exclude each other"
+                "Bad flags 0x{got:02X}: bits 0x02, 0x40 and 0x80 are reserved, and REQUEST (0x10) and RESPONSE (0x20) exclude each other"
             ),
             Refusal::ZeroType => f.write_str("Bad message type: 0 is not a type"),
-            Refusal::ZeroId => f.write_str("Bad message id: a request's id must not be 0"),
-            Refusal::TooLarge { length, max } => {
-                write!(f, "Message too large: {length} bytes, the limit is {max}")
-            }
+            Refusal::ZeroId => f.write_str(
+                "Bad message id: a request's id must not be 0; a one-way message has no REQUEST flag (0x10)",
+            ),
+            Refusal::TooLarge { length, max } => write!(
+                f,
+                "Message too large: {length} bytes, the limit is {max}: send less at a time or raise limits.max_message_bytes"
+            ),
             Refusal::CrcMismatch { expected, got } => {
                 write!(
                     f,
@@ -204,7 +211,7 @@ impl fmt::Display for Refusal {
             Refusal::InflatesTooFar { size, max } => {
                 write!(
                     f,
-                    "Bad payload: it decompresses to {size} bytes, the limit is {max}"
+                    "Bad payload: it decompresses to {size} bytes, the limit is {max}: send less at a time or raise limits.max_message_bytes"
                 )
             }
         }
@@ -213,8 +220,14 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// Appends the payload of an ERROR frame.
+/// The longest text put into an ERROR frame: one that is longer than the other side's limit on
+/// messages would cost the connection.
+pub const ERROR_TEXT_BYTES_MAX: usize = 4096;
+
+/// Appends the payload of an ERROR frame. A text over [`ERROR_TEXT_BYTES_MAX`] is cut, between two
+/// characters.
 pub fn encode_error_payload(out: &mut Vec<u8>, code: ErrorCode, text: &str) {
+    let text = &text[..text.floor_char_boundary(ERROR_TEXT_BYTES_MAX)];
     out.extend_from_slice(&(code as u16).to_le_bytes());
     out.extend_from_slice(text.as_bytes());
 }
@@ -248,6 +261,14 @@ mod tests {
             "Protocol version mismatch: expected 2, got 1"
         );
         assert_eq!(
+            Refusal::VersionMismatch { got: 3 }.to_string(),
+            "Protocol version mismatch: expected 2, got 3"
+        );
+        assert_eq!(
+            Refusal::VersionMismatch { got: 2 }.to_string(),
+            "Protocol version mismatch: expected 1, got 2: the magic is version 1's"
+        );
+        assert_eq!(
             Refusal::CrcMismatch {
                 expected: 0x1234_5678,
                 got: 0x8765_4321
@@ -273,5 +294,38 @@ mod tests {
         assert_eq!(decode_error_payload(&payload), Some((8, "später".into())));
         assert_eq!(decode_error_payload(&[8]), None);
         assert_eq!(decode_error_payload(&[8, 0, 0xFF]).unwrap().1, "\u{FFFD}");
+    }
+
+    #[test]
+    fn a_long_error_text_is_cut_between_characters() {
+        let mut payload = Vec::new();
+        let text = format!("x{}", "ä".repeat(ERROR_TEXT_BYTES_MAX));
+        encode_error_payload(&mut payload, ErrorCode::HandlerFailed, &text);
+        assert_eq!(payload.len(), 2 + ERROR_TEXT_BYTES_MAX - 1);
+        assert!(decode_error_payload(&payload).unwrap().1.ends_with('ä'));
+    }
+
+    #[test]
+    fn which_codes_close_the_connection_and_their_names() {
+        for (number, name, closes) in [
+            (1, "BAD_MAGIC", true),
+            (2, "VERSION_MISMATCH", true),
+            (3, "CRC_MISMATCH", true),
+            (4, "TOO_LARGE", true),
+            (5, "UNKNOWN_TYPE", false),
+            (6, "BAD_FLAGS", true),
+            (7, "UNAUTHORIZED", true),
+            (8, "OVERLOADED", false),
+            (9, "PROVIDER_LOST", false),
+            (10, "HANDLER_FAILED", false),
+            (11, "TIMEOUT", false),
+            (12, "CANCELLED", false),
+            (13, "SHUTTING_DOWN", false),
+            (14, "BAD_PAYLOAD", false),
+        ] {
+            let code = ErrorCode::from_u16(number).unwrap();
+            assert_eq!(code.name(), name);
+            assert_eq!(code.closes_connection(), closes, "{name}");
+        }
     }
 }

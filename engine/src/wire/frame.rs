@@ -25,13 +25,33 @@ pub fn encode(out: &mut [u8], flags: Flags, msg_type: u16, msg_id: u64, payload:
     HEADER_BYTES + payload.len()
 }
 
+/// What stays in the first-level cache from the sum to the copy.
+const PIECE_BYTES: usize = 16 * 1024;
+
 /// Appends a frame.
 #[inline]
 pub fn encode_to(out: &mut Vec<u8>, flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) {
     let mut header = header_for(flags, msg_type, msg_id, payload);
+    if payload.len() > PIECE_BYTES {
+        return encode_large_to(out, header, payload);
+    }
     header.crc32 = crc::frame_crc(&header.to_bytes(), payload);
     out.extend_from_slice(&header.to_bytes());
     out.extend_from_slice(payload);
+}
+
+/// Piece by piece, so that a payload too large for the cache comes from memory once, not twice.
+fn encode_large_to(out: &mut Vec<u8>, mut header: Header, payload: &[u8]) {
+    let start = out.len();
+    out.reserve(HEADER_BYTES + payload.len());
+    out.extend_from_slice(&header.to_bytes());
+    let mut crc = crc::header_seed(&header.to_bytes());
+    for piece in payload.chunks(PIECE_BYTES) {
+        crc = crc::append(crc, piece);
+        out.extend_from_slice(piece);
+    }
+    header.crc32 = crc;
+    out[start..start + HEADER_BYTES].copy_from_slice(&header.to_bytes());
 }
 
 /// Checks a frame's CRC.

@@ -1,6 +1,8 @@
 //! The payload of HANDSHAKE and HANDSHAKE_ACK: records of u16 tag, u16 length, bytes. Tags that
 //! the reader does not know are skipped.
 
+use std::fmt;
+
 use super::Refusal;
 
 /// Bits of [`Hello::capabilities`].
@@ -19,8 +21,8 @@ const SHM_SEGMENT: u16 = 5;
 const HOST_ID: u16 = 6;
 const MAX_MESSAGE_BYTES: u16 = 7;
 
-/// What a side says of itself. Everything is optional.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What a side says of itself. Everything is optional; where a record comes twice, the last counts.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Hello<'a> {
     /// Versions spoken, one byte each. None named: version 2.
     pub versions: &'a [u8],
@@ -124,4 +126,88 @@ fn number(value: &[u8]) -> Result<u32, Refusal> {
 
 fn text(value: &[u8]) -> Result<&str, Refusal> {
     std::str::from_utf8(value).map_err(|_| Refusal::BadPayload("a handshake text is not UTF-8"))
+}
+
+impl fmt::Debug for Hello<'_> {
+    /// Without the credentials, so that no log line shows them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hello")
+            .field("versions", &self.versions)
+            .field("capabilities", &self.capabilities)
+            .field("identity", &self.identity)
+            .field("credentials", &self.credentials.map(|_| "(not shown)"))
+            .field("shm_segment", &self.shm_segment)
+            .field("host_id", &self.host_id)
+            .field("max_message_bytes", &self.max_message_bytes)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_records_byte_by_byte() {
+        let hello = Hello {
+            versions: &[1, 2],
+            capabilities: capability::SHM,
+            identity: Some("ed"),
+            credentials: Some(b"\xFF"),
+            shm_segment: Some("s"),
+            host_id: Some(b""),
+            max_message_bytes: Some(0x0102_0304),
+        };
+        let mut payload = Vec::new();
+        hello.encode(&mut payload);
+        let expected: &[&[u8]] = &[
+            &[1, 0, 2, 0, 1, 2],
+            &[2, 0, 4, 0, 2, 0, 0, 0],
+            &[3, 0, 2, 0, b'e', b'd'],
+            &[4, 0, 1, 0, 0xFF],
+            &[5, 0, 1, 0, b's'],
+            &[6, 0, 0, 0],
+            &[7, 0, 4, 0, 4, 3, 2, 1],
+        ];
+        assert_eq!(payload, expected.concat());
+        assert_eq!(Hello::decode(&payload), Ok(hello));
+        assert_eq!(Hello::decode(b""), Ok(Hello::default()));
+        // Cut anywhere but between two records, it is refused.
+        let mut ends = vec![0];
+        for record in expected {
+            ends.push(ends.last().unwrap() + record.len());
+        }
+        for length in 0..payload.len() {
+            let whole_records = ends.contains(&length);
+            assert_eq!(Hello::decode(&payload[..length]).is_ok(), whole_records);
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_refused_by_name() {
+        let refusal = |payload: &[u8]| Hello::decode(payload).unwrap_err().to_string();
+        let short = [2, 0, 3, 0, 0, 0, 0];
+        assert!(refusal(&short).contains("number has not 4 bytes"));
+        let long = [7, 0, 5, 0, 0, 0, 0, 0, 0];
+        assert!(refusal(&long).contains("number has not 4 bytes"));
+        assert!(refusal(&[3, 0, 1, 0, 0xFF]).contains("not UTF-8"));
+        assert!(refusal(&[5, 0, 1, 0, 0x80]).contains("not UTF-8"));
+        assert!(refusal(&[9, 0, 0xFF, 0xFF, 1]).contains("longer than the payload"));
+        assert!(refusal(&[9]).contains("cut off"));
+    }
+
+    #[test]
+    fn credentials_are_not_shown() {
+        let hello = Hello {
+            credentials: Some(b"secret"),
+            ..Hello::default()
+        };
+        let shown = format!("{hello:?}");
+        let bytes = format!("{:?}", b"secret");
+        assert!(
+            !shown.contains("secret") && !shown.contains(&bytes),
+            "{shown}"
+        );
+        assert!(shown.contains("not shown"));
+    }
 }

@@ -95,14 +95,13 @@ impl Header {
         if good {
             return Ok(Some(header));
         }
-        check_part(bytes, max_message_bytes)?;
-        // Only the id is left to be wrong.
-        Err(Refusal::ZeroId)
+        // One of the checks fails; this says which is the first.
+        check_part(bytes, max_message_bytes).map(|()| None)
     }
 }
 
-/// The checks one by one, as far as the bytes reach. The id comes last but is part of the flags'
-/// meaning, so a whole header is judged by [`Header::parse`].
+/// The checks one by one, as far as the bytes reach. A request's id comes after the length, as its
+/// bytes do: the verdict must not depend on how a stream happens to be cut.
 #[cold]
 fn check_part(bytes: &[u8], max_message_bytes: u32) -> Result<(), Refusal> {
     let magic = MAGIC.to_le_bytes();
@@ -125,19 +124,16 @@ fn check_part(bytes: &[u8], max_message_bytes: u32) -> Result<(), Refusal> {
         return Err(Refusal::ZeroType);
     }
     if let Some(field) = bytes.get(8..12) {
-        // The flags and the id belong to one check, which comes before the length's.
-        let request = bytes
-            .get(5)
-            .is_some_and(|&flags| Flags::from_bits(flags).contains(Flags::REQUEST));
-        if request && bytes.get(12..20) == Some(&[0; 8]) {
-            return Err(Refusal::ZeroId);
-        }
         let length = u32::from_le_bytes(field.try_into().expect("4 bytes"));
         if length > max_message_bytes {
             return Err(Refusal::TooLarge {
                 length,
                 max: max_message_bytes,
             });
+        }
+        let is_request = Flags::from_bits(bytes[5]).contains(Flags::REQUEST);
+        if is_request && bytes.get(12..20) == Some(&[0; 8]) {
+            return Err(Refusal::ZeroId);
         }
     }
     Ok(())

@@ -78,6 +78,11 @@ impl Assembler {
         &self.gathered
     }
 
+    #[cfg(test)]
+    pub(super) fn capacity_bytes(&self) -> usize {
+        self.gathered.capacity()
+    }
+
     /// Takes from the front of `bytes` what belongs to the frame being gathered, or begins one.
     /// Returns how many bytes it took and, once the frame is complete, its header; then
     /// [`Assembler::take`] gives the frame. On a refusal the connection is to be closed.

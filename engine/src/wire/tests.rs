@@ -4,6 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod damage;
+mod order;
+
 /// The frame in the specification.
 const HEARTBEAT: &[u8] = &[
     0x49, 0x41, 0x50, 0x4c, 0x02, 0x10, 0x05, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x00, 0x00, 0x00,
@@ -18,6 +21,29 @@ fn the_specifications_frame() {
     let header = Header::parse(HEARTBEAT, 0).unwrap().unwrap();
     verify(&header, &[]).unwrap();
     verify_batch(&[HEARTBEAT; VERIFY_BATCH]).unwrap();
+}
+
+/// Below, at and above the length from which a payload is appended piece by piece.
+#[test]
+fn frames_of_any_length_are_written_the_same_in_both_ways() {
+    for length in [0, 1, 16_383, 16_384, 16_385, 32_768, 100_001] {
+        let payload: Vec<u8> = (0..length).map(|i| (i * 7 % 251) as u8).collect();
+        let (flags, msg_type) = (Flags::REQUEST | Flags::STREAM, 0x0100);
+        let mut placed = vec![0xFF; HEADER_BYTES + length + 1];
+        assert_eq!(
+            encode(&mut placed, flags, msg_type, 7, &payload),
+            HEADER_BYTES + length
+        );
+        assert_eq!(placed.pop(), Some(0xFF), "nothing is written behind it");
+        let mut appended = vec![1, 2];
+        encode_to(&mut appended, flags, msg_type, 7, &payload);
+        assert!(appended[2..] == placed, "{length} bytes");
+        let header = Header::parse(&placed, u32::MAX).unwrap().unwrap();
+        assert_eq!(verify(&header, &payload), Ok(()));
+        // The CRC in the specification's words, without shortcuts.
+        placed[20..24].fill(0);
+        assert_eq!(crc::crc32c(&placed), header.crc32);
+    }
 }
 
 fn frames() -> impl Strategy<Value = Vec<(u8, u16, u64, Vec<u8>)>> {
@@ -36,17 +62,16 @@ fn gather(
     let mut found = Vec::new();
     for mut piece in pieces.iter().copied() {
         while !piece.is_empty() {
-            if !assembler.is_mid_frame() {
-                if let Scanned::Frame {
+            if !assembler.is_mid_frame()
+                && let Scanned::Frame {
                     header,
                     frame_bytes,
                 } = scan(version, piece, max)?
-                {
-                    let (frame, rest) = piece.split_at(frame_bytes);
-                    found.push((header, frame.to_vec()));
-                    piece = rest;
-                    continue;
-                }
+            {
+                let (frame, rest) = piece.split_at(frame_bytes);
+                found.push((header, frame.to_vec()));
+                piece = rest;
+                continue;
             }
             let (taken, complete) = assembler.push(version, piece, max)?;
             piece = &piece[taken..];

@@ -1,0 +1,143 @@
+//! Damaged streams: no frame is ever read that was not sent.
+
+use super::gather;
+use crate::wire::{
+    Assembler, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, VERIFY_BATCH, encode_to,
+    verify, verify_batch,
+};
+
+const V2: ProtocolVersion = ProtocolVersion::V2;
+
+/// A small deterministic generator (xorshift64*), for loops that proptest would make slow.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % bound
+    }
+
+    fn bytes(&mut self, length: usize) -> Vec<u8> {
+        (0..length).map(|_| self.below(256) as u8).collect()
+    }
+}
+
+/// The frames that a receiver of `pieces` handles, and the refusal that ends the stream. One piece
+/// at a time, as they arrive: a refusal does not undo the frames before it.
+fn receive(bytes: &[u8], cut: usize) -> (Vec<(Header, Vec<u8>)>, Option<Refusal>) {
+    let mut handled = Vec::new();
+    let pieces: Vec<&[u8]> = bytes.chunks(cut).collect();
+    for count in 0..=pieces.len() {
+        let found = match gather(V2, &pieces[..count], 1024) {
+            Ok(found) => found,
+            Err(refusal) => return (handled, Some(refusal)),
+        };
+        for (header, frame) in found.into_iter().skip(handled.len()) {
+            let payload = &frame[HEADER_BYTES..];
+            if let Err(refusal) = verify(&header, payload) {
+                return (handled, Some(refusal));
+            }
+            handled.push((header, payload.to_vec()));
+        }
+    }
+    (handled, None)
+}
+
+/// More frames follow the damaged one, so that a longer length finds the bytes that it asks for.
+#[test]
+fn any_single_bit_of_a_frame_is_protected() {
+    let mut random = Random(0x5EED);
+    for length in [0, 1, 33, 100] {
+        let mut bytes = Vec::new();
+        encode_to(&mut bytes, Flags::REQUEST, 0x0100, 7, &random.bytes(length));
+        let frame_bytes = bytes.len();
+        for id in 1..60 {
+            encode_to(&mut bytes, Flags::NONE, 0x0101, id, &[id as u8; 20]);
+        }
+        for bit in 0..frame_bytes * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            for cut in [bytes.len(), frame_bytes / 2 + 1] {
+                let (handled, refusal) = receive(&bytes, cut);
+                assert!(handled.is_empty(), "bit {bit} of {frame_bytes} bytes");
+                assert!(refusal.is_some(), "bit {bit} of {frame_bytes} bytes");
+            }
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_stream_yields_a_start_of_what_was_sent() {
+    let mut random = Random(0xDECAF);
+    let mut bytes = Vec::new();
+    for id in 1..=30 {
+        let payload_bytes = random.below(90);
+        let payload = random.bytes(payload_bytes);
+        encode_to(&mut bytes, Flags::REQUEST, 0x0100, id, &payload);
+    }
+    let (sent, none) = receive(&bytes, bytes.len());
+    assert_eq!((sent.len(), none), (30, None));
+    let mut refused = 0;
+    for round in 0..1000 {
+        let mut damaged = bytes.clone();
+        for _ in 0..=random.below(3) {
+            let at = random.below(damaged.len());
+            match random.below(4) {
+                0 => damaged[at] ^= 1 << random.below(8),
+                1 => damaged[at] = random.below(256) as u8,
+                2 => drop(damaged.remove(at)),
+                _ => damaged.insert(at, random.below(256) as u8),
+            }
+        }
+        let cut = 200 + random.below(3000);
+        let (handled, refusal) = receive(&damaged, cut);
+        assert!(sent.starts_with(&handled), "round {round}");
+        refused += usize::from(refusal.is_some());
+    }
+    // The others: a byte replaced by itself, or damage that leaves the last frame incomplete.
+    assert!(refused > 900, "{refused}");
+}
+
+#[test]
+fn a_batch_names_its_first_damaged_frame() {
+    let mut frames = Vec::new();
+    for id in 1..=VERIFY_BATCH as u64 {
+        let mut frame = Vec::new();
+        encode_to(&mut frame, Flags::NONE, 0x0100, id, &id.to_le_bytes());
+        frames.push(frame);
+    }
+    for first in 0..frames.len() {
+        for second in [first, frames.len() - 1] {
+            let mut damaged = frames.clone();
+            damaged[first][HEADER_BYTES] ^= 1;
+            damaged[second][5] ^= 8;
+            for count in 0..=damaged.len() {
+                let refs: Vec<&[u8]> = damaged[..count].iter().map(Vec::as_slice).collect();
+                let found = verify_batch(&refs).err();
+                let expected = (count > first).then_some(first);
+                assert_eq!(found.map(|(index, _)| index), expected);
+            }
+        }
+    }
+}
+
+/// However long a frame the header promises, memory stays in proportion to what has arrived.
+#[test]
+fn memory_grows_with_what_arrives() {
+    const LENGTH: usize = 4_000_000;
+    let mut bytes = Vec::new();
+    encode_to(&mut bytes, Flags::NONE, 0x0100, 0, &vec![3; LENGTH]);
+    let mut assembler = Assembler::default();
+    let mut arrived = 0;
+    for piece in bytes.chunks(10_000) {
+        arrived += piece.len();
+        let (taken, complete) = assembler.push(V2, piece, u32::MAX).unwrap();
+        assert_eq!(taken, piece.len());
+        assert_eq!(complete.is_some(), arrived == bytes.len());
+        assert!(assembler.capacity_bytes() <= 2 * arrived);
+    }
+    assert!(assembler.take(Vec::new()) == bytes);
+    assert!(!assembler.is_mid_frame());
+}
