@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod damage;
+mod documented;
 mod order;
 
 /// The frame in the specification.
