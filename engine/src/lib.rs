@@ -7,6 +7,7 @@
 mod client;
 mod config;
 mod pool;
+mod process;
 mod server;
 mod shm;
 mod stats;

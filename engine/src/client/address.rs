@@ -1,6 +1,7 @@
 //! Where a server is.
 
 use super::Error;
+use crate::wire::is_instance_name;
 
 /// A server's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,17 +10,6 @@ pub(crate) enum Address {
     Tcp(String),
     /// `shm:` or `shm:INSTANCE`; the default instance has no name.
     Shm(String),
-}
-
-/// The longest name of an instance.
-const INSTANCE_BYTES_MAX: usize = 64;
-
-/// Whether an instance may have this name: it becomes part of a file name in /dev/shm.
-pub(crate) fn is_instance_name(name: &str) -> bool {
-    name.len() <= INSTANCE_BYTES_MAX
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
 }
 
 impl Address {

@@ -109,10 +109,6 @@ impl Connection {
         self.session.version.unwrap_or(ProtocolVersion::V2)
     }
 
-    pub(super) fn shared(&mut self) -> &Arc<ConnectionShared> {
-        self.shared.get_or_insert_default()
-    }
-
     /// Requests of this connection are handled.
     pub(super) fn takes_requests(&self) -> bool {
         self.phase == Phase::Open

@@ -1,0 +1,474 @@
+//! The configuration file: TOML in, checked settings out, and back.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{ConfigError, IdleMode, Limits};
+use crate::ipc::is_instance_name;
+
+/// What the daemon can be told. The defaults are those of a daemon without a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where it listens, HOST:PORT.
+    pub bind_address: String,
+    /// Threads that serve; 0: chosen from the CPUs that the process may use.
+    pub workers: usize,
+    /// How idle workers wait.
+    pub idle: IdleMode,
+    /// Version 1 clients are served.
+    pub legacy: bool,
+    /// Shared memory is offered.
+    pub shm_enabled: bool,
+    /// The name of this server among several on the machine; the default one has none.
+    pub shm_instance: String,
+    /// Where the metrics are served; empty: nowhere.
+    pub metrics_bind_address: String,
+    /// Bounds.
+    pub limits: Limits,
+    /// The file that holds the auth token; empty: none is asked for.
+    pub auth_token_file: String,
+    /// The token in that file.
+    pub auth_token: Option<Vec<u8>>,
+    /// What is missing in the file, and what is assumed: one line each, for the log.
+    pub notices: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            bind_address: "127.0.0.1:8080".into(),
+            workers: 0,
+            idle: IdleMode::Adaptive,
+            legacy: false,
+            shm_enabled: true,
+            shm_instance: String::new(),
+            metrics_bind_address: "127.0.0.1:9090".into(),
+            limits: Limits::default(),
+            auth_token_file: String::new(),
+            auth_token: None,
+            notices: Vec::new(),
+        }
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    server: ServerSection,
+    compatibility: Option<CompatibilitySection>,
+    shm: ShmSection,
+    metrics: MetricsSection,
+    limits: LimitsSection,
+    security: SecuritySection,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct ServerSection {
+    bind_address: Option<String>,
+    protocol_version: Option<i64>,
+    workers: Option<usize>,
+    idle: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct CompatibilitySection {
+    enable_legacy_support: Option<bool>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct ShmSection {
+    enabled: Option<bool>,
+    instance: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct MetricsSection {
+    bind_address: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsSection {
+    max_message_bytes: Option<u32>,
+    max_connections: Option<u32>,
+    drain_ms: Option<u64>,
+    max_inflight_per_connection: Option<u32>,
+    max_buffered_bytes: Option<u64>,
+    send_stall_ms: Option<u64>,
+    frame_timeout_ms: Option<u64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct SecuritySection {
+    auth_token_file: Option<String>,
+}
+
+/// The longest time that a limit may name, in milliseconds: a day.
+const MILLISECONDS_MAX: u64 = 24 * 60 * 60 * 1000;
+/// The longest payload that may be allowed.
+const MESSAGE_BYTES_MAX: u32 = 1 << 30;
+
+impl Config {
+    /// Reads a file, and the token file that it names.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::new(&name, format!("cannot be read: {error}")))?;
+        let mut config = Config::parse(&text, &name)?;
+        config.load_token(&text, &name)?;
+        Ok(config)
+    }
+
+    /// Reads the text of a file; `name` is for messages. Token files are not read.
+    pub fn parse(text: &str, name: &str) -> Result<Config, ConfigError> {
+        let file: File =
+            toml::from_str(text).map_err(|error| ConfigError::from_toml(&error, text, name))?;
+        let at = |key: &str, problem: String| Err(ConfigError::at_key(name, text, key, problem));
+        let mut config = Config::default();
+
+        if let Some(address) = file.server.bind_address {
+            if let Err(problem) = check_address(&address) {
+                return at("server.bind_address", problem);
+            }
+            config.bind_address = address;
+        }
+        match file.server.protocol_version {
+            Some(2) => {}
+            Some(1) => {
+                return at(
+                    "server.protocol_version",
+                    "1 is not spoken natively: leave it at 2, and serve old clients with enable_legacy_support = true under [compatibility]".into(),
+                );
+            }
+            Some(other) => {
+                return at(
+                    "server.protocol_version",
+                    format!("{other} is no version of the protocol: 2 is the only one"),
+                );
+            }
+            None => config.notices.push(format!(
+                "{name}: [server] protocol_version is missing: 2 is assumed (lapce-ipc migrate-config adds it)"
+            )),
+        }
+        if let Some(workers) = file.server.workers {
+            if workers > 16 {
+                return at(
+                    "server.workers",
+                    format!("{workers} is too many: use 0 to 16"),
+                );
+            }
+            config.workers = workers;
+        }
+        if let Some(idle) = file.server.idle {
+            config.idle = match idle.parse() {
+                Ok(idle) => idle,
+                Err(error) => return at("server.idle", format!("{error}")),
+            };
+        }
+        match file.compatibility {
+            Some(section) => config.legacy = section.enable_legacy_support.unwrap_or(false),
+            None => config.notices.push(format!(
+                "{name}: [compatibility] is missing: enable_legacy_support = false is assumed, so version 1 clients are refused"
+            )),
+        }
+        config.shm_enabled = file.shm.enabled.unwrap_or(config.shm_enabled);
+        if let Some(instance) = file.shm.instance {
+            if !is_instance_name(&instance) {
+                return at(
+                    "shm.instance",
+                    format!(
+                        "`{instance}` cannot be part of a file name: use at most 64 letters, digits, `_`, `-` and `.`"
+                    ),
+                );
+            }
+            config.shm_instance = instance;
+        }
+        if let Some(address) = file.metrics.bind_address {
+            if !address.is_empty() {
+                if let Err(problem) = check_address(&address) {
+                    return at("metrics.bind_address", problem);
+                }
+            }
+            config.metrics_bind_address = address;
+        }
+        config.limits = limits(&file.limits, name, text)?;
+        config.auth_token_file = file.security.auth_token_file.unwrap_or_default();
+        if config.auth_token_file.is_empty() && !is_loopback(&config.bind_address) {
+            return at(
+                "server.bind_address",
+                format!(
+                    "{} can be reached from other machines: set auth_token_file under [security], or listen on 127.0.0.1",
+                    config.bind_address
+                ),
+            );
+        }
+        Ok(config)
+    }
+
+    fn load_token(&mut self, text: &str, name: &str) -> Result<(), ConfigError> {
+        if self.auth_token_file.is_empty() {
+            return Ok(());
+        }
+        let key = "security.auth_token_file";
+        let file = &self.auth_token_file;
+        let token = std::fs::read(file).map_err(|error| {
+            ConfigError::at_key(name, text, key, format!("{file} cannot be read: {error}"))
+        })?;
+        let token = token.trim_ascii();
+        if token.is_empty() {
+            return Err(ConfigError::at_key(
+                name,
+                text,
+                key,
+                format!("{file} holds no token"),
+            ));
+        }
+        use std::os::unix::fs::PermissionsExt;
+        if std::fs::metadata(file).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0) {
+            self.notices.push(format!(
+                "{file}: other users may read the token: chmod 600 it"
+            ));
+        }
+        self.auth_token = Some(token.to_vec());
+        Ok(())
+    }
+}
+
+fn limits(section: &LimitsSection, name: &str, text: &str) -> Result<Limits, ConfigError> {
+    let mut limits = Limits::default();
+    let at = |key: &str, problem: String| Err(ConfigError::at_key(name, text, key, problem));
+    if let Some(bytes) = section.max_message_bytes {
+        if bytes > MESSAGE_BYTES_MAX {
+            return at(
+                "limits.max_message_bytes",
+                format!("{bytes} is too much: at most {MESSAGE_BYTES_MAX}"),
+            );
+        }
+        limits.max_message_bytes = bytes;
+    }
+    for (key, given, to) in [
+        (
+            "limits.max_connections",
+            section.max_connections,
+            &mut limits.max_connections,
+        ),
+        (
+            "limits.max_inflight_per_connection",
+            section.max_inflight_per_connection,
+            &mut limits.max_inflight_per_connection,
+        ),
+    ] {
+        match given {
+            Some(0) => return at(key, "must be at least 1".into()),
+            Some(count) => *to = count,
+            None => {}
+        }
+    }
+    for (key, given, to) in [
+        ("limits.drain_ms", section.drain_ms, &mut limits.drain_ms),
+        (
+            "limits.send_stall_ms",
+            section.send_stall_ms,
+            &mut limits.send_stall_ms,
+        ),
+        (
+            "limits.frame_timeout_ms",
+            section.frame_timeout_ms,
+            &mut limits.frame_timeout_ms,
+        ),
+    ] {
+        match given {
+            Some(ms) if ms > MILLISECONDS_MAX => {
+                return at(
+                    key,
+                    format!("{ms} is too long: at most {MILLISECONDS_MAX} (a day)"),
+                );
+            }
+            Some(ms) => *to = ms,
+            None => {}
+        }
+    }
+    let least = u64::from(limits.max_message_bytes) + 1024;
+    match section.max_buffered_bytes {
+        Some(bytes) if bytes < least => {
+            return at(
+                "limits.max_buffered_bytes",
+                format!(
+                    "{bytes} is too little: max_message_bytes and 1024 more, {least}, is the least"
+                ),
+            );
+        }
+        Some(bytes) => limits.max_buffered_bytes = bytes,
+        None => limits.max_buffered_bytes = limits.max_buffered_bytes.max(least),
+    }
+    Ok(limits)
+}
+
+fn check_address(address: &str) -> Result<(), String> {
+    let bad = || format!("`{address}` is not HOST:PORT, 127.0.0.1:8080 for example");
+    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
+    if host.is_empty() || port.parse::<u16>().is_err() {
+        return Err(bad());
+    }
+    Ok(())
+}
+
+fn is_loopback(address: &str) -> bool {
+    if let Ok(address) = address.parse::<SocketAddr>() {
+        return address.ip().to_canonical().is_loopback();
+    }
+    let loopback = |ip: IpAddr| ip.to_canonical().is_loopback();
+    address
+        .to_socket_addrs()
+        .is_ok_and(|mut addresses| addresses.all(|address| loopback(address.ip())))
+}
+
+impl fmt::Display for Config {
+    /// The file that would have the same effect.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        let limits = &self.limits;
+        writeln!(f, "[server]")?;
+        writeln!(f, "bind_address = {}", text(&self.bind_address))?;
+        writeln!(f, "protocol_version = 2")?;
+        writeln!(f, "workers = {}", self.workers)?;
+        writeln!(f, "idle = \"{}\"", self.idle)?;
+        writeln!(
+            f,
+            "\n[compatibility]\nenable_legacy_support = {}",
+            self.legacy
+        )?;
+        writeln!(f, "\n[shm]\nenabled = {}", self.shm_enabled)?;
+        writeln!(f, "instance = {}", text(&self.shm_instance))?;
+        writeln!(
+            f,
+            "\n[metrics]\nbind_address = {}",
+            text(&self.metrics_bind_address)
+        )?;
+        writeln!(
+            f,
+            "\n[limits]\nmax_message_bytes = {}",
+            limits.max_message_bytes
+        )?;
+        writeln!(f, "max_connections = {}", limits.max_connections)?;
+        writeln!(f, "drain_ms = {}", limits.drain_ms)?;
+        writeln!(
+            f,
+            "max_inflight_per_connection = {}",
+            limits.max_inflight_per_connection
+        )?;
+        writeln!(f, "max_buffered_bytes = {}", limits.max_buffered_bytes)?;
+        writeln!(f, "send_stall_ms = {}", limits.send_stall_ms)?;
+        writeln!(f, "frame_timeout_ms = {}", limits.frame_timeout_ms)?;
+        write!(
+            f,
+            "\n[security]\nauth_token_file = {}",
+            text(&self.auth_token_file)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, "test.toml").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_guides_file() {
+        let config = parse(
+            "# /etc/lapce-ipc.toml\n[server]\nbind_address = \"127.0.0.1:8080\"\nprotocol_version = 2  # New field\n\n[compatibility]\nenable_legacy_support = false  # Set to true for gradual migration\n",
+        );
+        assert_eq!(config.unwrap(), Config::default());
+    }
+
+    #[test]
+    fn an_old_file_is_read_with_notices() {
+        let config = parse("[server]\nbind_address = \"127.0.0.1:8081\"\n").unwrap();
+        assert_eq!(config.bind_address, "127.0.0.1:8081");
+        assert_eq!(config.notices.len(), 2);
+        assert!(config.notices[0].contains("protocol_version"));
+        assert!(config.notices[1].contains("[compatibility]"));
+    }
+
+    #[test]
+    fn what_is_shown_reads_back() {
+        let mut config = parse(
+            "[server]\nprotocol_version=2\nidle=\"park\"\nworkers=3\n[compatibility]\nenable_legacy_support=true\n[shm]\ninstance=\"a\"\n[limits]\ndrain_ms=7\n",
+        )
+        .unwrap();
+        let back = parse(&config.to_string()).unwrap();
+        config.notices.clear();
+        assert_eq!(back, config);
+        assert_eq!(
+            parse(&Config::default().to_string()).unwrap(),
+            Config::default()
+        );
+    }
+
+    #[test]
+    fn faults_name_file_line_key_and_remedy() {
+        for (text, expected) in [
+            (
+                "[server]\nbind_adress = \"x\"\n",
+                &["test.toml:2", "bind_adress", "bind_address"][..],
+            ),
+            ("[limit]\n", &["test.toml:1", "limit", "limits"]),
+            (
+                "[limits]\n\nmax_connections = \"many\"\n",
+                &["test.toml:3", "max_connections"],
+            ),
+            (
+                "[limits]\nmax_connections = 0\n",
+                &["test.toml:2", "limits.max_connections"],
+            ),
+            (
+                "[server]\nprotocol_version = 1\n",
+                &["test.toml:2", "server.protocol_version", "[compatibility]"],
+            ),
+            (
+                "[server]\nprotocol_version = 3\n",
+                &["test.toml:2", "3 is no version"],
+            ),
+            (
+                "[server]\nidle = \"sleepy\"\n",
+                &["test.toml:2", "spin, adaptive or park"],
+            ),
+            (
+                "[server]\nbind_address = \"0.0.0.0:80\"\n",
+                &["auth_token_file"],
+            ),
+            (
+                "[server]\nbind_address = \"here\"\n",
+                &["test.toml:2", "HOST:PORT"],
+            ),
+            ("[server]\nworkers = 17\n", &["test.toml:2", "0 to 16"]),
+            ("[server]\nworkers = -1\n", &["test.toml:2", "workers"]),
+            (
+                "[shm]\ninstance = \"a/b\"\n",
+                &["test.toml:2", "shm.instance"],
+            ),
+            ("[server\n", &["test.toml:1"]),
+            (
+                "[limits]\nmax_buffered_bytes = 1\n",
+                &["test.toml:2", "max_buffered_bytes"],
+            ),
+        ] {
+            let error = parse(text).expect_err(text);
+            for part in expected {
+                assert!(error.contains(part), "{text:?}: {error}");
+            }
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+}

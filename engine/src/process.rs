@@ -1,0 +1,42 @@
+//! For programs built around a server: what the process uses, and how to keep it small.
+
+use crate::sys::{memory, process, socket};
+
+/// What this process uses, as the Prometheus client libraries define it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ProcessStats {
+    /// Bytes in memory, shared pages included (VmRSS).
+    pub resident_bytes: u64,
+    /// User and system time, in seconds.
+    pub cpu_seconds: f64,
+    /// Start, in seconds since 1970.
+    pub start_time_seconds: f64,
+}
+
+/// Measures this process. Zero stands for what /proc does not tell.
+pub fn process_stats() -> ProcessStats {
+    ProcessStats {
+        resident_bytes: process::resident_bytes().unwrap_or(0),
+        cpu_seconds: process::cpu_seconds(),
+        start_time_seconds: process::start_time_seconds().unwrap_or(0.0),
+    }
+}
+
+/// For the first line of a program that must stay small and may have many connections: fixes the
+/// allocator's thresholds, and raises the soft limit of open descriptors to the hard one.
+pub fn keep_process_small() {
+    memory::tune_allocator();
+    if let Err(error) = socket::raise_fd_limit() {
+        log::warn!("the limit of open descriptors stays as it is: {error}");
+    }
+}
+
+/// For a program that has just started: gives back the memory that only its start needed.
+pub fn release_startup_pages() {
+    memory::release_startup_pages();
+}
+
+/// Nanoseconds of a monotonic clock whose zero is CLOCK_MONOTONIC's; reading it costs a few.
+pub fn monotonic_ns() -> u64 {
+    crate::sys::clock::now_ns()
+}

@@ -1,0 +1,121 @@
+//! `lapce-ipc migrate-config`: an old configuration as this version reads it, the user's comments
+//! and order kept.
+
+use std::path::Path;
+
+use lapce_ai::ipc::Config;
+use toml_edit::{DocumentMut, Item, Table, value};
+
+use crate::Failure;
+
+pub fn run(old: &Path, output: Option<&Path>) -> Result<(), Failure> {
+    let failed = |text: String| Failure::Failed(text);
+    let text = std::fs::read_to_string(old)
+        .map_err(|error| failed(format!("{} cannot be read: {error}", old.display())))?;
+    let (new, changes) =
+        migrate(&text).map_err(|error| failed(format!("{}: {error}", old.display())))?;
+    let name = old.display().to_string();
+    if let Err(error) = Config::parse(&new, &name) {
+        // What is wrong besides stays for the user to decide, but is told.
+        eprintln!("note: after migration, {error}");
+    }
+    for change in changes {
+        eprintln!("{change}");
+    }
+    match output {
+        None => print!("{new}"),
+        Some(output) => {
+            let same = std::fs::canonicalize(output).ok() == std::fs::canonicalize(old).ok();
+            if same && output.exists() {
+                return Err(Failure::Usage(format!(
+                    "{} is the old file, which stays as it is: name another one",
+                    output.display()
+                )));
+            }
+            std::fs::write(output, new).map_err(|error| {
+                failed(format!("{} cannot be written: {error}", output.display()))
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// The new text, and what was changed.
+fn migrate(text: &str) -> Result<(String, Vec<String>), String> {
+    let mut document: DocumentMut = text
+        .parse()
+        .map_err(|error: toml_edit::TomlError| error.to_string().trim().replace('\n', " "))?;
+    let mut changes = Vec::new();
+    let server = section(&mut document, "server")?;
+    match server.get("protocol_version").and_then(Item::as_integer) {
+        Some(2) => {}
+        Some(old) => {
+            server["protocol_version"] = value(2);
+            changes.push(format!("server.protocol_version: {old} became 2"));
+        }
+        None => {
+            server["protocol_version"] = value(2);
+            changes.push("server.protocol_version = 2 was added".into());
+        }
+    }
+    let compatibility = section(&mut document, "compatibility")?;
+    if !compatibility.contains_key("enable_legacy_support") {
+        compatibility["enable_legacy_support"] = value(false);
+        changes.push("compatibility.enable_legacy_support = false was added".into());
+    }
+    for (number, line) in text.lines().enumerate() {
+        if line.contains("lapce_ipc_")
+            && !line.contains("lapce_ipc_v2_")
+            && line.contains("/dev/shm")
+        {
+            changes.push(format!(
+                "line {}: segments are called /dev/shm/lapce_ipc_v2_* now: `{}`",
+                number + 1,
+                line.trim()
+            ));
+        }
+    }
+    Ok((document.to_string(), changes))
+}
+
+fn section<'a>(document: &'a mut DocumentMut, name: &str) -> Result<&'a mut Table, String> {
+    document
+        .entry(name)
+        .or_insert_with(|| Item::Table(Table::new()))
+        .as_table_mut()
+        .ok_or_else(|| format!("`{name}` is no section"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_and_order_are_kept() {
+        let old = "# my server\n[server]\nbind_address = \"127.0.0.1:8081\" # chosen by Ann\n\n[limits] # small\nmax_connections = 5\n";
+        let (new, changes) = migrate(old).unwrap();
+        assert_eq!(
+            new,
+            "# my server\n[server]\nbind_address = \"127.0.0.1:8081\" # chosen by Ann\nprotocol_version = 2\n\n[limits] # small\nmax_connections = 5\n\n[compatibility]\nenable_legacy_support = false\n"
+        );
+        assert_eq!(changes.len(), 2);
+        let config = Config::parse(&new, "new").unwrap();
+        assert!(config.notices.is_empty());
+        assert_eq!(
+            (config.bind_address.as_str(), config.limits.max_connections),
+            ("127.0.0.1:8081", 5)
+        );
+    }
+
+    #[test]
+    fn a_new_file_stays_as_it_is() {
+        let text = format!("{}\n", Config::default());
+        assert_eq!(migrate(&text).unwrap(), (text, vec![]));
+    }
+
+    #[test]
+    fn what_is_no_toml_is_refused() {
+        assert!(migrate("[server").is_err());
+        assert!(migrate("server = 1").is_err());
+    }
+}

@@ -1,0 +1,283 @@
+//! The control plane: one ordinary thread that answers HTTP, on tokio-uring.
+
+use std::cell::Cell;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use lapce_ai::ipc::ServerHandle;
+use tokio_uring::net::{TcpListener as UringListener, TcpStream};
+
+use crate::metrics;
+
+/// A request's head may be this long.
+const REQUEST_BYTES_MAX: usize = 8 * 1024;
+/// Header lines of a request.
+const HEADERS_MAX: usize = 64;
+/// How long a request may take to arrive, and how long a connection may stay without one.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Connections at a time; more are closed at once.
+const CONNECTIONS_MAX: usize = 16;
+
+struct State {
+    server: ServerHandle,
+    draining: Arc<AtomicBool>,
+    connections: Cell<usize>,
+}
+
+/// Starts the thread and returns the address that it listens on; `None` if `address` is empty.
+pub fn start(
+    address: &str,
+    server: ServerHandle,
+    draining: Arc<AtomicBool>,
+) -> Result<Option<SocketAddr>, String> {
+    if address.is_empty() {
+        return Ok(None);
+    }
+    let failed = |error: io::Error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "; stop the program that uses it, or choose another metrics.bind_address (\"\" turns it off)"
+            }
+            _ => "",
+        };
+        format!("metrics: cannot listen on {address}: {error}{hint}")
+    };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    let local = listener.local_addr().map_err(failed)?;
+    let (started, outcome) = mpsc::sync_channel(1);
+    std::thread::Builder::new()
+        .name("lapce-ipc-control".into())
+        .stack_size(128 * 1024)
+        .spawn(move || {
+            let mut builder = tokio_uring::builder();
+            builder.entries(16);
+            // The runtime panics where there is no ring; the engine has just made one, so this is
+            // a shortage of memory or descriptors.
+            builder.start(async move {
+                let _ = started.send(());
+                let connections = Cell::new(0);
+                serve(
+                    listener,
+                    Rc::new(State {
+                        server,
+                        draining,
+                        connections,
+                    }),
+                )
+                .await;
+            });
+        })
+        .map_err(|error| format!("metrics: no thread: {error}"))?;
+    match outcome.recv() {
+        Ok(()) => Ok(Some(local)),
+        Err(_) => Err("metrics: the control plane's ring could not be set up".into()),
+    }
+}
+
+async fn serve(listener: TcpListener, state: Rc<State>) {
+    let listener = UringListener::from_std(listener);
+    // Unbounded by design: ends with the process.
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) if state.connections.get() < CONNECTIONS_MAX => {
+                state.connections.set(state.connections.get() + 1);
+                let state = state.clone();
+                tokio_uring::spawn(async move {
+                    // A client that breaks the connection costs nobody else anything.
+                    let _ = converse(stream, &state).await;
+                    state.connections.set(state.connections.get() - 1);
+                });
+            }
+            Ok(_) => {}
+            // Out of descriptors: wait for some to come back.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// Answers requests on one connection until it ends.
+async fn converse(stream: TcpStream, state: &State) -> io::Result<()> {
+    let mut received = Vec::with_capacity(1024);
+    loop {
+        let (head_bytes, answer) = match parse(&received) {
+            Parsed::Part if received.len() < REQUEST_BYTES_MAX => {
+                let buffer = Vec::with_capacity(1024);
+                let read = tokio::time::timeout(PATIENCE, stream.read(buffer));
+                let Ok((result, buffer)) = read.await else {
+                    return Ok(());
+                };
+                if result? == 0 {
+                    return Ok(());
+                }
+                received.extend_from_slice(&buffer);
+                continue;
+            }
+            Parsed::Part => (
+                received.len(),
+                Answer::plain(431, "The request is too long.\n"),
+            ),
+            Parsed::Bad => (
+                received.len(),
+                Answer::plain(400, "This is no HTTP request.\n"),
+            ),
+            Parsed::Whole {
+                head_bytes,
+                method,
+                path,
+                close,
+            } => {
+                let mut answer = route(&method, &path, state);
+                answer.close |= close;
+                (head_bytes, answer)
+            }
+        };
+        received.drain(..head_bytes);
+        let close = answer.close;
+        let (result, _) = stream.write_all(answer.encode()).await;
+        result?;
+        if close {
+            return stream.shutdown(std::net::Shutdown::Write);
+        }
+    }
+}
+
+enum Parsed {
+    /// More bytes are needed.
+    Part,
+    Bad,
+    Whole {
+        head_bytes: usize,
+        method: String,
+        path: String,
+        close: bool,
+    },
+}
+
+fn parse(bytes: &[u8]) -> Parsed {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut headers);
+    let head_bytes = match request.parse(bytes) {
+        Ok(httparse::Status::Complete(head_bytes)) => head_bytes,
+        Ok(httparse::Status::Partial) => return Parsed::Part,
+        Err(_) => return Parsed::Bad,
+    };
+    let header = |name: &str| {
+        request
+            .headers
+            .iter()
+            .find(|header| header.name.eq_ignore_ascii_case(name))
+            .map(|header| header.value)
+    };
+    let connection = header("connection").unwrap_or_default();
+    let has_body = header("content-length").is_some_and(|length| length != b"0")
+        || header("transfer-encoding").is_some();
+    let close = match request.version {
+        Some(1) => connection.eq_ignore_ascii_case(b"close"),
+        _ => !connection.eq_ignore_ascii_case(b"keep-alive"),
+    };
+    Parsed::Whole {
+        head_bytes,
+        method: request.method.unwrap_or_default().to_owned(),
+        path: request.path.unwrap_or_default().to_owned(),
+        // A body would be taken for the next request.
+        close: close || has_body,
+    }
+}
+
+struct Answer {
+    status: u16,
+    content_type: &'static str,
+    body: String,
+    without_body: bool,
+    close: bool,
+}
+
+impl Answer {
+    fn plain(status: u16, body: &str) -> Answer {
+        Answer {
+            status,
+            content_type: "text/plain; charset=utf-8",
+            body: body.to_owned(),
+            without_body: false,
+            close: status == 400 || status == 431,
+        }
+    }
+
+    fn encode(self) -> Vec<u8> {
+        let reason = match self.status {
+            200 => "OK",
+            400 => "Bad Request",
+            404 => "Not Found",
+            405 => "Method Not Allowed",
+            431 => "Request Header Fields Too Large",
+            _ => "Service Unavailable",
+        };
+        let mut answer = format!(
+            "HTTP/1.1 {} {reason}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: {}\r\n{}\r\n",
+            self.status,
+            self.content_type,
+            self.body.len(),
+            if self.close { "close" } else { "keep-alive" },
+            if self.status == 405 {
+                "Allow: GET, HEAD\r\n"
+            } else {
+                ""
+            },
+        );
+        if !self.without_body {
+            answer.push_str(&self.body);
+        }
+        answer.into_bytes()
+    }
+}
+
+fn route(method: &str, path: &str, state: &State) -> Answer {
+    let path = path.split('?').next().unwrap_or_default();
+    let draining = state.draining.load(Ordering::Acquire);
+    let mut answer = match path {
+        "/metrics" => Answer {
+            content_type: "text/plain; version=0.0.4; charset=utf-8",
+            ..Answer::plain(200, &metrics::render(&state.server.stats()))
+        },
+        "/health" => Answer::plain(200, "ok\n"),
+        "/ready" if draining => Answer::plain(503, "stopping\n"),
+        "/ready" => Answer::plain(200, "ready\n"),
+        _ => Answer::plain(404, "There are /metrics, /health and /ready.\n"),
+    };
+    match method {
+        "GET" => {}
+        "HEAD" => answer.without_body = true,
+        _ => answer = Answer::plain(405, "Only GET and HEAD are answered.\n"),
+    }
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_told_from_what_is_none() {
+        assert!(matches!(parse(b""), Parsed::Part));
+        assert!(matches!(parse(b"GET /metrics HTTP/1.1\r\n"), Parsed::Part));
+        assert!(matches!(parse(b"IAPL\x02\x10\0\0\r\n\r\n"), Parsed::Bad));
+        let Parsed::Whole {
+            method,
+            path,
+            close,
+            ..
+        } = parse(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        else {
+            panic!("a whole request");
+        };
+        assert_eq!(
+            (method.as_str(), path.as_str(), close),
+            ("GET", "/metrics", true)
+        );
+    }
+}

@@ -1,0 +1,168 @@
+//! Starts the server and its control plane, and heeds signals.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use lapce_ai::ipc::{Config, Server, ServerHandle};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::{control, notify};
+
+/// Legacy clients are reported this often.
+const LEGACY_REPORT: Duration = Duration::from_secs(60 * 60);
+
+/// Runs until a signal ends it.
+pub fn run(config: Config, file: Option<&Path>) -> Result<(), String> {
+    // Before any thread starts, so that none misses them.
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
+        .map_err(|error| format!("signals cannot be watched: {error}"))?;
+    let server = start(&config)?;
+    let handle = server.handle();
+    let draining = Arc::new(AtomicBool::new(false));
+    let metrics = control::start(
+        &config.metrics_bind_address,
+        handle.clone(),
+        draining.clone(),
+    )?;
+
+    let mut parts = Vec::new();
+    if let Some(address) = server.local_addr() {
+        parts.push(format!("tcp {address}"));
+    }
+    if let Some(address) = metrics {
+        parts.push(format!("metrics http://{address}/metrics"));
+    }
+    parts.push(format!(
+        "workers {}, idle {}",
+        handle.workers(),
+        config.idle
+    ));
+    if config.legacy {
+        parts.push("version 1 clients are served".into());
+    }
+    log::info!("ready: {}", parts.join(", "));
+    lapce_ai::ipc::release_startup_pages();
+    notify::send("READY=1");
+    start_reporter(handle.clone());
+
+    let mut config = config;
+    for signal in signals.forever() {
+        if signal != SIGHUP {
+            break;
+        }
+        notify::send(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_us()));
+        reload(&mut config, file, &handle);
+        notify::send("READY=1");
+    }
+    log::info!("stopping: answering what is in flight");
+    notify::send("STOPPING=1");
+    draining.store(true, Ordering::Release);
+    let start = Instant::now();
+    server.stop();
+    log::info!("stopped after {} ms", start.elapsed().as_millis());
+    Ok(())
+}
+
+fn start(config: &Config) -> Result<Server, String> {
+    let mut builder = Server::builder()
+        .bind(&config.bind_address)
+        .workers(config.workers)
+        .idle(config.idle)
+        .limits(config.limits.clone())
+        .legacy(config.legacy);
+    if let Some(token) = &config.auth_token {
+        builder = builder.auth_token(token.clone());
+    }
+    builder.start().map_err(|error| error.to_string())
+}
+
+/// Applies what can change while running, and says what cannot.
+fn reload(config: &mut Config, file: Option<&Path>, handle: &ServerHandle) {
+    let new = match crate::load(file) {
+        Ok(new) => new,
+        Err(error) => {
+            return log::error!("reload: {error}; the configuration stays as it was");
+        }
+    };
+    for notice in &new.notices {
+        log::warn!("{notice}");
+    }
+    if new.idle != config.idle {
+        handle.set_idle(new.idle);
+        log::info!("reload: server.idle is now {}", new.idle);
+        config.idle = new.idle;
+    }
+    if new.legacy != config.legacy {
+        handle.set_legacy(new.legacy);
+        log::info!(
+            "reload: compatibility.enable_legacy_support is now {}",
+            new.legacy
+        );
+        config.legacy = new.legacy;
+    }
+    for (key, changed) in [
+        (
+            "server.bind_address",
+            new.bind_address != config.bind_address,
+        ),
+        ("server.workers", new.workers != config.workers),
+        ("shm.enabled", new.shm_enabled != config.shm_enabled),
+        ("shm.instance", new.shm_instance != config.shm_instance),
+        (
+            "metrics.bind_address",
+            new.metrics_bind_address != config.metrics_bind_address,
+        ),
+        ("[limits]", new.limits != config.limits),
+        (
+            "security.auth_token_file",
+            new.auth_token != config.auth_token,
+        ),
+    ] {
+        if changed {
+            log::warn!("reload: {key} cannot change while running: restart to apply it");
+        }
+    }
+    log::info!("reloaded");
+}
+
+/// Reports legacy clients once an hour, and keeps the watchdog content.
+fn start_reporter(handle: ServerHandle) {
+    let watchdog = notify::watchdog_interval();
+    let interval = watchdog.unwrap_or(LEGACY_REPORT).min(LEGACY_REPORT);
+    let report = move || {
+        let mut reported = Instant::now();
+        loop {
+            std::thread::sleep(interval);
+            if watchdog.is_some() {
+                notify::send("WATCHDOG=1");
+            }
+            if reported.elapsed() >= LEGACY_REPORT {
+                reported = Instant::now();
+                report_legacy_clients(&handle);
+            }
+        }
+    };
+    let thread = std::thread::Builder::new()
+        .name("lapce-ipc-report".into())
+        .stack_size(64 * 1024)
+        .spawn(report);
+    if let Err(error) = thread {
+        log::warn!("legacy clients will not be reported: {error}");
+    }
+}
+
+fn report_legacy_clients(handle: &ServerHandle) {
+    let clients = handle.take_legacy_clients();
+    let total: u64 = clients.iter().map(|(_, count)| count).sum();
+    log::info!("version 1 connections in the last hour: {total}");
+    for (address, count) in clients.iter().take(32) {
+        log::info!("version 1 client {address}: {count} connections");
+    }
+}
+
+fn monotonic_us() -> u64 {
+    lapce_ai::ipc::monotonic_ns() / 1000
+}
