@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::mpsc;
 
+use super::shm::ShmService;
 use super::{Server, ServerError, ServerHandle};
 use crate::config::{IdleMode, Limits};
+use crate::shm::{Control, DoorbellWord, ReadyBits};
 use crate::stats::Registry;
 use crate::sys::{affinity, socket};
 use crate::uring::{self, Features};
-use crate::wire::msg_type;
+use crate::wire::{is_instance_name, msg_type};
 use crate::worker::{
     Doorbell, Handler, HandlerTable, Inbox, Request, Responder, Shared, Worker, WorkerSetup,
 };
@@ -31,6 +33,7 @@ pub struct ServerBuilder {
     limits: Limits,
     auth_token: Option<Vec<u8>>,
     legacy: bool,
+    shm: Option<String>,
     pin: bool,
     handlers: Vec<(u16, Arc<dyn Handler>)>,
 }
@@ -55,6 +58,7 @@ impl ServerBuilder {
             limits: Limits::default(),
             auth_token: None,
             legacy: false,
+            shm: None,
             pin: true,
             handlers: Vec::new(),
         }
@@ -103,6 +107,14 @@ impl ServerBuilder {
         self
     }
 
+    /// Offers shared memory under an instance's name; the default instance's is empty. Clients of
+    /// the same user on this machine then connect to `shm:` or `shm:INSTANCE`, and their TCP
+    /// connections become shared-memory ones.
+    pub fn shm(mut self, instance: impl Into<String>) -> ServerBuilder {
+        self.shm = Some(instance.into());
+        self
+    }
+
     /// Serves a message type; registering it again replaces the handler. The handler runs on a
     /// worker and must not block it. One that panics answers HANDLER_FAILED.
     pub fn handler<F>(mut self, msg_type: u16, handler: F) -> ServerBuilder
@@ -131,6 +143,14 @@ impl ServerBuilder {
             .map(|listener| listener.local_addr())
             .transpose()
             .map_err(ServerError::Thread)?;
+        let control = match &self.shm {
+            None => None,
+            Some(instance) => {
+                Some(Arc::new(Control::create(instance).map_err(|error| {
+                    ServerError::SharedMemory(error.to_string())
+                })?))
+            }
+        };
         let cpus = affinity::allowed_cpus();
         let workers = match self.workers {
             0 => (cpus.len() / 2).clamp(1, WORKERS_MAX),
@@ -141,6 +161,13 @@ impl ServerBuilder {
         for (msg_type, handler) in self.handlers {
             handlers.insert(msg_type, handler);
         }
+        let doorbell = |worker| match &control {
+            None => Doorbell::private(),
+            Some(control) => Doorbell::new(Arc::new(DoorbellWord {
+                control: control.clone(),
+                worker,
+            })),
+        };
         let shared = Arc::new(Shared {
             limits: self.limits,
             handlers,
@@ -151,8 +178,9 @@ impl ServerBuilder {
             connections: AtomicU32::new(0),
             buffered_bytes: AtomicU64::new(0),
             inboxes: (0..workers)
-                .map(|_| Arc::new(Inbox::new(Doorbell::private())))
+                .map(|worker| Arc::new(Inbox::new(doorbell(worker))))
                 .collect(),
+            ready_bits: (0..workers).map(|_| ReadyBits::new()).collect(),
         });
         shared.set_idle_mode(self.idle);
         let handle = ServerHandle {
@@ -162,6 +190,7 @@ impl ServerBuilder {
         let mut server = Server {
             handle,
             threads: Vec::with_capacity(workers),
+            shm: None,
         };
         let mut listener = listener;
         let pin = self.pin && workers < cpus.len();
@@ -173,7 +202,7 @@ impl ServerBuilder {
                 features,
                 shared: shared.clone(),
                 listener: listener.take(),
-                shm_offer: None,
+                control: control.clone(),
             };
             let (started, outcome) = mpsc::sync_channel(1);
             let thread = std::thread::Builder::new()
@@ -192,6 +221,9 @@ impl ServerBuilder {
                 Ok(Err(error)) => return Err(ServerError::IoUring(error.to_string())),
                 Err(_) => return Err(ServerError::Thread(io::Error::other("a worker panicked"))),
             }
+        }
+        if let Some(control) = control {
+            server.shm = Some(ShmService::start(control, shared)?);
         }
         Ok(server)
     }
@@ -213,6 +245,11 @@ impl ServerBuilder {
         }
         if limits.max_connections == 0 {
             return bad("max_connections must be at least 1".into());
+        }
+        if let Some(instance) = self.shm.as_ref().filter(|name| !is_instance_name(name)) {
+            return bad(format!(
+                "`{instance}` cannot name an instance: use at most 64 letters, digits, `_`, `-` and `.`"
+            ));
         }
         if let Some((msg_type, _)) = self
             .handlers

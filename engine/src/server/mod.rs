@@ -2,6 +2,7 @@
 
 mod builder;
 mod error;
+mod shm;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::thread::JoinHandle;
 
 pub use builder::ServerBuilder;
 pub use error::ServerError;
+use shm::ShmService;
 
 use crate::config::IdleMode;
 use crate::stats::Snapshot;
@@ -37,6 +39,7 @@ use crate::worker::Shared;
 pub struct Server {
     handle: ServerHandle,
     threads: Vec<JoinHandle<()>>,
+    shm: Option<ShmService>,
 }
 
 /// Watches and steers a server from anywhere. Cloning is cheap.
@@ -56,6 +59,14 @@ impl Server {
     /// it does not listen on TCP.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.handle.local_addr
+    }
+
+    /// The path of the control segment by which clients find its shared memory; `None` if it
+    /// offers none.
+    pub fn shm_path(&self) -> Option<String> {
+        self.shm
+            .as_ref()
+            .map(|shm| crate::sys::segment::path(&shm.control.name))
     }
 
     /// The statistics so far.
@@ -80,6 +91,10 @@ impl Server {
     }
 
     fn stop_and_join(&mut self) {
+        // Nobody new from here on, over either transport.
+        if let Some(shm) = &mut self.shm {
+            shm.stop();
+        }
         self.handle.begin_stop();
         self.join_threads();
     }

@@ -1,1 +1,18 @@
-//! (see the plan)
+//! Shared memory: the ring, the control segment, attach and detach.
+//!
+//! [`layout`] says where everything lies in a connection's segment, [`ring`] is one direction of
+//! it, [`control`] the segment by which clients find a server, [`attach`] the server's side of
+//! making a connection and [`join`] the client's.
+#![allow(unsafe_code)]
+
+mod attach;
+mod control;
+mod join;
+mod layout;
+mod ring;
+
+pub(crate) use attach::{AttachServer, Placement, ReadyBits, ServerEnd, stop};
+pub(crate) use control::{Control, DoorbellWord, ShmError};
+pub(crate) use join::{ClientEnd, join};
+pub(crate) use layout::RECORD_MAX;
+pub(crate) use ring::{Corrupt, Ends};

@@ -6,4 +6,6 @@ pub(crate) mod clock;
 pub(crate) mod futex;
 pub(crate) mod memory;
 pub(crate) mod process;
+pub(crate) mod segment;
+mod sigbus;
 pub(crate) mod socket;

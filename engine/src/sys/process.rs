@@ -68,6 +68,12 @@ impl PidFd {
     }
 }
 
+impl From<PidFd> for OwnedFd {
+    fn from(pidfd: PidFd) -> OwnedFd {
+        pidfd.0
+    }
+}
+
 impl AsRawFd for PidFd {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()

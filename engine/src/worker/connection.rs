@@ -7,6 +7,8 @@ use std::sync::Arc;
 use super::deferred::ConnectionShared;
 use super::outgoing::Outgoing;
 use super::session::Session;
+use super::shm::ShmLink;
+use crate::shm::Ends;
 use crate::stats::Transport;
 use crate::wire::{Assembler, ProtocolVersion};
 
@@ -41,7 +43,9 @@ pub(super) struct TcpLink {
 }
 
 pub(super) struct Connection {
+    /// Without a descriptor on a shared-memory connection, but `ended` counts there too.
     pub(super) tcp: TcpLink,
+    pub(super) shm: Option<ShmLink>,
     pub(super) peer: Option<SocketAddr>,
     pub(super) session: Session,
     pub(super) phase: Phase,
@@ -72,15 +76,29 @@ pub(super) struct Connection {
 }
 
 impl Connection {
+    pub(super) fn shm(link: ShmLink, ends: Box<Ends>) -> Connection {
+        let mut connection = Connection::new(None, None);
+        connection.shm = Some(link);
+        connection.out.ends = Some(ends);
+        // The bytes in a ring are version 2 frames.
+        connection.session.version = Some(ProtocolVersion::V2);
+        connection
+    }
+
     pub(super) fn tcp(fd: OwnedFd, peer: Option<SocketAddr>) -> Connection {
+        Connection::new(Some(fd), peer)
+    }
+
+    fn new(fd: Option<OwnedFd>, peer: Option<SocketAddr>) -> Connection {
         Connection {
             tcp: TcpLink {
-                fd: Some(fd),
+                fd,
                 receiving: false,
                 stopping: false,
                 ended: false,
                 starved: false,
             },
+            shm: None,
             peer,
             session: Session::new(),
             phase: Phase::Open,
@@ -101,7 +119,11 @@ impl Connection {
     }
 
     pub(super) fn transport(&self) -> Transport {
-        Transport::Tcp
+        if self.shm.is_some() {
+            Transport::Shm
+        } else {
+            Transport::Tcp
+        }
     }
 
     /// The version in which errors are written before the peer's first byte has told it.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use super::handler::HandlerTable;
 use super::inbox::Inbox;
 use crate::config::{IdleMode, Limits};
+use crate::shm::ReadyBits;
 use crate::stats::Registry;
 
 /// Shared by all workers of a server and by its control plane. Nothing in it is a lock that a
@@ -25,6 +26,8 @@ pub(crate) struct Shared {
     /// `max_buffered_bytes`.
     pub(crate) buffered_bytes: AtomicU64,
     pub(crate) inboxes: Vec<Arc<Inbox>>,
+    /// Free bits in the control segment, by worker.
+    pub(crate) ready_bits: Vec<ReadyBits>,
 }
 
 impl Shared {

@@ -28,7 +28,7 @@ pub(super) struct Dispatcher {
     pub(super) inflated: Vec<u8>,
     pub(super) draining: bool,
     /// Requests answered since the worker last recorded latencies.
-    pub(super) answered_inline: u64,
+    pub(super) answered_inline: [u64; 2],
     /// What a HANDSHAKE_ACK offers to clients on this machine.
     pub(super) shm_offer: Option<ShmOffer>,
 }
@@ -111,7 +111,7 @@ impl Dispatcher {
                     self.shared.registry.pool_report(pool_id, acquired, reused);
                 }
                 self.answer(connection, header, header.msg_type, payload);
-                self.answered_inline += 1;
+                self.answered_inline[transport.index()] += 1;
             }
             Decision::Handshake => self.handshake(connection, header, payload),
             Decision::Disconnect => {
@@ -137,6 +137,7 @@ impl Dispatcher {
         request: Request<'_>,
         arrived_ns: u64,
     ) {
+        let transport = request.transport;
         let to = ReplyTo {
             key,
             msg_type: request.header.msg_type,
@@ -145,7 +146,7 @@ impl Dispatcher {
             priority: request.header.flags.contains(Flags::PRIORITY),
             wanted: request.expects_answer(),
             arrived_ns,
-            transport: request.transport,
+            transport,
         };
         let limits = &self.shared.limits;
         if connection.owed >= limits.max_inflight_per_connection {
@@ -177,9 +178,9 @@ impl Dispatcher {
         match outcome {
             Outcome::Failed(code) => {
                 self.stats.error(code);
-                self.answered_inline += 1;
+                self.answered_inline[transport.index()] += 1;
             }
-            Outcome::Answered => self.answered_inline += 1,
+            Outcome::Answered => self.answered_inline[transport.index()] += 1,
             Outcome::Detached | Outcome::Open => {}
         }
     }

@@ -95,7 +95,9 @@ impl Worker {
             Event::Received(key, received) => self.received(key, received),
             Event::ReceiveEnded(key, errno) => self.receive_ended(key, errno),
             Event::Sent(key, result, buffer) => self.sent(key, result, buffer),
-            Event::Exited(_) | Event::Unwatched(_) | Event::Doorbell => {}
+            Event::Exited(key) => self.client_exited(key, true),
+            Event::Unwatched(key) => self.client_exited(key, false),
+            Event::Doorbell => {}
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crossbeam::queue::ArrayQueue;
 
 use super::deferred::Answer;
+use crate::shm::ServerEnd;
 use crate::sys::futex;
 use crate::uring::DoorbellMemory;
 
@@ -77,6 +78,8 @@ impl Doorbell {
 pub(crate) enum Message {
     /// Serve this accepted TCP connection.
     Tcp(OwnedFd),
+    /// Serve this attached shared-memory connection.
+    Shm(Box<ServerEnd>),
     /// The answer to a request that a handler took away.
     Answer(Answer),
 }

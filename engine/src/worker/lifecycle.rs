@@ -52,6 +52,7 @@ impl Worker {
             connection.phase = Phase::Finishing;
         }
         self.flush(key, alone);
+        self.wake_client(key);
         self.advance(key);
         self.pause_or_receive(key);
         self.watch_time(key);
@@ -73,6 +74,9 @@ impl Worker {
         }
         let connection = self.connections.get_mut(key).expect("looked up above");
         let out = &mut connection.out;
+        if out.ends.is_some() {
+            return out.flush_to_ring(&mut self.dispatcher.pool);
+        }
         if out.staged.is_empty() || out.sending_bytes > 0 || connection.phase == Phase::Closing {
             return;
         }
@@ -125,7 +129,8 @@ impl Worker {
             }
             _ => return,
         }
-        if connection.tcp.ended {
+        if connection.tcp.ended || connection.shm.is_some() {
+            // A ring keeps what was put in it until the client has read it.
             connection.phase = Phase::Closing;
             return;
         }
@@ -188,7 +193,9 @@ impl Worker {
                 return;
             }
             Phase::Closing => None,
-            _ if connection.out.sending_bytes > 0 => Some(limits.send_stall_ms),
+            _ if connection.out.sending_bytes > 0 || !connection.out.staged.is_empty() => {
+                Some(limits.send_stall_ms)
+            }
             Phase::Open if connection.assembler.is_mid_frame() && connection.stash.is_empty() => {
                 Some(limits.frame_timeout_ms)
             }
@@ -226,6 +233,12 @@ impl Worker {
         if connection.phase != Phase::Closing {
             return;
         }
+        if connection.shm.is_some() && !self.detach(key) {
+            return;
+        }
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
         if connection.tcp.receiving || connection.out.sending_bytes > 0 {
             if let Some(fd) = &connection.tcp.fd {
                 // Ends a send that waits for a peer which does not read.
@@ -288,7 +301,7 @@ impl Worker {
             if now_ns >= connection.deadline_ns {
                 connection.deadline_ns = 0;
                 match connection.phase {
-                    Phase::Open if connection.out.sending_bytes == 0 => self.time_out_frame(key),
+                    Phase::Open if connection.out.is_empty() => self.time_out_frame(key),
                     _ => connection.phase = Phase::Closing,
                 }
                 return self.touch(key);

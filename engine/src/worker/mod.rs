@@ -19,6 +19,7 @@ mod lifecycle;
 mod outgoing;
 mod round;
 mod session;
+mod shm;
 mod slots;
 
 use std::net::TcpListener;
@@ -30,15 +31,16 @@ use batch::Batch;
 use connection::Connection;
 pub(crate) use context::Shared;
 pub use deferred::{Deferred, Gone};
-use dispatch::Dispatcher;
-pub(crate) use dispatch::ShmOffer;
+use dispatch::{Dispatcher, ShmOffer};
 pub(crate) use handler::HandlerTable;
 pub use handler::{Handler, Request, Responder};
 use idle::IdlePolicy;
-pub(crate) use inbox::{Doorbell, Inbox};
+pub(crate) use inbox::{Doorbell, Inbox, Message};
 use outgoing::VecPool;
+use shm::Rings;
 use slots::Slots;
 
+use crate::shm::Control;
 use crate::stats::WorkerStats;
 use crate::sys::clock;
 use crate::uring::{Driver, DriverOptions, Event, Features, Key, RingError};
@@ -61,7 +63,8 @@ pub(crate) struct WorkerSetup {
     pub(crate) shared: Arc<Shared>,
     /// The first worker accepts for all.
     pub(crate) listener: Option<TcpListener>,
-    pub(crate) shm_offer: Option<ShmOffer>,
+    /// The control segment, where shared memory is offered.
+    pub(crate) control: Option<Arc<Control>>,
 }
 
 pub(crate) struct Worker {
@@ -71,6 +74,7 @@ pub(crate) struct Worker {
     shared: Arc<Shared>,
     inbox: Arc<Inbox>,
     stats: Arc<WorkerStats>,
+    rings: Rings,
     idle: IdlePolicy,
     listener: Option<OwnedFd>,
     accepting: bool,
@@ -140,9 +144,13 @@ impl Worker {
                 pool: VecPool::default(),
                 inflated: Vec::new(),
                 draining: false,
-                answered_inline: 0,
-                shm_offer: setup.shm_offer,
+                answered_inline: [0; 2],
+                shm_offer: setup.control.as_ref().map(|control| ShmOffer {
+                    segment: control.name.clone(),
+                    host_id: control.host_id(),
+                }),
             },
+            rings: Rings::new(setup.index, setup.control),
             idle: IdlePolicy::new(shared.idle_mode(), now_ns),
             shared,
             inbox,
@@ -204,11 +212,14 @@ impl Worker {
 
     /// Sleeps until something happens or the next sweep is due.
     fn park(&mut self) {
+        if !self.cool_rings() {
+            return;
+        }
         self.dispatcher.pool.release();
         self.inbox.doorbell().fall_asleep();
         self.driver.arm_doorbell();
         // The second look: what was published before the doorbell said SLEEPING is seen here.
-        if self.inbox.is_empty() && !self.drain_asked_anew() {
+        if self.inbox.is_empty() && !self.drain_asked_anew() && !self.rings.have_rung() {
             let limit = self
                 .needs_sweeps()
                 .then(|| Duration::from_nanos(self.next_sweep_ns.saturating_sub(self.now_ns)));

@@ -1,6 +1,7 @@
 //! Frames on their way out of one connection.
 
-use crate::wire::{self, ErrorCode, Flags, ProtocolVersion, legacy};
+use crate::shm::{Ends, RECORD_MAX};
+use crate::wire::{self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, legacy};
 
 /// Buffers above this are not kept for the next user.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
@@ -42,6 +43,10 @@ pub(crate) struct Outgoing {
     pub(super) staged: Vec<u8>,
     /// Bytes handed to the kernel whose send has not completed.
     pub(super) sending_bytes: usize,
+    /// How much of `staged` is in the ring already (shared memory only).
+    pub(super) staged_sent: usize,
+    /// The rings of a shared-memory connection.
+    pub(super) ends: Option<Box<Ends>>,
     /// Bytes encoded since the worker last asked, for its statistics.
     pub(super) encoded_bytes: u64,
 }
@@ -49,7 +54,7 @@ pub(crate) struct Outgoing {
 impl Outgoing {
     /// Bytes held in memory for this connection.
     pub(super) fn buffered_bytes(&self) -> usize {
-        self.staged.len() + self.sending_bytes
+        self.staged.len() - self.staged_sent + self.sending_bytes
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -74,6 +79,17 @@ impl Outgoing {
         msg_id: u64,
         payload: &[u8],
     ) {
+        if let Some(ends) = &mut self.ends
+            && self.staged.is_empty()
+            && HEADER_BYTES + payload.len() <= RECORD_MAX
+        {
+            // Straight into the ring, in place.
+            let header = Header::new(flags, msg_type, msg_id, payload.len() as u32);
+            if ends.tx.push_frame(header, payload, ends.rx.position()) {
+                self.encoded_bytes += (HEADER_BYTES + payload.len()) as u64;
+                return;
+            }
+        }
         let staged = self.room(pool);
         let before = staged.len();
         match version {
@@ -81,6 +97,31 @@ impl Outgoing {
             ProtocolVersion::V1 => legacy::encode_to(staged, msg_type, msg_id, payload),
         }
         self.encoded_bytes += (self.staged.len() - before) as u64;
+    }
+
+    /// Moves staged frames into the ring, as far as there is room, in pieces. Shared memory only.
+    pub(super) fn flush_to_ring(&mut self, pool: &mut VecPool) {
+        let Some(ends) = &mut self.ends else { return };
+        // Twice: what the client made room for before it saw that we want some is not announced.
+        for _ in 0..2 {
+            while self.staged_sent < self.staged.len() {
+                let rest = &self.staged[self.staged_sent..];
+                let piece = &rest[..rest.len().min(RECORD_MAX)];
+                if !ends.tx.push(piece, ends.rx.position()) {
+                    break;
+                }
+                self.staged_sent += piece.len();
+            }
+            if self.staged_sent == self.staged.len() {
+                break;
+            }
+            ends.tx.want_room(true);
+        }
+        if self.staged_sent == self.staged.len() && !self.staged.is_empty() {
+            ends.tx.want_room(false);
+            pool.give(std::mem::take(&mut self.staged));
+            self.staged_sent = 0;
+        }
     }
 
     /// Encodes an ERROR frame: the answer to a request, or (`answer` false) about the connection.

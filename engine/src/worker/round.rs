@@ -17,6 +17,7 @@ impl Worker {
         // First what the ring has taken; only if that is nothing may a receive of our own look for
         // more, since bytes must stay in order.
         let mut worked = self.take_events() || self.take_hot();
+        worked |= self.take_rings();
         worked |= self.take_messages();
         if worked {
             self.now_ns = clock::now_ns();
@@ -42,6 +43,7 @@ impl Worker {
         for _ in 0..MESSAGES_MAX {
             match self.inbox.take() {
                 Some(Message::Tcp(fd)) => self.add_tcp(fd),
+                Some(Message::Shm(end)) => self.add_shm(*end),
                 Some(Message::Answer(answer)) => self.deliver(answer),
                 None => break,
             }
@@ -192,9 +194,15 @@ impl Worker {
     /// Latency is recorded after the answers are handed over, once for all of a round.
     fn record_latencies(&mut self) {
         let answered = std::mem::take(&mut self.dispatcher.answered_inline);
-        if answered > 0 {
-            let nanos = clock::now_ns().saturating_sub(self.now_ns);
-            self.stats.answered(Transport::Tcp, nanos, answered);
+        if answered == [0, 0] {
+            return;
+        }
+        let nanos = clock::now_ns().saturating_sub(self.now_ns);
+        for transport in Transport::ALL {
+            let answered = answered[transport.index()];
+            if answered > 0 {
+                self.stats.answered(transport, nanos, answered);
+            }
         }
     }
 }

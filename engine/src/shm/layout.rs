@@ -1,0 +1,108 @@
+//! Where everything lies in a connection's segment.
+//!
+//! ```text
+//! page 0    0  magic u64, version u32, capacity u32, server pid u32, worker u32, ready bit u32
+//!          64  how far the server has consumed    (u64, written by the server)
+//!         128  the server's flags                 (written by the server)
+//!         192  how far the client has consumed    (u64, written by the client)
+//!         256  the client's flags                 (written by the client)
+//!         512  the hot area of the ring to the server, 1,792 bytes
+//!        2304  the hot area of the ring to the client, 1,792 bytes
+//! page 1.. 4096  the rest of the ring to the server, then that of the ring to the client
+//! ```
+//!
+//! Small traffic stays in the hot areas, so that a connection with small messages touches one page.
+//!
+//! A record is a u64 commit word, then data; it begins at a multiple of 32. The data are bytes of
+//! the stream of version 2 frames, normally whole frames.
+
+/// "LAPSHM02" as a number.
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"LAPSHM02");
+/// Changes whenever anything here does.
+pub(super) const VERSION: u32 = 1;
+
+pub(super) const AT_MAGIC: usize = 0;
+pub(super) const AT_VERSION: usize = 8;
+pub(super) const AT_CAPACITY: usize = 12;
+pub(super) const AT_SERVER_PID: usize = 16;
+pub(super) const AT_WORKER: usize = 20;
+pub(super) const AT_READY_BIT: usize = 24;
+
+/// Bytes of each ring, a power of two.
+pub(super) const CAPACITY: usize = 256 * 1024;
+/// Bytes of a ring that lie in page 0.
+pub(super) const HOT: usize = 1792;
+const PAGE: usize = 4096;
+/// Bytes of a connection's segment.
+pub(super) const SEGMENT_BYTES: usize = PAGE + 2 * (CAPACITY - HOT);
+/// Records begin at multiples of this.
+pub(super) const ALIGN: usize = 32;
+/// Bytes of a commit word.
+pub(super) const WORD: usize = 8;
+/// The most data in one record.
+pub(crate) const RECORD_MAX: usize = 32 * 1024 - WORD;
+
+/// Offsets within a line of flags.
+pub(super) const FLAG_WAITING: usize = 0;
+pub(super) const FLAG_WANTS_ROOM: usize = 4;
+pub(super) const FLAG_CLOSED: usize = 8;
+
+/// The places of one ring.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RingPlaces {
+    pub(super) hot: usize,
+    pub(super) main: usize,
+    /// The consumer's position.
+    pub(super) consumed: usize,
+    /// Flags of the side that consumes this ring, and of the side that produces into it.
+    pub(super) consumer_flags: usize,
+    pub(super) producer_flags: usize,
+}
+
+pub(super) const TO_SERVER: RingPlaces = RingPlaces {
+    hot: 512,
+    main: PAGE,
+    consumed: 64,
+    consumer_flags: 128,
+    producer_flags: 256,
+};
+pub(super) const TO_CLIENT: RingPlaces = RingPlaces {
+    hot: 512 + HOT,
+    main: PAGE + CAPACITY - HOT,
+    consumed: 192,
+    consumer_flags: 256,
+    producer_flags: 128,
+};
+
+const _: () = assert!(CAPACITY.is_power_of_two() && CAPACITY >= 4 * (RECORD_MAX + WORD));
+const _: () = assert!(TO_CLIENT.hot + HOT == PAGE);
+const _: () = assert!(HOT.is_multiple_of(ALIGN) && TO_SERVER.hot.is_multiple_of(64));
+const _: () = assert!(RECORD_MAX + WORD <= CAPACITY - HOT);
+
+impl RingPlaces {
+    /// Where in the segment a ring's offset lies. No record crosses the end of the hot area.
+    #[inline]
+    pub(super) fn address(&self, offset: usize) -> usize {
+        if offset < HOT {
+            self.hot + offset
+        } else {
+            self.main + offset - HOT
+        }
+    }
+}
+
+/// Bytes from `offset` to the end of the area that it lies in.
+#[inline]
+pub(super) fn area_left(offset: usize) -> usize {
+    if offset < HOT {
+        HOT - offset
+    } else {
+        CAPACITY - offset
+    }
+}
+
+/// Bytes that a record of `length` data bytes takes.
+#[inline]
+pub(super) fn record_bytes(length: usize) -> usize {
+    (WORD + length).next_multiple_of(ALIGN)
+}

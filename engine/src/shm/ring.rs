@@ -1,0 +1,451 @@
+//! One direction of a connection: a single producer, a single consumer, and memory that the other
+//! side may corrupt.
+//!
+//! The commit word lies in the record: the consumer polls the place where the next record will be,
+//! and the cache line that tells of a small record is the one that holds it. Nobody clears records.
+//! Before a record is committed, the producer puts 0 where the next one will begin; the commit's
+//! release store publishes both. (The trick is known from single-producer logs; Aeron's consumers
+//! clear instead.)
+//!
+//! Each commit word carries how far its sender has consumed the other ring, so in request and
+//! response traffic the line with the consumer's position is never read.
+//!
+//! A record that does not fit in what is left of its area is preceded by a SKIP word. When the
+//! consumer keeps up, the producer turns back to the ring's start early (NEXT_WRAPS), so that few
+//! cache lines, and one page, are used over and over.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use super::layout::{
+    ALIGN, CAPACITY, FLAG_CLOSED, FLAG_WAITING, FLAG_WANTS_ROOM, HOT, RECORD_MAX, RingPlaces, WORD,
+    area_left, record_bytes,
+};
+use crate::sys::segment::Segment;
+use crate::wire::{HEADER_BYTES, Header, crc};
+
+const COMMITTED: u64 = 1 << 24;
+const NEXT_WRAPS: u64 = 1 << 25;
+const SKIP: u64 = 1 << 26;
+const LENGTH_MASK: u64 = (1 << 24) - 1;
+const KNOWN_BITS: u64 = LENGTH_MASK | COMMITTED | NEXT_WRAPS | SKIP;
+const ACK_SHIFT: u32 = 32;
+/// Turn back to the start when less than this is left of the hot area.
+const EARLY_LEFT: usize = 256;
+
+/// The other side wrote what the protocol does not allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Corrupt(pub(crate) &'static str);
+
+impl std::fmt::Display for Corrupt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the other side corrupted the shared ring: {}", self.0)
+    }
+}
+
+/// Writes records.
+#[derive(Debug)]
+pub(crate) struct Producer {
+    segment: Arc<Segment>,
+    places: RingPlaces,
+    /// Where the next record begins; grows for ever.
+    position: u64,
+    /// How far the consumer is known to be.
+    consumed: u64,
+}
+
+/// Reads records.
+#[derive(Debug)]
+pub(crate) struct Consumer {
+    segment: Arc<Segment>,
+    places: RingPlaces,
+    position: u64,
+    /// What the producer was last told.
+    published: u64,
+}
+
+/// A committed record: `length` bytes of data at the consumer's position.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Record {
+    pub(crate) length: usize,
+    next_wraps: bool,
+    ack: u32,
+}
+
+#[inline]
+fn offset_of(position: u64) -> usize {
+    position as usize & (CAPACITY - 1)
+}
+
+#[inline]
+fn next_lap(position: u64) -> u64 {
+    (position & !(CAPACITY as u64 - 1)) + CAPACITY as u64
+}
+
+fn ack_of(position: u64) -> u32 {
+    (position / ALIGN as u64) as u32
+}
+
+impl Producer {
+    pub(super) fn new(segment: Arc<Segment>, places: RingPlaces) -> Producer {
+        Producer {
+            segment,
+            places,
+            position: 0,
+            consumed: 0,
+        }
+    }
+
+    #[inline]
+    fn word(&self, position: u64) -> &std::sync::atomic::AtomicU64 {
+        self.segment
+            .word64(self.places.address(offset_of(position)))
+    }
+
+    /// The consumer said how far it is, in a word of its own.
+    #[inline]
+    pub(crate) fn acknowledged(&mut self, ack: u32) {
+        let ahead = ack.wrapping_sub(ack_of(self.consumed));
+        let consumed = self.consumed + u64::from(ahead) * ALIGN as u64;
+        // Beyond what was produced: a lie, or an old word; the published position decides.
+        if consumed <= self.position {
+            self.consumed = consumed;
+        }
+    }
+
+    /// Whether everything up to `end` fits beside what is not consumed.
+    #[inline]
+    fn has_room(&mut self, end: u64) -> bool {
+        if end - self.consumed <= CAPACITY as u64 {
+            return true;
+        }
+        // Acquire: pairs with the release in `Consumer::publish`: the consumer has read what we
+        // are about to overwrite.
+        let consumed = self
+            .segment
+            .word64(self.places.consumed)
+            .load(Ordering::Acquire);
+        if consumed > self.consumed && consumed <= self.position {
+            self.consumed = consumed;
+        }
+        end - self.consumed <= CAPACITY as u64
+    }
+
+    /// Finds the place for a record and puts 0 where the next will begin. Returns the record's
+    /// position and its commit word.
+    #[inline]
+    fn place(&mut self, length: usize, ack: u64) -> Option<(u64, u64)> {
+        assert!(length <= RECORD_MAX);
+        let bytes = record_bytes(length);
+        let mut at = self.position;
+        let mut skipped = None;
+        if area_left(offset_of(at)) < bytes {
+            skipped = Some(at);
+            at += area_left(offset_of(at)) as u64;
+            // From the end of the hot area a record goes to the other, which holds any.
+            debug_assert!(area_left(offset_of(at)) >= bytes || offset_of(at) == 0);
+            if area_left(offset_of(at)) < bytes {
+                at += area_left(offset_of(at)) as u64;
+            }
+        }
+        let end = at + bytes as u64;
+        if !self.has_room(end + WORD as u64) {
+            return None;
+        }
+        let mut word = length as u64 | COMMITTED | u64::from(ack_of(ack)) << ACK_SHIFT;
+        let mut next = end;
+        let lap_begin = next_lap(at) - CAPACITY as u64;
+        let lap_used = end - lap_begin;
+        // Turn back early if the consumer keeps up; it has read the start of this lap by then.
+        if lap_used > (HOT - EARLY_LEFT) as u64
+            && self.consumed > lap_begin
+            && (self.consumed - lap_begin) * 2 >= lap_used
+            && offset_of(end) != 0
+        {
+            next = next_lap(at);
+            word |= NEXT_WRAPS;
+            debug_assert!(next + WORD as u64 - self.consumed <= CAPACITY as u64);
+        }
+        // Relaxed: published by the release of the commit.
+        self.word(next).store(0, Ordering::Relaxed);
+        if let Some(from) = skipped {
+            self.word(at).store(0, Ordering::Relaxed);
+            // Release: pairs with the acquire in `Consumer::next`: where it goes on is cleared.
+            self.word(from)
+                .store(COMMITTED | SKIP | (at - from), Ordering::Release);
+        }
+        self.position = next;
+        Some((at, word))
+    }
+
+    #[inline]
+    fn data(&self, at: u64, length: usize) -> *mut u8 {
+        self.segment
+            .at(self.places.address(offset_of(at)) + WORD, length)
+    }
+
+    /// Writes one record and publishes it. False: there is no room now. `ack` is how far we have
+    /// consumed the other ring.
+    #[inline]
+    pub(crate) fn push(&mut self, bytes: &[u8], ack: u64) -> bool {
+        let Some((at, word)) = self.place(bytes.len(), ack) else {
+            return false;
+        };
+        let data = self.data(at, bytes.len());
+        // SAFETY: `data` is valid for that many bytes (checked), and private memory does not
+        // overlap the segment.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), data, bytes.len()) };
+        // Release: pairs with the acquire in `Consumer::next`.
+        self.word(at).store(word, Ordering::Release);
+        true
+    }
+
+    /// As [`Producer::push`] for one frame, encoded in place: the payload is copied and its CRC
+    /// computed in one pass.
+    #[inline]
+    pub(crate) fn push_frame(&mut self, header: Header, payload: &[u8], ack: u64) -> bool {
+        let length = HEADER_BYTES + payload.len();
+        let Some((at, word)) = self.place(length, ack) else {
+            return false;
+        };
+        let data = self.data(at, length);
+        let mut head = header.to_bytes();
+        // SAFETY: `data` is valid for header and payload (checked); private memory does not
+        // overlap the segment.
+        unsafe {
+            let crc = crc::frame_copy_raw(
+                &head,
+                data.add(HEADER_BYTES),
+                payload.as_ptr(),
+                payload.len(),
+            );
+            head[20..].copy_from_slice(&crc.to_le_bytes());
+            std::ptr::copy_nonoverlapping(head.as_ptr(), data, HEADER_BYTES);
+        }
+        // Release: pairs with the acquire in `Consumer::next`.
+        self.word(at).store(word, Ordering::Release);
+        true
+    }
+
+    /// Asks the consumer to say when it has made room.
+    pub(crate) fn want_room(&self, wanted: bool) {
+        let flag = self
+            .segment
+            .word32(self.places.producer_flags + FLAG_WANTS_ROOM);
+        flag.store(u32::from(wanted), Ordering::Relaxed);
+        if wanted {
+            // SeqCst: pairs with the fence in `Ends::peer_needs_waking`.
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// Everything that was produced has been consumed, as far as is known.
+    pub(crate) fn is_drained(&mut self) -> bool {
+        let consumed = self
+            .segment
+            .word64(self.places.consumed)
+            .load(Ordering::Acquire);
+        consumed == self.position
+    }
+}
+
+impl Consumer {
+    pub(super) fn new(segment: Arc<Segment>, places: RingPlaces) -> Consumer {
+        Consumer {
+            segment,
+            places,
+            position: 0,
+            published: 0,
+        }
+    }
+
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    #[inline]
+    fn load(&self) -> u64 {
+        let word = self
+            .segment
+            .word64(self.places.address(offset_of(self.position)));
+        // Acquire: pairs with the releases in `Producer::push`, `push_frame` and `place`.
+        word.load(Ordering::Acquire)
+    }
+
+    /// Whether there is something, or something wrong.
+    #[inline]
+    pub(crate) fn has_record(&self) -> bool {
+        self.load() != 0
+    }
+
+    /// The next record, if it is committed.
+    #[inline]
+    pub(crate) fn next(&mut self) -> Result<Option<Record>, Corrupt> {
+        // Two skips at most: from the hot area to the other one, and from its end to the start.
+        for _ in 0..3 {
+            let word = self.load();
+            if word == 0 {
+                return Ok(None);
+            }
+            let flags = word & u64::from(u32::MAX);
+            if word & COMMITTED == 0 || flags & !KNOWN_BITS != 0 {
+                return Err(Corrupt("a commit word with unknown bits"));
+            }
+            let length = (word & LENGTH_MASK) as usize;
+            let offset = offset_of(self.position);
+            if word & SKIP == 0 {
+                if length == 0 || length > RECORD_MAX || record_bytes(length) > area_left(offset) {
+                    return Err(Corrupt("a record longer than its place"));
+                }
+                return Ok(Some(Record {
+                    length,
+                    next_wraps: word & NEXT_WRAPS != 0,
+                    ack: (word >> ACK_SHIFT) as u32,
+                }));
+            }
+            let to_end = area_left(offset);
+            let over_hot = offset >= HOT && length == to_end + HOT;
+            if length != to_end && !over_hot {
+                return Err(Corrupt("a skip that leads nowhere"));
+            }
+            self.position += length as u64;
+        }
+        Err(Corrupt("skips without end"))
+    }
+
+    /// Appends the record's data to `to`: from here on they are private.
+    #[inline]
+    pub(crate) fn copy(&self, record: &Record, to: &mut Vec<u8>) {
+        let from = self.segment.at(
+            self.places.address(offset_of(self.position)) + WORD,
+            record.length,
+        );
+        to.reserve(record.length);
+        // SAFETY: `from` is valid for that many bytes (checked), `to` has room for them, and
+        // private memory does not overlap the segment. Another process may write meanwhile: then
+        // the bytes are whatever they are, and their CRC is checked in private memory.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, to.as_mut_ptr().add(to.len()), record.length);
+            to.set_len(to.len() + record.length);
+        }
+    }
+
+    /// Copies the first bytes of the record's data into `to`, at most what is there; says how many.
+    #[inline]
+    pub(crate) fn copy_part(&self, from_byte: usize, record: &Record, to: &mut [u8]) -> usize {
+        let count = to.len().min(record.length - from_byte);
+        let from = self.segment.at(
+            self.places.address(offset_of(self.position)) + WORD,
+            record.length,
+        );
+        // SAFETY: as in `copy`; `from_byte + count` is at most the record's length.
+        unsafe { std::ptr::copy_nonoverlapping(from.add(from_byte), to.as_mut_ptr(), count) };
+        count
+    }
+
+    /// Goes on to the next record. Returns what the producer acknowledged with this one.
+    #[inline]
+    pub(crate) fn advance(&mut self, record: &Record) -> u32 {
+        self.position = match record.next_wraps {
+            true => next_lap(self.position),
+            false => self.position + record_bytes(record.length) as u64,
+        };
+        record.ack
+    }
+
+    /// Tells the producer how far we are.
+    #[inline]
+    pub(crate) fn publish(&mut self) {
+        if self.published != self.position {
+            self.published = self.position;
+            // Release: pairs with the acquire in `Producer::has_room`: we have read all before it.
+            self.segment
+                .word64(self.places.consumed)
+                .store(self.position, Ordering::Release);
+        }
+    }
+
+    /// Says whether we wait for being told of records. After `true`, look again before sleeping.
+    pub(crate) fn set_waiting(&self, waiting: bool) {
+        self.waiting_word()
+            .store(u32::from(waiting), Ordering::Relaxed);
+        if waiting {
+            // SeqCst: pairs with the fence in `Ends::peer_needs_waking`: either our second look
+            // sees the record, or the producer sees the flag.
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// The word that says whether we wait; a client sleeps on it.
+    pub(crate) fn waiting_word(&self) -> &std::sync::atomic::AtomicU32 {
+        self.segment
+            .word32(self.places.consumer_flags + FLAG_WAITING)
+    }
+}
+
+/// Both rings as one side sees them.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) tx: Producer,
+    pub(crate) rx: Consumer,
+}
+
+impl Ends {
+    pub(super) fn new(segment: Arc<Segment>, tx: RingPlaces, rx: RingPlaces) -> Ends {
+        Ends {
+            tx: Producer::new(segment.clone(), tx),
+            rx: Consumer::new(segment.clone(), rx),
+            segment,
+        }
+    }
+
+    /// After records were produced or consumed: whether the other side sleeps and must be told.
+    #[inline]
+    pub(crate) fn peer_needs_waking(&self) -> bool {
+        // SeqCst: pairs with the fences in `set_waiting` and `want_room`.
+        fence(Ordering::SeqCst);
+        let flags = self.tx.places.consumer_flags;
+        debug_assert_eq!(flags, self.rx.places.producer_flags);
+        self.segment
+            .word32(flags + FLAG_WAITING)
+            .load(Ordering::Relaxed)
+            != 0
+            || self
+                .segment
+                .word32(flags + FLAG_WANTS_ROOM)
+                .load(Ordering::Relaxed)
+                != 0
+    }
+
+    /// The word on which the other side sleeps.
+    pub(crate) fn peer_waiting_word(&self) -> &std::sync::atomic::AtomicU32 {
+        self.segment
+            .word32(self.tx.places.consumer_flags + FLAG_WAITING)
+    }
+
+    /// Tells the other side that we have gone.
+    pub(crate) fn close(&self) {
+        // Release: pairs with the acquire in `peer_closed`: what was produced before is seen.
+        self.segment
+            .word32(self.tx.places.producer_flags + FLAG_CLOSED)
+            .store(1, Ordering::Release);
+    }
+
+    /// The other side's process has ended without saying so.
+    pub(crate) fn peer_is_gone(&self) {
+        let flag = self
+            .segment
+            .word32(self.rx.places.producer_flags + FLAG_CLOSED);
+        flag.store(1, Ordering::Release);
+    }
+
+    /// Whether the other side has said that it is gone.
+    #[inline]
+    pub(crate) fn peer_closed(&self) -> bool {
+        let flag = self
+            .segment
+            .word32(self.rx.places.producer_flags + FLAG_CLOSED);
+        flag.load(Ordering::Acquire) != 0
+    }
+}

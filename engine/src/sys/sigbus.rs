@@ -1,0 +1,145 @@
+//! A mapping whose file was cut short behind our back faults with SIGBUS when it is touched. The
+//! handler here puts zero pages in its place and marks the mapping as poisoned, so that the fault
+//! costs its own connection only. Faults elsewhere go to whoever was there before.
+
+use std::io;
+use std::sync::Once;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Mappings guarded at a time.
+const PLACES: usize = 4096;
+
+struct Place {
+    /// 0: free. 1: being filled.
+    base: AtomicUsize,
+    bytes: AtomicUsize,
+    poisoned: AtomicBool,
+}
+
+static TABLE: [Place; PLACES] = [const {
+    Place {
+        base: AtomicUsize::new(0),
+        bytes: AtomicUsize::new(0),
+        poisoned: AtomicBool::new(false),
+    }
+}; PLACES];
+
+/// What handled SIGBUS before.
+static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+
+/// Keeps a mapping in the table.
+#[derive(Debug)]
+pub(super) struct Guard {
+    place: usize,
+}
+
+/// Guards `bytes` bytes at `base`, which the caller has mapped and unmaps only after the guard is
+/// gone.
+pub(super) fn guard(base: usize, bytes: usize) -> io::Result<Guard> {
+    install();
+    for (index, place) in TABLE.iter().enumerate() {
+        // Acquire: pairs with the release in `drop`, so that a reused place is really free.
+        if place
+            .base
+            .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+        {
+            place.poisoned.store(false, Ordering::Relaxed);
+            place.bytes.store(bytes, Ordering::Relaxed);
+            // Release: pairs with the acquire in the handler, which reads `bytes` after it.
+            place.base.store(base, Ordering::Release);
+            return Ok(Guard { place: index });
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::OutOfMemory,
+        "too many shared segments are mapped",
+    ))
+}
+
+impl Guard {
+    /// Whether the mapping has faulted: its contents are zeros now.
+    #[inline]
+    pub(super) fn poisoned(&self) -> bool {
+        TABLE[self.place].poisoned.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        TABLE[self.place].base.store(0, Ordering::Release);
+    }
+}
+
+fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: an all-zero sigaction is a valid one to be overwritten or filled.
+        let (mut ours, mut before): (libc::sigaction, libc::sigaction) =
+            unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        ours.sa_sigaction = handle as *const () as usize;
+        // ONSTACK: a thread with an alternate stack, as the standard library's have, uses it.
+        ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // SAFETY: reads what was there, then sets a handler that only does what is allowed in one.
+        unsafe {
+            libc::sigaction(libc::SIGBUS, std::ptr::null(), &mut before);
+            let _ = BEFORE.set(before);
+            libc::sigaction(libc::SIGBUS, &ours, std::ptr::null_mut());
+        }
+    });
+}
+
+extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid record for a fault.
+    let address = unsafe { (*info).si_addr() } as usize;
+    for place in &TABLE {
+        // Acquire: pairs with the release in `guard`.
+        let base = place.base.load(Ordering::Acquire);
+        let bytes = place.bytes.load(Ordering::Relaxed);
+        if base > 1 && address >= base && address - base < bytes {
+            // Release: pairs with the acquire in `poisoned`.
+            place.poisoned.store(true, Ordering::Release);
+            // SAFETY: replaces a mapping that belongs to a Segment by memory of its own; the
+            // Segment's owner still unmaps the same range. mmap is a plain system call.
+            let mapped = unsafe {
+                libc::mmap(
+                    base as *mut libc::c_void,
+                    bytes,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                    -1,
+                    0,
+                )
+            };
+            if mapped != libc::MAP_FAILED {
+                return;
+            }
+        }
+    }
+    pass_on(signal, info, context);
+}
+
+/// The fault is not ours: the handler before us gets it, or the default, which ends the process.
+fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let before = BEFORE.get();
+    match before.map(|before| (before.sa_sigaction, before.sa_flags)) {
+        Some((handler, flags)) if handler != libc::SIG_DFL && handler != libc::SIG_IGN => {
+            // SAFETY: a handler that was installed for this signal, called as its flags say.
+            unsafe {
+                if flags & libc::SA_SIGINFO != 0 {
+                    let handler: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
+                        std::mem::transmute(handler);
+                    handler(signal, info, context);
+                } else {
+                    let handler: extern "C" fn(i32) = std::mem::transmute(handler);
+                    handler(signal);
+                }
+            }
+        }
+        // SAFETY: back to the default; the faulting instruction runs again and ends the process.
+        _ => unsafe {
+            libc::signal(libc::SIGBUS, libc::SIG_DFL);
+        },
+    }
+}

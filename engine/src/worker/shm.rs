@@ -1,0 +1,373 @@
+//! Shared-memory connections in the worker's loop.
+//!
+//! The rings of those that spoke lately are hot: they are looked at in every round. The others are
+//! cold: their clients set a bit and ring the worker's doorbell, so that a thousand quiet
+//! connections cost nothing.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Worker;
+use super::batch::Chunk;
+use super::connection::{Connection, Phase};
+use crate::shm::{Control, ServerEnd};
+use crate::stats::{Direction, Transport};
+use crate::sys::futex;
+use crate::sys::process::PidFd;
+use crate::uring::Key;
+
+/// Rings that are looked at in every round.
+const HOT_MAX: usize = 32;
+/// A hot ring without a record for this long becomes cold.
+const HOT_NS: u64 = 2_000_000;
+/// Rounds without work between two looks at the clock for that.
+const ROUNDS: u32 = 256;
+/// Bytes taken from one ring in one round, so that nobody starves the others.
+const ROUND_BYTES: usize = 64 * 1024;
+/// With this many connections, cold ones give their pages back.
+const CROWD: usize = 128;
+/// A connection that moved this much gives its pages back when it gets cold.
+const LARGE_BYTES: u64 = 64 * 1024;
+
+/// The shared-memory side of a connection, besides its rings.
+#[derive(Debug)]
+pub(super) struct ShmLink {
+    /// `None` once given to the driver for closing.
+    pidfd: Option<PidFd>,
+    /// The end of the client's process will be reported.
+    watching: bool,
+    unwatching: bool,
+    ready_bit: usize,
+    hot: bool,
+    last_record_ns: u64,
+    /// Bytes received since pages were given back.
+    bytes_since: u64,
+    /// Records were taken in this round.
+    consumed: bool,
+}
+
+/// What a worker knows of all its rings.
+pub(super) struct Rings {
+    worker: usize,
+    control: Option<Arc<Control>>,
+    /// Keys by ready bit.
+    by_bit: Vec<Option<Key>>,
+    hot: Vec<Key>,
+    rounds: u32,
+    /// Bits that were set, for one round.
+    rung: Vec<usize>,
+}
+
+impl Rings {
+    pub(super) fn new(worker: usize, control: Option<Arc<Control>>) -> Rings {
+        Rings {
+            worker,
+            control,
+            by_bit: Vec::new(),
+            hot: Vec::with_capacity(HOT_MAX + 1),
+            rounds: 0,
+            rung: Vec::new(),
+        }
+    }
+
+    /// Whether a cold connection has something.
+    #[inline]
+    pub(super) fn have_rung(&self) -> bool {
+        self.control
+            .as_ref()
+            .is_some_and(|control| control.has_ready(self.worker))
+    }
+}
+
+impl Worker {
+    /// Takes a connection whose place is already claimed.
+    pub(super) fn add_shm(&mut self, end: ServerEnd) {
+        let ServerEnd {
+            ends,
+            pidfd,
+            ready_bit,
+        } = end;
+        let pidfd_raw = pidfd.as_raw_fd();
+        let link = ShmLink {
+            pidfd: Some(pidfd),
+            watching: true,
+            unwatching: false,
+            ready_bit,
+            hot: false,
+            last_record_ns: self.now_ns,
+            bytes_since: 0,
+            consumed: false,
+        };
+        let key = self
+            .connections
+            .insert(Connection::shm(link, Box::new(ends)));
+        self.driver.watch_exit(key, pidfd_raw);
+        self.stats.connected(Transport::Shm);
+        if self.rings.by_bit.len() <= ready_bit {
+            self.rings.by_bit.resize(ready_bit + 1, None);
+        }
+        self.rings.by_bit[ready_bit] = Some(key);
+        // What the client wrote before we knew of it is found by looking now.
+        self.heat(key);
+        self.touch(key);
+    }
+
+    /// Looks at all hot rings, and at those that rang. Says whether there was anything.
+    #[inline]
+    pub(super) fn take_rings(&mut self) -> bool {
+        if self.rings.have_rung() {
+            self.take_rung();
+        }
+        let mut any = false;
+        let mut index = 0;
+        // A ring that gets cold leaves the list, so the index moves only past those that stay.
+        while index < self.rings.hot.len() {
+            let key = self.rings.hot[index];
+            any |= self.take_ring(key);
+            index += usize::from(self.rings.hot.get(index) == Some(&key));
+        }
+        if any {
+            self.rings.rounds = 0;
+        } else {
+            self.rings.rounds += 1;
+            if self.rings.rounds >= ROUNDS && !self.rings.hot.is_empty() {
+                self.rings.rounds = 0;
+                self.cool_old_rings();
+            }
+        }
+        any
+    }
+
+    fn take_rung(&mut self) {
+        let mut rung = std::mem::take(&mut self.rings.rung);
+        if let Some(control) = &self.rings.control {
+            control.take_ready(self.rings.worker, |bit| rung.push(bit));
+        }
+        for bit in rung.drain(..) {
+            if let Some(key) = self.rings.by_bit.get(bit).copied().flatten() {
+                self.heat(key);
+                // It may have made room for answers that wait.
+                self.touch(key);
+            }
+        }
+        self.rings.rung = rung;
+    }
+
+    fn take_ring(&mut self, key: Key) -> bool {
+        let outgoing_bytes_max = self.outgoing_bytes_max();
+        let Some(connection) = self.connections.get_mut(key) else {
+            self.rings.hot.retain(|&hot| hot != key);
+            return false;
+        };
+        let (Some(link), Some(ends)) = (&mut connection.shm, &mut connection.out.ends) else {
+            return false;
+        };
+        if !ends.rx.has_record() && !ends.peer_closed() {
+            return false;
+        }
+        let open = connection.phase == Phase::Open;
+        let choked = !connection.stash.is_empty()
+            || connection.out.staged.len() - connection.out.staged_sent > outgoing_bytes_max;
+        if open && choked {
+            return false;
+        }
+        let mut taken = self.dispatcher.pool.take();
+        let mut corrupt = None;
+        // Bounded by the round's budget.
+        while taken.len() < ROUND_BYTES {
+            match ends.rx.next() {
+                Ok(Some(record)) => {
+                    ends.rx.copy(&record, &mut taken);
+                    let ack = ends.rx.advance(&record);
+                    ends.tx.acknowledged(ack);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    corrupt = Some(error);
+                    break;
+                }
+            }
+        }
+        if ends.segment.poisoned() {
+            corrupt = Some(crate::shm::Corrupt("its memory was cut short"));
+        }
+        let ended = taken.is_empty() && ends.peer_closed();
+        self.now_ns = crate::sys::clock::now_ns();
+        link.last_record_ns = self.now_ns;
+        link.bytes_since += taken.len() as u64;
+        link.consumed = true;
+        connection.active = true;
+        connection.tcp.ended |= ended;
+        self.stats
+            .bytes(Transport::Shm, Direction::In, taken.len() as u64);
+        if let Some(error) = corrupt {
+            log::warn!("a shared-memory connection was closed: {error}");
+            connection.phase = Phase::Closing;
+        }
+        if connection.takes_requests() && !taken.is_empty() {
+            let chunk = self.batch.add_chunk(Chunk::Owned(taken));
+            self.scan(key, chunk);
+        } else {
+            self.dispatcher.pool.give(taken);
+        }
+        self.touch(key);
+        true
+    }
+
+    /// Looks at a connection's ring in every round from now on.
+    fn heat(&mut self, key: Key) {
+        let now_ns = self.now_ns;
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let (Some(link), Some(ends)) = (&mut connection.shm, &connection.out.ends) else {
+            return;
+        };
+        link.last_record_ns = now_ns;
+        if link.hot {
+            return;
+        }
+        link.hot = true;
+        ends.rx.set_waiting(false);
+        self.rings.hot.push(key);
+        if self.rings.hot.len() > HOT_MAX {
+            let oldest = self.rings.hot[0];
+            self.cool(oldest);
+        }
+    }
+
+    /// Asks a connection's client to ring from now on. False: it has something right now.
+    fn cool(&mut self, key: Key) -> bool {
+        let crowd = self.rings.by_bit.len() >= CROWD;
+        let Some(connection) = self.connections.get_mut(key) else {
+            self.rings.hot.retain(|&hot| hot != key);
+            return true;
+        };
+        let (Some(link), Some(ends)) = (&mut connection.shm, &mut connection.out.ends) else {
+            return true;
+        };
+        ends.rx.set_waiting(true);
+        if connection.phase == Phase::Open && (ends.rx.has_record() || ends.peer_closed()) {
+            let idle_without_us = connection.stash.is_empty()
+                && connection.out.staged.len() == connection.out.staged_sent;
+            if idle_without_us {
+                ends.rx.set_waiting(false);
+                // Another takes its place among the hot ones only if there are too many.
+                self.rings.hot.retain(|&hot| hot != key);
+                self.rings.hot.push(key);
+                return false;
+            }
+        }
+        link.hot = false;
+        self.rings.hot.retain(|&hot| hot != key);
+        if crowd || link.bytes_since >= LARGE_BYTES {
+            link.bytes_since = 0;
+            ends.segment.forget_pages();
+        }
+        true
+    }
+
+    fn cool_old_rings(&mut self) {
+        self.now_ns = crate::sys::clock::now_ns();
+        let mut index = 0;
+        // A ring that gets cold leaves the list.
+        for _ in 0..self.rings.hot.len() {
+            let Some(&key) = self.rings.hot.get(index) else {
+                return;
+            };
+            let old = match self
+                .connections
+                .get(key)
+                .and_then(|connection| connection.shm.as_ref())
+            {
+                Some(link) => self.now_ns.saturating_sub(link.last_record_ns) >= HOT_NS,
+                None => true,
+            };
+            if !old || !self.cool(key) {
+                index += 1;
+            }
+        }
+    }
+
+    /// Before sleeping: every client must ring from now on. False: one has something.
+    pub(super) fn cool_rings(&mut self) -> bool {
+        for _ in 0..self.rings.hot.len() {
+            let Some(&key) = self.rings.hot.first() else {
+                break;
+            };
+            if !self.cool(key) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Tells a client that sleeps of answers, or of room.
+    #[inline]
+    pub(super) fn wake_client(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let (Some(link), Some(ends)) = (&mut connection.shm, &mut connection.out.ends) else {
+            return;
+        };
+        link.consumed = false;
+        ends.rx.publish();
+        if ends.peer_needs_waking() {
+            let word = ends.peer_waiting_word();
+            if word.swap(0, Ordering::AcqRel) != 0 {
+                futex::wake(word, 1);
+            }
+        }
+    }
+
+    /// The client's process has ended, or the watch for that was taken away.
+    pub(super) fn client_exited(&mut self, key: Key, ended: bool) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let (Some(link), Some(ends)) = (&mut connection.shm, &connection.out.ends) else {
+            return;
+        };
+        link.watching = false;
+        if ended {
+            // What it sent before is still taken: the flag counts once the ring is empty.
+            ends.peer_is_gone();
+            self.heat(key);
+        }
+        self.touch(key);
+    }
+
+    /// Takes a closing connection's rings away. False: the watch of its process is still armed.
+    pub(super) fn detach(&mut self, key: Key) -> bool {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return true;
+        };
+        let Some(link) = &mut connection.shm else {
+            return true;
+        };
+        if let Some(ends) = connection.out.ends.take() {
+            ends.close();
+            let word = ends.peer_waiting_word();
+            word.store(0, Ordering::Release);
+            futex::wake(word, 1);
+            connection.out.staged = Vec::new();
+            connection.out.staged_sent = 0;
+            self.rings.hot.retain(|&hot| hot != key);
+            self.rings.by_bit[link.ready_bit] = None;
+            self.shared.ready_bits[self.rings.worker].give(link.ready_bit);
+        }
+        if link.watching {
+            if !link.unwatching {
+                link.unwatching = true;
+                self.driver.unwatch(key);
+            }
+            return false;
+        }
+        if let Some(pidfd) = link.pidfd.take() {
+            self.driver.close(OwnedFd::from(pidfd));
+        }
+        true
+    }
+}
