@@ -1,6 +1,8 @@
 //! The public face of the engine.
 
-pub use crate::client::{Answer, AnswerRef, Client, ClientBuilder, ClientStats, Error, Parts};
+pub use crate::client::{
+    Answer, AnswerRef, Client, ClientBuilder, ClientStats, Error, Parts, PeerLimits,
+};
 pub use crate::config::{Config, ConfigError, IdleMode, Limits, UnknownIdleMode};
 pub use crate::process::{
     ProcessStats, keep_process_small, monotonic_ns, process_stats, release_startup_pages,

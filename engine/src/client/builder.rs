@@ -11,7 +11,12 @@ use crate::wire::ProtocolVersion;
 /// The most requests in flight that may be asked for.
 const MAX_INFLIGHT_MAX: usize = 1 << 20;
 
-#[derive(Clone, Debug)]
+/// The longest auth token: it travels in a handshake record.
+const AUTH_TOKEN_BYTES_MAX: usize = u16::MAX as usize;
+/// Answers kept for later take at most this, by default: 64 MiB.
+const MAX_UNREAD_BYTES: usize = 64 * 1024 * 1024;
+
+#[derive(Clone)]
 pub(super) struct Options {
     pub(super) version: ProtocolVersion,
     pub(super) timeout: Duration,
@@ -22,6 +27,26 @@ pub(super) struct Options {
     pub(super) reconnect: bool,
     pub(super) max_inflight: usize,
     pub(super) max_message_bytes: u32,
+    pub(super) max_unread_bytes: usize,
+    pub(super) record_round_trips: bool,
+}
+
+// By hand: the token is a secret.
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("version", &self.version)
+            .field("timeout", &self.timeout)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("idle", &self.idle)
+            .field("auth_token", &self.auth_token.as_ref().map(|_| "..."))
+            .field("shm_upgrade", &self.shm_upgrade)
+            .field("reconnect", &self.reconnect)
+            .field("max_inflight", &self.max_inflight)
+            .field("max_message_bytes", &self.max_message_bytes)
+            .field("max_unread_bytes", &self.max_unread_bytes)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Options {
@@ -36,6 +61,8 @@ impl Default for Options {
             reconnect: true,
             max_inflight: 1024,
             max_message_bytes: Limits::default().max_message_bytes,
+            max_unread_bytes: MAX_UNREAD_BYTES,
+            record_round_trips: false,
         }
     }
 }
@@ -118,9 +145,33 @@ impl ClientBuilder {
         self
     }
 
+    /// How many bytes of answers may wait for being collected, while others are waited for. One
+    /// past it is thrown away, and its request fails with [`Error::Unread`]. 64 MiB by default.
+    pub fn max_unread_bytes(mut self, bytes: usize) -> ClientBuilder {
+        self.options.max_unread_bytes = bytes;
+        self
+    }
+
+    /// Whether to keep a histogram of round trips, for [`Client::round_trips`]. Off by default: it
+    /// costs two readings of the clock per request.
+    pub fn record_round_trips(mut self, record: bool) -> ClientBuilder {
+        self.options.record_round_trips = record;
+        self
+    }
+
     /// Connects to HOST:PORT, `shm:` or `shm:INSTANCE`. One attempt.
+    ///
+    /// # Errors
+    /// [`Error::InvalidAddress`], [`Error::ConnectFailed`], [`Error::SharedMemory`], or the
+    /// server's own [`Error::Remote`] if it refuses the auth token.
     pub fn connect(self, address: &str) -> Result<Client, Error> {
         let address = Address::parse(address)?;
+        let token = self.options.auth_token.as_ref();
+        if token.is_some_and(|token| token.len() > AUTH_TOKEN_BYTES_MAX) {
+            return Err(Error::InvalidRequest(
+                "an auth token has at most 65535 bytes",
+            ));
+        }
         Ok(Client::new(Inner::connect(self.options, address)?))
     }
 }

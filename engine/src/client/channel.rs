@@ -72,9 +72,26 @@ impl Channel {
         }
     }
 
-    /// Queued bytes from this place of the stream on.
-    pub(super) fn unsent_from(&self, begins_at: u64) -> &[u8] {
-        &self.out[(begins_at - self.sent_before) as usize..]
+    /// The queued frames of which not all bytes are sent, oldest first: nobody can have acted on
+    /// them. With each, where it begins in the stream.
+    pub(super) fn unsent(&self) -> impl Iterator<Item = (u64, Header, &[u8])> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            // `out` holds whole frames, as they were queued.
+            let scanned = wire::scan(self.version, &self.out[at..], u32::MAX).ok()?;
+            let Scanned::Frame {
+                header,
+                frame_bytes,
+            } = scanned
+            else {
+                return None;
+            };
+            let begins_at = self.sent_before + at as u64;
+            let frame = &self.out[at..at + frame_bytes];
+            at += frame_bytes;
+            Some((begins_at, header, frame))
+        })
+        .filter(|(begins_at, _, frame)| begins_at + frame.len() as u64 > self.sent_to())
     }
 
     /// Queues frames that are encoded already.
@@ -151,7 +168,8 @@ impl Channel {
         if bytes.is_empty() {
             return Ok(None);
         }
-        match wire::scan(self.version, bytes, self.max_message_bytes)? {
+        let scanned = wire::scan(self.version, bytes, self.max_message_bytes);
+        match scanned.map_err(|refusal| other_version(self.version, refusal))? {
             Scanned::Part { .. } => Ok(None),
             Scanned::Frame {
                 header,
@@ -175,5 +193,15 @@ impl Channel {
 
     pub(super) fn is_v1(&self) -> bool {
         self.version == ProtocolVersion::V1
+    }
+}
+
+/// A server of the other version sends no garbage, and is not to be blamed for it.
+fn other_version(version: ProtocolVersion, refusal: Refusal) -> Refusal {
+    match (version, refusal) {
+        (ProtocolVersion::V2, Refusal::BadMagic { got: [b'L', ..] }) => {
+            Refusal::VersionMismatch { got: 1 }
+        }
+        (_, refusal) => refusal,
     }
 }

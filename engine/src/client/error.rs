@@ -6,7 +6,15 @@ use std::time::Duration;
 
 use crate::wire::{ErrorCode, Refusal};
 
-/// An error of a [`super::Client`].
+/// An error of a [`crate::ipc::Client`] or a [`crate::ipc::ConnectionPool`].
+///
+/// ```
+/// use lapce_ai::ipc::{Client, Error};
+///
+/// let error = Client::connect("127.0.0.1").unwrap_err();
+/// assert!(matches!(error, Error::InvalidAddress { .. }));
+/// assert!(!error.is_retryable());
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -49,12 +57,26 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The caller's payload is longer than can be sent.
+    /// The caller's payload is longer than this client, or the server as far as it said, allows.
+    /// Nothing was sent.
     TooLarge {
         /// Its length.
         length: usize,
         /// The limit.
         max: u32,
+    },
+    /// Answers that the caller did not collect passed the client's limit, and this one was thrown
+    /// away. The request may have been carried out.
+    Unread {
+        /// The limit, in bytes.
+        max: usize,
+    },
+    /// No connection of the pool became free in time.
+    PoolExhausted {
+        /// The time allowed.
+        after: Duration,
+        /// How many connections the pool may have.
+        max_connections: usize,
     },
     /// The caller asked for something that cannot be; the text says what.
     InvalidRequest(&'static str),
@@ -79,7 +101,33 @@ impl Error {
                 matches!(code, Some(ErrorCode::Overloaded | ErrorCode::ShuttingDown))
             }
             Error::ConnectionLost { may_have_run, .. } => !may_have_run,
-            Error::ConnectFailed { .. } | Error::SharedMemory(_) => true,
+            Error::ConnectFailed { .. }
+            | Error::SharedMemory(_)
+            | Error::PoolExhausted { .. }
+            | Error::TooLarge { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the same call may succeed if it is made again later. Look at
+    /// [`Error::is_safe_to_repeat`] too if the request must not be carried out twice.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Error::Remote { code, .. } => matches!(
+                code,
+                Some(
+                    ErrorCode::Overloaded
+                        | ErrorCode::ProviderLost
+                        | ErrorCode::Timeout
+                        | ErrorCode::ShuttingDown
+                )
+            ),
+            Error::ConnectionLost { .. }
+            | Error::ConnectFailed { .. }
+            | Error::SharedMemory(_)
+            | Error::Timeout { .. }
+            | Error::Unread { .. }
+            | Error::PoolExhausted { .. } => true,
             _ => false,
         }
     }
@@ -92,6 +140,49 @@ impl Error {
                 code: Some(code), ..
             } => code.closes_connection(),
             _ => false,
+        }
+    }
+
+    /// The same error once more, for each of the requests that it ended. Of what the system said,
+    /// only the kind is kept.
+    pub(super) fn copy(&self) -> Error {
+        match self {
+            Error::Remote { code, message } => Error::Remote {
+                code: *code,
+                message: message.clone(),
+            },
+            Error::ConnectionLost {
+                may_have_run,
+                source,
+            } => Error::ConnectionLost {
+                may_have_run: *may_have_run,
+                source: source.as_ref().map(|source| source.kind().into()),
+            },
+            Error::ConnectFailed { address, source } => Error::ConnectFailed {
+                address: address.clone(),
+                source: source.kind().into(),
+            },
+            Error::SharedMemory(text) => Error::SharedMemory(text.clone()),
+            Error::Timeout { after } => Error::Timeout { after: *after },
+            Error::ServerViolation(refusal) => Error::ServerViolation(*refusal),
+            Error::InvalidAddress { address, reason } => Error::InvalidAddress {
+                address: address.clone(),
+                reason,
+            },
+            Error::TooLarge { length, max } => Error::TooLarge {
+                length: *length,
+                max: *max,
+            },
+            Error::Unread { max } => Error::Unread { max: *max },
+            Error::PoolExhausted {
+                after,
+                max_connections,
+            } => Error::PoolExhausted {
+                after: *after,
+                max_connections: *max_connections,
+            },
+            Error::InvalidRequest(what) => Error::InvalidRequest(what),
+            Error::Closed => Error::Closed,
         }
     }
 }
@@ -135,6 +226,17 @@ impl fmt::Display for Error {
             Error::TooLarge { length, max } => {
                 write!(f, "Message too large: {length} bytes, the limit is {max}")
             }
+            Error::Unread { max } => write!(
+                f,
+                "Answers that were not collected passed {max} bytes: this one was thrown away"
+            ),
+            Error::PoolExhausted {
+                after,
+                max_connections,
+            } => write!(
+                f,
+                "No connection became free within {after:?}: all {max_connections} of the pool are in use"
+            ),
             Error::InvalidRequest(what) => f.write_str(what),
             Error::Closed => f.write_str("The client is closed"),
         }

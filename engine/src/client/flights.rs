@@ -7,11 +7,14 @@ pub(super) struct Flight {
     id: u64,
     /// Where its frame begins in the stream of all bytes sent over this connection.
     pub(super) begins_at: u64,
+    /// When it was submitted; 0 where nobody wants to know.
+    pub(super) began_ns: u64,
 }
 
 const FREE: Flight = Flight {
     id: 0,
     begins_at: 0,
+    began_ns: 0,
 };
 
 /// A table with a place for each id, so that finding one costs a look at one place.
@@ -48,7 +51,7 @@ impl Flights {
     }
 
     /// Gives an id to a request. The caller has seen that the table is not full.
-    pub(super) fn begin(&mut self, begins_at: u64) -> u64 {
+    pub(super) fn begin(&mut self, begins_at: u64, began_ns: u64) -> u64 {
         assert!(!self.is_full());
         // At most half of the places are taken, so a free one comes.
         loop {
@@ -56,16 +59,27 @@ impl Flights {
             self.next_id = self.next_id.checked_add(1).unwrap_or(1);
             let place = self.place(id);
             if self.places[place].id == 0 {
-                self.places[place] = Flight { id, begins_at };
+                self.places[place] = Flight {
+                    id,
+                    begins_at,
+                    began_ns,
+                };
                 self.count += 1;
                 return id;
             }
         }
     }
 
+    /// The request with this id, if it is in flight.
+    #[inline]
+    pub(super) fn get(&self, id: u64) -> Option<&Flight> {
+        let flight = &self.places[self.place(id)];
+        (id != 0 && flight.id == id).then_some(flight)
+    }
+
     #[inline]
     pub(super) fn contains(&self, id: u64) -> bool {
-        id != 0 && self.places[self.place(id)].id == id
+        self.get(id).is_some()
     }
 
     /// The request is over. False: it was not in flight.
@@ -92,6 +106,13 @@ impl Flights {
         all
     }
 
+    /// All frames begin this much later in the stream.
+    pub(super) fn shift(&mut self, by: u64) {
+        for flight in self.places.iter_mut().filter(|flight| flight.id != 0) {
+            flight.begins_at += by;
+        }
+    }
+
     /// Moves a request to a new connection, whose bytes count from 0 again.
     pub(super) fn moved(&mut self, id: u64, begins_at: u64) {
         let place = self.place(id);
@@ -107,9 +128,9 @@ mod tests {
     #[test]
     fn ids_walk_around_those_that_stay() {
         let mut flights = Flights::new(2);
-        let stays = flights.begin(0);
+        let stays = flights.begin(0, 0);
         for _ in 0..100 {
-            let id = flights.begin(1);
+            let id = flights.begin(1, 0);
             assert!(flights.is_full() && id != stays && id != 0);
             assert!(flights.contains(id) && flights.contains(stays));
             assert!(flights.end(id) && !flights.end(id));

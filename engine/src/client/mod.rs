@@ -1,28 +1,46 @@
 //! The blocking client.
 //!
-//! [`Client`] is the face; [`inner`] holds its state and reconnects; [`channel`] is one
-//! connection's buffers; [`link`] is the way its bytes go.
+//! [`Client`] is the face; [`inner`] holds its state, sends and waits; [`receive`] makes answers of
+//! what comes and [`collect`] hands them out; [`loss`] deals with lost connections; [`channel`] is
+//! one connection's buffers; [`link`] is the way its bytes go.
 
 mod address;
+mod answer;
+mod backoff;
 mod builder;
 mod channel;
+mod collect;
 mod connect;
+mod deadline;
 mod error;
 mod flights;
+mod histogram;
 mod inner;
+mod kept;
 mod link;
+mod loss;
+mod receive;
 mod tcp;
+#[cfg(test)]
+mod tests;
 mod wait;
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
+
+pub(crate) use address::Address;
+pub use answer::{Answer, AnswerRef, ClientStats, PeerLimits};
 pub use builder::ClientBuilder;
+pub use collect::Parts;
+use collect::{collect, give, take_kept};
+use deadline::Deadline;
 pub use error::Error;
 use inner::{Inner, Keep};
 
 use crate::stats::Transport;
-use crate::wire::{Flags, msg_type};
+use crate::wire::{Flags, ProtocolVersion, Refusal, msg_type};
 
 /// A connection to a server, for one thread at a time: it can be sent to another thread, not
 /// shared. Many threads share a [`crate::ipc::ConnectionPool`].
@@ -31,6 +49,9 @@ use crate::wire::{Flags, msg_type};
 /// that was not sent is then sent; one that may have been carried out fails with
 /// [`Error::ConnectionLost`], which says so.
 ///
+/// Every method that waits does so for at most the builder's timeout. A request that is not
+/// answered in time is forgotten, and its answer is thrown away should it still come.
+///
 /// ```
 /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
 /// # let address = server.local_addr().unwrap().to_string();
@@ -38,74 +59,31 @@ use crate::wire::{Flags, msg_type};
 ///
 /// let client = Client::connect(&address)?;
 /// assert_eq!(client.call(msg_type::ECHO, b"hello")?, b"hello");
+///
+/// // Many requests on their way at once:
+/// let ids = [
+///     client.submit(msg_type::ECHO, b"one")?,
+///     client.submit(msg_type::ECHO, b"two")?,
+/// ];
+/// assert_eq!(client.wait(ids[1])?, b"two");
+/// assert_eq!(client.wait(ids[0])?, b"one");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 pub struct Client {
     inner: RefCell<Inner>,
 }
 
-/// One answer, or one part of a stream of answers.
-#[derive(Debug)]
-pub struct Answer {
-    /// The id that [`Client::submit`] returned.
-    pub id: u64,
-    /// The message type.
-    pub msg_type: u16,
-    /// False: more parts follow.
-    pub last: bool,
-    /// The payload, or why there is none.
-    pub result: Result<Vec<u8>, Error>,
-}
-
-/// As [`Answer`], borrowed from the receive buffer.
-#[derive(Debug)]
-pub struct AnswerRef<'a> {
-    /// The id that [`Client::submit`] returned.
-    pub id: u64,
-    /// The message type.
-    pub msg_type: u16,
-    /// False: more parts follow.
-    pub last: bool,
-    /// The payload, or why there is none.
-    pub result: Result<&'a [u8], Error>,
-}
-
-impl AnswerRef<'_> {
-    fn to_owned(&self) -> Answer {
-        let result = match &self.result {
-            Ok(payload) => Ok(payload.to_vec()),
-            Err(Error::Remote { code, message }) => Err(Error::Remote {
-                code: *code,
-                message: message.clone(),
-            }),
-            Err(Error::ConnectionLost {
-                may_have_run,
-                source,
-            }) => Err(Error::ConnectionLost {
-                may_have_run: *may_have_run,
-                source: source.as_ref().map(|source| source.kind().into()),
-            }),
-            Err(_) => Err(Error::Closed),
-        };
-        Answer {
-            id: self.id,
-            msg_type: self.msg_type,
-            last: self.last,
-            result,
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut debug = f.debug_struct("Client");
+        if let Ok(inner) = self.inner.try_borrow() {
+            debug
+                .field("address", &inner.address)
+                .field("transport", &inner.transport())
+                .field("in_flight", &inner.flights.count());
         }
+        debug.finish_non_exhaustive()
     }
-}
-
-/// What a client has done since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClientStats {
-    /// Requests and one-way messages queued.
-    pub sent: u64,
-    /// Requests answered.
-    pub received: u64,
-    /// Connections made after the first.
-    pub reconnects: u64,
 }
 
 impl Client {
@@ -116,6 +94,9 @@ impl Client {
     }
 
     /// Connects with the defaults to HOST:PORT, `shm:` or `shm:INSTANCE`.
+    ///
+    /// # Errors
+    /// As [`ClientBuilder::connect`].
     pub fn connect(address: &str) -> Result<Client, Error> {
         Client::builder().connect(address)
     }
@@ -125,7 +106,12 @@ impl Client {
         ClientBuilder::default()
     }
 
-    /// Sends a request and waits for its answer.
+    /// Sends a request and waits for its answer. An answer that is a stream comes joined.
+    ///
+    /// # Errors
+    /// [`Error::Remote`] if the server answered with an error; [`Error::ConnectionLost`],
+    /// [`Error::Timeout`] or [`Error::ConnectFailed`] if no answer came; and those that name a
+    /// mistake of either side.
     pub fn call(&self, msg_type: u16, payload: &[u8]) -> Result<Vec<u8>, Error> {
         let mut answer = Vec::new();
         self.call_into(msg_type, payload, &mut answer)?;
@@ -133,7 +119,20 @@ impl Client {
     }
 
     /// As [`Client::call`], with the answer replacing what is in `answer`: where that has room,
-    /// nothing is allocated. An answer that is a stream comes joined.
+    /// nothing is allocated. After an error, what is in `answer` means nothing.
+    ///
+    /// ```
+    /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
+    /// # let address = server.local_addr().unwrap().to_string();
+    /// # use lapce_ai::ipc::{Client, msg_type};
+    /// let client = Client::connect(&address)?;
+    /// let mut answer = Vec::with_capacity(1024);
+    /// for number in 0..10u8 {
+    ///     client.call_into(msg_type::ECHO, &[number; 100], &mut answer)?;
+    ///     assert_eq!(answer, [number; 100]);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn call_into(
         &self,
         msg_type: u16,
@@ -141,26 +140,21 @@ impl Client {
         answer: &mut Vec<u8>,
     ) -> Result<(), Error> {
         let inner = &mut *self.inner.borrow_mut();
-        let deadline_ns = inner.deadline_ns();
-        let id = inner.submit(Flags::NONE, msg_type, payload, deadline_ns)?;
-        answer.clear();
-        collect(inner, id, deadline_ns, answer)
+        let mut deadline = inner.deadline();
+        call(inner, msg_type, payload, answer, &mut deadline)
     }
 
     /// As [`Client::call`] for a request that does no harm when it is carried out twice: if the
     /// connection is lost before the answer is here, it is sent again, until the timeout.
     pub fn call_idempotent(&self, msg_type: u16, payload: &[u8]) -> Result<Vec<u8>, Error> {
+        let inner = &mut *self.inner.borrow_mut();
+        let mut deadline = inner.deadline();
         let mut answer = Vec::new();
-        let start = Instant::now();
+        // Ends with an answer, another error, or the deadline; connecting pauses between attempts.
         loop {
-            match self.call_into(msg_type, payload, &mut answer) {
+            match call(inner, msg_type, payload, &mut answer, &mut deadline) {
                 Ok(()) => return Ok(answer),
-                Err(error @ Error::ConnectionLost { .. }) => {
-                    let inner = self.inner.borrow();
-                    if !inner.options.reconnect || start.elapsed() >= inner.options.timeout {
-                        return Err(error);
-                    }
-                }
+                Err(Error::ConnectionLost { .. }) if inner.options.reconnect => {}
                 Err(error) => return Err(error),
             }
         }
@@ -168,22 +162,47 @@ impl Client {
 
     /// Sends a message that gets no answer. It is handed to the system when this returns; whether
     /// it arrives is not known.
+    ///
+    /// ```
+    /// # let server = lapce_ai::ipc::Server::builder()
+    /// #     .bind("127.0.0.1:0")
+    /// #     .handler(0x0100, |_, _| ())
+    /// #     .start()?;
+    /// # let address = server.local_addr().unwrap().to_string();
+    /// # use lapce_ai::ipc::Client;
+    /// let client = Client::connect(&address)?;
+    /// client.send(0x0100, b"something happened")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn send(&self, msg_type: u16, payload: &[u8]) -> Result<(), Error> {
         let inner = &mut *self.inner.borrow_mut();
-        let deadline_ns = inner.deadline_ns();
-        inner.submit_one_way(msg_type, 0, payload, deadline_ns)?;
-        inner.send_queued(deadline_ns)
+        let mut deadline = inner.deadline();
+        inner.send_one_way(msg_type, 0, payload, &mut deadline)
     }
 
     /// Sends a request whose answer is a stream, and returns its parts one by one as they come.
     /// Dropping the iterator early forgets the rest.
+    ///
+    /// ```
+    /// # let server = lapce_ai::ipc::Server::builder()
+    /// #     .bind("127.0.0.1:0")
+    /// #     .handler(0x0100, |_, mut responder: lapce_ai::ipc::Responder<'_>| {
+    /// #         responder.stream_part(b"one ");
+    /// #         responder.reply(b"two");
+    /// #     })
+    /// #     .start()?;
+    /// # let address = server.local_addr().unwrap().to_string();
+    /// # use lapce_ai::ipc::Client;
+    /// let client = Client::connect(&address)?;
+    /// let parts: Result<Vec<_>, _> = client.call_stream(0x0100, b"count")?.collect();
+    /// assert_eq!(parts?, [b"one ".to_vec(), b"two".to_vec()]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn call_stream(&self, msg_type: u16, payload: &[u8]) -> Result<Parts<'_>, Error> {
         let id = self.submit(msg_type, payload)?;
+        let parts = Parts::new(self, id);
         self.flush()?;
-        Ok(Parts {
-            client: self,
-            id: Some(id),
-        })
+        Ok(parts)
     }
 
     /// Queues a request and returns its id. It is sent by [`Client::flush`], or when an answer is
@@ -192,7 +211,8 @@ impl Client {
         self.submit_with(Flags::NONE, msg_type, payload)
     }
 
-    /// As [`Client::submit`], with PRIORITY or STREAM.
+    /// As [`Client::submit`], with PRIORITY, or with STREAM for a request that
+    /// [`Client::submit_part`] continues.
     pub fn submit_with(&self, flags: Flags, msg_type: u16, payload: &[u8]) -> Result<u64, Error> {
         let allowed = Flags::PRIORITY | Flags::STREAM;
         if !allowed.contains(flags) {
@@ -201,35 +221,82 @@ impl Client {
             ));
         }
         let inner = &mut *self.inner.borrow_mut();
-        let deadline_ns = inner.deadline_ns();
-        inner.submit(flags, msg_type, payload, deadline_ns)
+        if flags != Flags::NONE && inner.options.version == ProtocolVersion::V1 {
+            return Err(Error::InvalidRequest("version 1 has no flags"));
+        }
+        let mut deadline = inner.deadline();
+        inner.submit(flags, msg_type, payload, &mut deadline)
+    }
+
+    /// Queues the next part of a request that was submitted with STREAM. `last` ends it.
+    ///
+    /// ```
+    /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
+    /// # let address = server.local_addr().unwrap().to_string();
+    /// use lapce_ai::ipc::{Client, Flags, msg_type};
+    ///
+    /// let client = Client::connect(&address)?;
+    /// let id = client.submit_with(Flags::STREAM, msg_type::ECHO, b"first, ")?;
+    /// client.submit_part(id, msg_type::ECHO, b"second", true)?;
+    /// assert_eq!(client.wait(id)?, b"first, second");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn submit_part(
+        &self,
+        id: u64,
+        msg_type: u16,
+        payload: &[u8],
+        last: bool,
+    ) -> Result<(), Error> {
+        let inner = &mut *self.inner.borrow_mut();
+        if inner.options.version == ProtocolVersion::V1 {
+            return Err(Error::InvalidRequest("version 1 has no streams"));
+        }
+        let mut deadline = inner.deadline();
+        inner.submit_part(id, msg_type, payload, last, &mut deadline)
     }
 
     /// Sends what is queued.
     pub fn flush(&self) -> Result<(), Error> {
         let inner = &mut *self.inner.borrow_mut();
-        let deadline_ns = inner.deadline_ns();
-        inner.send_queued(deadline_ns)
+        let mut deadline = inner.deadline();
+        inner.send_queued(&mut deadline)
     }
 
-    /// The next answer that is here, to whichever request, without waiting.
+    /// The next answer that is here, to whichever request, without waiting for one. Sends what is
+    /// queued as far as that goes without waiting; only a lost connection is waited for, if there
+    /// is something left to send over a new one.
     pub fn poll(&self) -> Result<Option<Answer>, Error> {
-        self.flush()?;
         let inner = &mut *self.inner.borrow_mut();
+        send_for_poll(inner)?;
         if inner.ready.is_empty() {
             inner.take_received(&mut |_| Keep::Queue)?;
         }
-        Ok(inner.ready.pop_front())
+        Ok(inner.ready.pop())
     }
 
     /// Gives all answers that are here to `sink`, straight from the receive buffer; returns how
-    /// many. Nothing is waited for and nothing allocated.
+    /// many. As [`Client::poll`], it does not wait. `sink` must not use the client.
+    ///
+    /// ```
+    /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
+    /// # let address = server.local_addr().unwrap().to_string();
+    /// # use lapce_ai::ipc::{Client, msg_type};
+    /// let client = Client::connect(&address)?;
+    /// for _ in 0..100 {
+    ///     client.submit(msg_type::ECHO, &[7; 64])?;
+    /// }
+    /// while client.in_flight() > 0 {
+    ///     client.poll_with(|answer| assert_eq!(answer.result.unwrap(), [7; 64]))?;
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn poll_with(&self, mut sink: impl FnMut(AnswerRef<'_>)) -> Result<usize, Error> {
-        self.flush()?;
         let inner = &mut *self.inner.borrow_mut();
-        let queued = take_queued(inner, &mut sink);
-        if queued > 0 {
-            return Ok(queued);
+        send_for_poll(inner)?;
+        let kept = take_kept(inner, &mut sink);
+        if kept > 0 {
+            return Ok(kept);
         }
         inner.take_received(&mut |answer| give(&mut sink, answer))
     }
@@ -237,69 +304,88 @@ impl Client {
     /// As [`Client::poll_with`], but waits until there is at least one answer.
     pub fn wait_with(&self, mut sink: impl FnMut(AnswerRef<'_>)) -> Result<usize, Error> {
         let inner = &mut *self.inner.borrow_mut();
-        let queued = take_queued(inner, &mut sink);
-        if queued > 0 {
-            return Ok(queued);
+        let kept = take_kept(inner, &mut sink);
+        if kept > 0 {
+            return Ok(kept);
         }
-        if inner.in_flight() == 0 {
-            return Err(Error::InvalidRequest("no request is in flight"));
+        if inner.flights.count() == 0 {
+            return Err(NONE_IN_FLIGHT);
         }
-        let deadline_ns = inner.deadline_ns();
+        let mut deadline = inner.deadline();
         let mut given = 0;
-        inner.wait_some(deadline_ns, &mut |answer| {
+        inner.wait_some(&mut deadline, &mut |answer| {
             given += 1;
             give(&mut sink, answer)
         })?;
-        Ok(given)
+        // Some may have come while requests were being sent.
+        Ok(given + take_kept(inner, &mut sink))
     }
 
     /// Waits for the answer to one request. Answers to others are kept for later.
+    ///
+    /// # Errors
+    /// As [`Client::call`]; and [`Error::InvalidRequest`] if no such request is in flight, because
+    /// its answer has been collected, say.
     pub fn wait(&self, id: u64) -> Result<Vec<u8>, Error> {
         let inner = &mut *self.inner.borrow_mut();
-        let deadline_ns = inner.deadline_ns();
+        let mut deadline = inner.deadline();
         let mut answer = Vec::new();
-        collect(inner, id, deadline_ns, &mut answer)?;
+        collect(inner, id, &mut deadline, &mut answer)?;
         Ok(answer)
     }
 
     /// Waits for the next answer to whichever request.
     pub fn wait_any(&self) -> Result<Answer, Error> {
         let inner = &mut *self.inner.borrow_mut();
-        if inner.ready.is_empty() {
-            if inner.in_flight() == 0 {
-                return Err(Error::InvalidRequest("no request is in flight"));
+        let mut deadline = inner.deadline();
+        // One turn, unless answers came while requests were being sent.
+        loop {
+            if let Some(answer) = inner.ready.pop() {
+                return Ok(answer);
             }
-            let deadline_ns = inner.deadline_ns();
-            inner.wait_some(deadline_ns, &mut |_| Keep::Queue)?;
+            if inner.flights.count() == 0 {
+                return Err(NONE_IN_FLIGHT);
+            }
+            inner.wait_some(&mut deadline, &mut |_| Keep::Queue)?;
         }
-        Ok(inner.ready.pop_front().expect("waited for one"))
     }
 
     /// Tells the server that the answer to this request is no longer wanted, and forgets it.
+    /// Whether it is carried out is not known.
     pub fn cancel(&self, id: u64) -> Result<(), Error> {
         let inner = &mut *self.inner.borrow_mut();
-        if !inner.is_in_flight(id) {
-            inner.forget(id);
+        let was_in_flight = inner.flights.contains(id);
+        inner.forget(id);
+        if !was_in_flight || inner.channel.is_none() || inner.options.version == ProtocolVersion::V1
+        {
             return Ok(());
         }
-        inner.forget(id);
-        let deadline_ns = inner.deadline_ns();
-        inner.submit_one_way(msg_type::CANCEL, id, &[], deadline_ns)?;
-        inner.send_queued(deadline_ns)
+        let mut deadline = inner.deadline();
+        inner.send_one_way(msg_type::CANCEL, id, &[], &mut deadline)
     }
 
     /// One HEARTBEAT there and back; returns how long it took.
     pub fn ping(&self) -> Result<Duration, Error> {
-        self.heartbeat(&[])
+        let timeout = self.inner.borrow().options.timeout;
+        self.heartbeat(&[], timeout)
     }
 
-    pub(crate) fn heartbeat(&self, payload: &[u8]) -> Result<Duration, Error> {
+    pub(crate) fn heartbeat(&self, payload: &[u8], timeout: Duration) -> Result<Duration, Error> {
         let start = Instant::now();
-        let answer = self.call(msg_type::HEARTBEAT, payload)?;
+        let inner = &mut *self.inner.borrow_mut();
+        let mut deadline = Deadline::after(timeout);
+        let mut answer = Vec::new();
+        call(
+            inner,
+            msg_type::HEARTBEAT,
+            payload,
+            &mut answer,
+            &mut deadline,
+        )?;
         if answer != payload {
-            return Err(Error::InvalidRequest(
-                "the server answered a heartbeat with other bytes",
-            ));
+            return Err(Error::ServerViolation(Refusal::BadPayload(
+                "a heartbeat's answer repeats its payload",
+            )));
         }
         Ok(start.elapsed())
     }
@@ -309,9 +395,14 @@ impl Client {
         self.inner.borrow().transport()
     }
 
+    /// What the server said of its limits when the connection was made.
+    pub fn peer_limits(&self) -> PeerLimits {
+        self.inner.borrow().peer
+    }
+
     /// Requests whose answers have not come.
     pub fn in_flight(&self) -> usize {
-        self.inner.borrow().in_flight()
+        self.inner.borrow().flights.count()
     }
 
     /// Whether the connection is up, as far as is known without asking the server.
@@ -324,8 +415,32 @@ impl Client {
         self.inner.borrow().stats
     }
 
-    /// Ends the connection in an orderly way. Requests in flight fail with [`Error::Closed`].
-    /// Dropping the client does the same.
+    /// The time from each request's submission to its last answer, in nanoseconds; `None` unless
+    /// the builder was told to record it.
+    ///
+    /// ```
+    /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
+    /// # let address = server.local_addr().unwrap().to_string();
+    /// # use lapce_ai::ipc::Client;
+    /// let client = Client::builder().record_round_trips(true).connect(&address)?;
+    /// client.ping()?;
+    /// let round_trips = client.round_trips().unwrap();
+    /// assert_eq!(round_trips.len(), 1);
+    /// println!("{} ns", round_trips.value_at_quantile(0.99));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn round_trips(&self) -> Option<Histogram<u64>> {
+        self.inner.borrow().round_trips.clone()
+    }
+
+    /// Makes the client fit for its next user, who must see nothing of the last one's. False: the
+    /// connection cannot be handed on.
+    pub(crate) fn leave_clean(&self) -> bool {
+        self.inner.borrow_mut().leave_clean()
+    }
+
+    /// Ends the connection in an orderly way: the server answers what it owes, but nobody listens
+    /// any more. Dropping the client does the same.
     pub fn close(self) {
         drop(self);
     }
@@ -337,136 +452,24 @@ impl Drop for Client {
     }
 }
 
-fn give(sink: &mut impl FnMut(AnswerRef<'_>), answer: &AnswerRef<'_>) -> Keep {
-    let result = match &answer.result {
-        Ok(payload) => Ok(*payload),
-        Err(_) => match answer.to_owned().result {
-            Err(error) => Err(error),
-            Ok(_) => unreachable!("an error stays one"),
-        },
-    };
-    let AnswerRef {
-        id, msg_type, last, ..
-    } = *answer;
-    sink(AnswerRef {
-        id,
-        msg_type,
-        last,
-        result,
-    });
-    Keep::Done
+const NONE_IN_FLIGHT: Error = Error::InvalidRequest("no request is in flight");
+
+fn call(
+    inner: &mut Inner,
+    msg_type: u16,
+    payload: &[u8],
+    answer: &mut Vec<u8>,
+    deadline: &mut Deadline,
+) -> Result<(), Error> {
+    let id = inner.submit(Flags::NONE, msg_type, payload, deadline)?;
+    answer.clear();
+    collect(inner, id, deadline, answer)
 }
 
-fn take_queued(inner: &mut Inner, sink: &mut impl FnMut(AnswerRef<'_>)) -> usize {
-    let queued = inner.ready.len();
-    for answer in inner.ready.drain(..) {
-        let Answer {
-            id,
-            msg_type,
-            last,
-            result,
-        } = answer;
-        match result {
-            Ok(payload) => sink(AnswerRef {
-                id,
-                msg_type,
-                last,
-                result: Ok(&payload),
-            }),
-            Err(error) => sink(AnswerRef {
-                id,
-                msg_type,
-                last,
-                result: Err(error),
-            }),
-        }
+fn send_for_poll(inner: &mut Inner) -> Result<(), Error> {
+    if !inner.send_some()? && inner.channel.is_none() {
+        let mut deadline = inner.deadline();
+        inner.send_queued(&mut deadline)?;
     }
-    queued
-}
-
-/// Waits for all parts of the answer to one request and appends them to `to`.
-fn collect(inner: &mut Inner, id: u64, deadline_ns: u64, to: &mut Vec<u8>) -> Result<(), Error> {
-    let mut outcome = None;
-    // Each turn takes an answer that is here or waits for one; ends with the last or the deadline.
-    loop {
-        while let Some(index) = inner.ready.iter().position(|answer| answer.id == id) {
-            let answer = inner.ready.remove(index).expect("found above");
-            match answer.result {
-                Ok(payload) => to.extend_from_slice(&payload),
-                Err(error) => return Err(error),
-            }
-            if answer.last {
-                return Ok(());
-            }
-        }
-        if !inner.is_in_flight(id) {
-            return Err(Error::InvalidRequest("no such request is in flight"));
-        }
-        let waited = inner.wait_some(deadline_ns, &mut |answer| {
-            if answer.id != id {
-                return Keep::Queue;
-            }
-            match &answer.result {
-                Ok(payload) => {
-                    to.extend_from_slice(payload);
-                    if answer.last {
-                        outcome = Some(Ok(()));
-                    }
-                }
-                Err(_) => outcome = Some(answer.to_owned().result.map(drop)),
-            }
-            Keep::Done
-        });
-        if let Some(outcome) = outcome.take() {
-            return outcome;
-        }
-        if let Err(error) = waited {
-            if matches!(error, Error::Timeout { .. }) {
-                inner.forget(id);
-            }
-            return Err(error);
-        }
-    }
-}
-
-/// The parts of an answer that is a stream; see [`Client::call_stream`].
-#[derive(Debug)]
-pub struct Parts<'a> {
-    client: &'a Client,
-    id: Option<u64>,
-}
-
-impl Iterator for Parts<'_> {
-    type Item = Result<Vec<u8>, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let id = self.id?;
-        let inner = &mut *self.client.inner.borrow_mut();
-        let deadline_ns = inner.deadline_ns();
-        loop {
-            if let Some(index) = inner.ready.iter().position(|answer| answer.id == id) {
-                let answer = inner.ready.remove(index).expect("found above");
-                if answer.last || answer.result.is_err() {
-                    self.id = None;
-                }
-                return Some(answer.result);
-            }
-            if let Err(error) = inner.wait_some(deadline_ns, &mut |_| Keep::Queue) {
-                // A lost connection has queued the failure of this request.
-                if !matches!(error, Error::ConnectionLost { .. }) || inner.ready.is_empty() {
-                    inner.forget(id);
-                    self.id = None;
-                    return Some(Err(error));
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Parts<'_> {
-    fn drop(&mut self) {
-        if let Some(id) = self.id {
-            self.client.inner.borrow_mut().forget(id);
-        }
-    }
+    Ok(())
 }

@@ -6,7 +6,10 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use super::Error;
-use crate::sys::socket;
+use crate::sys::{clock, socket};
+
+/// Enough for a server on this machine, however late it is.
+const LIMIT_MIN: Duration = Duration::from_millis(1);
 
 /// A connected socket.
 #[derive(Debug)]
@@ -15,14 +18,16 @@ pub(super) struct TcpLink {
 }
 
 impl TcpLink {
-    pub(super) fn connect(address: &str, limit: Duration) -> Result<TcpLink, Error> {
+    pub(super) fn connect(address: &str, deadline_ns: u64) -> Result<TcpLink, Error> {
         let failed = |source| Error::ConnectFailed {
             address: address.to_owned(),
             source,
         };
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for candidate in address.to_socket_addrs().map_err(failed)? {
-            match TcpStream::connect_timeout(&candidate, limit.max(Duration::from_millis(1))) {
+            let left_ns = deadline_ns.saturating_sub(clock::now_ns());
+            let limit = Duration::from_nanos(left_ns).max(LIMIT_MIN);
+            match TcpStream::connect_timeout(&candidate, limit) {
                 Ok(stream) => {
                     stream.set_nodelay(true).map_err(failed)?;
                     return Ok(TcpLink { stream });

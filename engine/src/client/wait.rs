@@ -1,7 +1,5 @@
 //! How a client waits for bytes.
 
-use std::time::Duration;
-
 use crate::config::IdleMode;
 
 /// In adaptive mode, spin at least this long before sleeping.
@@ -45,9 +43,4 @@ impl WaitPolicy {
             IdleMode::Adaptive => (self.wait_ns * WAITS).max(SPIN_NS_MIN),
         }
     }
-}
-
-/// What is left of a deadline; zero if it has passed.
-pub(super) fn left(deadline_ns: u64, now_ns: u64) -> Duration {
-    Duration::from_nanos(deadline_ns.saturating_sub(now_ns))
 }

@@ -1,0 +1,168 @@
+//! Collecting answers: one request's, or whichever come.
+
+use super::answer::{Answer, AnswerRef};
+use super::deadline::Deadline;
+use super::inner::{Inner, Keep};
+use super::{Client, Error};
+
+pub(super) const NOT_IN_FLIGHT: Error = Error::InvalidRequest("no such request is in flight");
+
+/// Waits for all parts of the answer to one request and appends them to `to`. However this ends,
+/// the request is over.
+pub(super) fn collect(
+    inner: &mut Inner,
+    id: u64,
+    deadline: &mut Deadline,
+    to: &mut Vec<u8>,
+) -> Result<(), Error> {
+    let mut outcome = None;
+    // Each turn takes an answer that is here or waits for one; ends with the last or the deadline.
+    loop {
+        while !inner.ready.is_empty()
+            && let Some(answer) = inner.ready.take(id)
+        {
+            to.extend_from_slice(&answer.result?);
+            if answer.last {
+                return Ok(());
+            }
+        }
+        if !inner.flights.contains(id) {
+            return Err(NOT_IN_FLIGHT);
+        }
+        let waited = inner.wait_some(deadline, &mut |answer| {
+            if answer.id != id {
+                return Keep::Queue;
+            }
+            match &answer.result {
+                Ok(payload) => {
+                    to.extend_from_slice(payload);
+                    if answer.last {
+                        outcome = Some(Ok(()));
+                    }
+                }
+                Err(error) => outcome = Some(Err(error.copy())),
+            }
+            Keep::Done
+        });
+        if let Some(outcome) = outcome.take() {
+            return outcome;
+        }
+        if let Err(error) = waited {
+            let failed = inner.ready.take(id).map(|answer| answer.result);
+            inner.forget(id);
+            return Err(match (error, failed) {
+                // Says more exactly what became of this request.
+                (Error::ConnectionLost { .. }, Some(Err(failed))) => failed,
+                (error, _) => error,
+            });
+        }
+    }
+}
+
+/// A sink's answer, passed on to the caller's.
+pub(super) fn give(sink: &mut impl FnMut(AnswerRef<'_>), answer: &AnswerRef<'_>) -> Keep {
+    let result = match &answer.result {
+        Ok(payload) => Ok(*payload),
+        Err(error) => Err(error.copy()),
+    };
+    let AnswerRef {
+        id, msg_type, last, ..
+    } = *answer;
+    sink(AnswerRef {
+        id,
+        msg_type,
+        last,
+        result,
+    });
+    Keep::Done
+}
+
+/// Gives all answers that were kept to the caller's sink; returns how many.
+pub(super) fn take_kept(inner: &mut Inner, sink: &mut impl FnMut(AnswerRef<'_>)) -> usize {
+    let mut given = 0;
+    while let Some(answer) = inner.ready.pop() {
+        let Answer {
+            id,
+            msg_type,
+            last,
+            result,
+        } = answer;
+        let payload;
+        let result = match result {
+            Ok(bytes) => {
+                payload = bytes;
+                Ok(&payload[..])
+            }
+            Err(error) => Err(error),
+        };
+        sink(AnswerRef {
+            id,
+            msg_type,
+            last,
+            result,
+        });
+        given += 1;
+    }
+    given
+}
+
+/// The parts of an answer that is a stream, as they come; see [`Client::call_stream`]. Each part
+/// may take as long as the client's timeout. After an error there are no more.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    client: &'a Client,
+    id: Option<u64>,
+}
+
+impl<'a> Parts<'a> {
+    pub(super) fn new(client: &'a Client, id: u64) -> Parts<'a> {
+        Parts {
+            client,
+            id: Some(id),
+        }
+    }
+
+    /// The id of the request, for [`Client::cancel`]; `None` once the stream has ended.
+    pub fn id(&self) -> Option<u64> {
+        self.id
+    }
+}
+
+impl Iterator for Parts<'_> {
+    type Item = Result<Vec<u8>, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let id = self.id?;
+        let inner = &mut *self.client.inner.borrow_mut();
+        let mut deadline = inner.deadline();
+        let mut waited = Ok(());
+        // Each turn waits for an answer; ends with a part, an error or the deadline.
+        loop {
+            if let Some(answer) = inner.ready.take(id) {
+                if answer.last || answer.result.is_err() {
+                    self.id = None;
+                }
+                return Some(answer.result);
+            }
+            if let Err(error) = waited {
+                inner.forget(id);
+                self.id = None;
+                return Some(Err(error));
+            }
+            if !inner.flights.contains(id) {
+                // Cancelled, or collected by another of the client's methods.
+                self.id = None;
+                return Some(Err(NOT_IN_FLIGHT));
+            }
+            waited = inner.wait_some(&mut deadline, &mut |_| Keep::Queue);
+        }
+    }
+}
+
+impl Drop for Parts<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.client.inner.borrow_mut().forget(id);
+        }
+    }
+}

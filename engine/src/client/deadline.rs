@@ -1,0 +1,76 @@
+//! When a call has to be done.
+
+use std::time::Duration;
+
+use crate::sys::clock;
+
+/// Longer timeouts than this century count as this, so that times can be added.
+const TIMEOUT_NS_MAX: u64 = u64::MAX / 4;
+
+/// The end of a call's time. The clock is read when somebody first asks: a request that is only
+/// queued never does.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline {
+    timeout_ns: u64,
+    at_ns: u64,
+}
+
+impl Deadline {
+    #[inline]
+    pub(super) fn after(timeout: Duration) -> Deadline {
+        Deadline {
+            timeout_ns: nanos(timeout),
+            at_ns: 0,
+        }
+    }
+
+    /// Starts the time, if it does not run yet, and returns its end.
+    #[inline]
+    pub(super) fn at_ns(&mut self) -> u64 {
+        if self.at_ns == 0 {
+            self.at_ns = clock::now_ns() + self.timeout_ns;
+        }
+        self.at_ns
+    }
+
+    /// When the time was started; it is, if it was not.
+    #[inline]
+    pub(super) fn began_ns(&mut self) -> u64 {
+        self.at_ns() - self.timeout_ns
+    }
+
+    /// The time allowed in all.
+    pub(super) fn timeout(&self) -> Duration {
+        Duration::from_nanos(self.timeout_ns)
+    }
+
+    /// What is left at this moment; `None` if nothing is.
+    pub(super) fn left(&mut self, now_ns: u64) -> Option<Duration> {
+        let left_ns = self.at_ns().saturating_sub(now_ns);
+        (left_ns > 0).then(|| Duration::from_nanos(left_ns))
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos())
+        .unwrap_or(u64::MAX)
+        .min(TIMEOUT_NS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_begins_when_first_asked_for_and_never_overflows() {
+        let mut deadline = Deadline::after(Duration::from_secs(1));
+        assert_eq!(deadline.at_ns, 0);
+        let at_ns = deadline.at_ns();
+        assert_eq!(deadline.at_ns(), at_ns);
+        assert_eq!(deadline.began_ns() + 1_000_000_000, at_ns);
+        assert_eq!(deadline.left(at_ns - 7), Some(Duration::from_nanos(7)));
+        assert_eq!(deadline.left(at_ns), None);
+        assert_eq!(deadline.left(at_ns + 1), None);
+        assert!(Deadline::after(Duration::MAX).at_ns() > at_ns);
+    }
+}

@@ -1,0 +1,117 @@
+//! What becomes of requests when a connection is lost.
+
+use std::io;
+
+use super::Error;
+use super::answer::{Answer, AnswerRef};
+use super::channel::Channel;
+use super::inner::{Inner, Keep};
+use crate::wire::{Flags, msg_type};
+
+impl Inner {
+    /// The connection is gone. Requests that were sent fail; frames that were not wait for the
+    /// next connection, or fail too if there is to be none.
+    pub(super) fn lost(&mut self, source: Option<io::Error>) {
+        let Some(channel) = self.channel.take() else {
+            return;
+        };
+        let kept = self.keep_unsent(&channel);
+        let kind = source.as_ref().map(io::Error::kind);
+        for (id, _) in self.flights.all() {
+            if kept.binary_search(&id).is_err() {
+                self.fail(id, lost_error(true, kind));
+            }
+        }
+        // The frames stay: whoever sends next is told that they could not be sent.
+        if !self.options.reconnect {
+            for id in kept {
+                self.fail(id, lost_error(false, kind));
+            }
+        }
+    }
+
+    /// Copies the frames that can be sent over another connection; returns the ids of the requests
+    /// among them, which ascend as ids do.
+    fn keep_unsent(&mut self, channel: &Channel) -> Vec<u64> {
+        let mut kept = Vec::new();
+        self.unsent.clear();
+        for (begins_at, header, frame) in channel.unsent() {
+            let id = header.msg_id;
+            if header.flags.contains(Flags::REQUEST) {
+                match self.flights.get(id) {
+                    Some(flight) if flight.begins_at == begins_at => {
+                        self.flights.moved(id, self.unsent.len() as u64);
+                        kept.push(id);
+                    }
+                    // A later part of a stream goes where the first went.
+                    Some(_) if kept.binary_search(&id).is_ok() => {}
+                    // Forgotten, or begun over the lost connection.
+                    _ => continue,
+                }
+            } else if header.msg_type == msg_type::CANCEL {
+                // The request that it names died with the connection.
+                continue;
+            }
+            self.unsent.extend_from_slice(frame);
+        }
+        kept
+    }
+
+    fn fail(&mut self, id: u64, error: Error) {
+        if self.flights.end(id) {
+            self.keep(Answer::failed(id, error));
+        }
+    }
+
+    /// Every request in flight fails; the answers wait to be collected.
+    pub(super) fn fail_all(&mut self, error: &Error) {
+        self.unsent = Vec::new();
+        for (id, _) in self.flights.all() {
+            self.fail(id, error.copy());
+        }
+    }
+
+    /// No connection could be had for what was not sent.
+    pub(super) fn fail_unsent(&mut self, why: &Error) {
+        let kind = match why {
+            Error::ConnectFailed { source, .. } => Some(source.kind()),
+            Error::Timeout { .. } => Some(io::ErrorKind::TimedOut),
+            _ => None,
+        };
+        debug_assert!(self.channel.is_none(), "the rest was lost before");
+        self.fail_all(&lost_error(false, kind));
+    }
+
+    /// Gives failures that wait to be collected to `sink`, once each.
+    pub(super) fn take_failed(&mut self, sink: &mut dyn FnMut(&AnswerRef<'_>) -> Keep) -> usize {
+        let mut given = 0;
+        for _ in 0..self.ready.len() {
+            let Some(mut answer) = self.ready.pop() else {
+                break;
+            };
+            if let Err(error) = answer.result {
+                let view = AnswerRef {
+                    id: answer.id,
+                    msg_type: answer.msg_type,
+                    last: answer.last,
+                    result: Err(error),
+                };
+                given += 1;
+                if sink(&view) == Keep::Done {
+                    continue;
+                }
+                let AnswerRef { result, .. } = view;
+                answer.result = result.map(<[u8]>::to_vec);
+            }
+            self.ready.push(answer);
+        }
+        given
+    }
+}
+
+fn lost_error(may_have_run: bool, kind: Option<io::ErrorKind>) -> Error {
+    Error::ConnectionLost {
+        may_have_run,
+        source: kind.map(io::Error::from),
+    }
+}
