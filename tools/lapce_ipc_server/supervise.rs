@@ -32,6 +32,9 @@ pub fn run(config: Config, file: Option<&Path>) -> Result<(), String> {
     if let Some(address) = server.local_addr() {
         parts.push(format!("tcp {address}"));
     }
+    if let Some(segment) = server.shm_path() {
+        parts.push(format!("shm {segment}"));
+    }
     if let Some(address) = metrics {
         parts.push(format!("metrics http://{address}/metrics"));
     }
@@ -73,6 +76,9 @@ fn start(config: &Config) -> Result<Server, String> {
         .idle(config.idle)
         .limits(config.limits.clone())
         .legacy(config.legacy);
+    if config.shm_enabled {
+        builder = builder.shm(&config.shm_instance);
+    }
     if let Some(token) = &config.auth_token {
         builder = builder.auth_token(token.clone());
     }

@@ -10,12 +10,20 @@ use super::builder::Options;
 use super::channel::Channel;
 use super::link::Link;
 use super::receive::remote_error;
+use super::shm::ShmLink;
 use super::tcp::TcpLink;
+use crate::shm::{ShmError, join};
 use crate::sys::clock;
-use crate::wire::{Flags, Hello, ProtocolVersion, VERSION, msg_type};
+use crate::wire::{
+    ErrorCode, Flags, Hello, ProtocolVersion, VERSION, capability, control_segment_name,
+    is_control_segment_name, msg_type,
+};
 
 /// The id of the handshake, which no request of the client gets: they count up from 1.
 const HANDSHAKE_ID: u64 = u64::MAX;
+
+/// An upgrade that takes longer is given up.
+const UPGRADE_NS: u64 = 1_000_000_000;
 
 /// A new connection.
 pub(super) struct Opened {
@@ -31,23 +39,101 @@ pub(super) fn open(
 ) -> Result<Opened, Error> {
     match address {
         Address::Tcp(address) => open_tcp(options, address, deadline_ns),
-        Address::Shm(_) => Err(Error::SharedMemory("no shared memory".into())),
+        Address::Shm(instance) => {
+            let name = control_segment_name(instance);
+            open_shm(options, &name, None, deadline_ns).map_err(|error| match error {
+                Joined::Not(error) => shared_memory_error(error),
+                Joined::ButRefused(error) => error,
+            })
+        }
     }
 }
 
 fn open_tcp(options: &Options, address: &str, deadline_ns: u64) -> Result<Opened, Error> {
     let link = TcpLink::connect(address, deadline_ns)?;
     let version = options.version;
+    let upgrade = options.shm_upgrade && link.is_local();
     let mut channel = Channel::new(Link::Tcp(link), version, options.max_message_bytes);
     let mut peer = PeerLimits::default();
-    if version == ProtocolVersion::V2 && options.auth_token.is_some() {
-        peer = say_hello(options, &mut channel, address, 0, deadline_ns, |ack| {
+    if version == ProtocolVersion::V1 || !(upgrade || options.auth_token.is_some()) {
+        return Ok(Opened { channel, peer });
+    }
+    let capabilities = if upgrade { capability::SHM } else { 0 };
+    let hello = say_hello(
+        options,
+        &mut channel,
+        address,
+        capabilities,
+        deadline_ns,
+        |ack| {
+            peer.max_message_bytes = ack.max_message_bytes;
+            let segment = ack.shm_segment.filter(|name| is_control_segment_name(name));
+            segment
+                .map(str::to_owned)
+                .zip(ack.host_id.map(<[u8]>::to_vec))
+        },
+    );
+    let offer = match hello {
+        Ok(offer) => offer,
+        // A server that knows no handshake: nothing is lost but the upgrade.
+        Err(Error::Remote {
+            code: Some(ErrorCode::UnknownType),
+            ..
+        }) if options.auth_token.is_none() => None,
+        Err(error) => return Err(error),
+    };
+    if let Some((segment, host_id)) = offer {
+        let limit_ns = deadline_ns.min(clock::now_ns() + UPGRADE_NS);
+        // The TCP connection is not needed any more: each side watches the other's process. If
+        // the upgrade is impossible, it is kept.
+        if let Ok(opened) = open_shm(options, &segment, Some(&host_id), limit_ns) {
+            return Ok(opened);
+        }
+    }
+    Ok(Opened { channel, peer })
+}
+
+/// How far a connection over shared memory came.
+enum Joined {
+    Not(ShmError),
+    ButRefused(Error),
+}
+
+fn open_shm(
+    options: &Options,
+    segment: &str,
+    host_id: Option<&[u8]>,
+    deadline_ns: u64,
+) -> Result<Opened, Joined> {
+    if options.version == ProtocolVersion::V1 {
+        return Err(Joined::ButRefused(Error::InvalidRequest(
+            "shared memory carries version 2 only: connect to HOST:PORT for version 1",
+        )));
+    }
+    let limit = Duration::from_nanos(deadline_ns.saturating_sub(clock::now_ns()));
+    let end = join(segment, host_id, limit).map_err(Joined::Not)?;
+    let link = Link::Shm(Box::new(ShmLink::new(end)));
+    let mut channel = Channel::new(link, options.version, options.max_message_bytes);
+    let mut peer = PeerLimits::default();
+    if options.auth_token.is_some() {
+        peer = say_hello(options, &mut channel, segment, 0, deadline_ns, |ack| {
             PeerLimits {
                 max_message_bytes: ack.max_message_bytes,
             }
-        })?;
+        })
+        .map_err(Joined::ButRefused)?;
     }
     Ok(Opened { channel, peer })
+}
+
+fn shared_memory_error(error: ShmError) -> Error {
+    match error {
+        ShmError::Refused(code) => Error::Remote {
+            code: u16::try_from(code).ok().and_then(ErrorCode::from_u16),
+            message: error.to_string(),
+        },
+        error => Error::SharedMemory(error.to_string()),
+    }
 }
 
 /// Sends a HANDSHAKE and gives its acknowledgement to `read`.

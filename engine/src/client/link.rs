@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use super::shm::ShmLink;
 use super::tcp::TcpLink;
 use crate::stats::Transport;
 
@@ -10,12 +11,14 @@ use crate::stats::Transport;
 #[derive(Debug)]
 pub(super) enum Link {
     Tcp(TcpLink),
+    Shm(Box<ShmLink>),
 }
 
 impl Link {
     pub(super) fn transport(&self) -> Transport {
         match self {
             Link::Tcp(_) => Transport::Tcp,
+            Link::Shm(_) => Transport::Shm,
         }
     }
 
@@ -24,6 +27,7 @@ impl Link {
     pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Link::Tcp(link) => link.send(bytes),
+            Link::Shm(link) => link.send(bytes),
         }
     }
 
@@ -32,6 +36,7 @@ impl Link {
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Link::Tcp(link) => link.receive(buffer),
+            Link::Shm(link) => link.receive(buffer),
         }
     }
 
@@ -39,12 +44,14 @@ impl Link {
     pub(super) fn sleep(&mut self, write: bool, limit: Duration) -> io::Result<()> {
         match self {
             Link::Tcp(link) => link.sleep(write, limit),
+            Link::Shm(link) => link.sleep(write, limit),
         }
     }
 
     pub(super) fn has_ended(&self) -> bool {
         match self {
             Link::Tcp(link) => link.has_ended(),
+            Link::Shm(link) => link.has_ended(),
         }
     }
 }

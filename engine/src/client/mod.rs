@@ -20,6 +20,7 @@ mod kept;
 mod link;
 mod loss;
 mod receive;
+mod shm;
 mod tcp;
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,6 @@ pub use flags::Flags;
 pub use frame::{VERIFY_BATCH, encode, encode_to, verify, verify_batch};
 pub use handshake::{Hello, capability};
 pub use header::{HEADER_BYTES, Header, ProtocolVersion, VERSION};
-pub use instance::{control_segment_name, is_instance_name};
+pub use instance::{control_segment_name, is_control_segment_name, is_instance_name};
 pub use pool_report::PoolReport;
 pub use scan::{Assembler, Scanned, header_bytes, scan};

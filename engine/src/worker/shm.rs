@@ -327,11 +327,12 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        let (Some(link), Some(ends)) = (&mut connection.shm, &connection.out.ends) else {
-            return;
-        };
-        link.watching = false;
-        if ended {
+        if let Some(link) = &mut connection.shm {
+            link.watching = false;
+        }
+        if let Some(ends) = &connection.out.ends
+            && ended
+        {
             // What it sent before is still taken: the flag counts once the ring is empty.
             ends.peer_is_gone();
             self.heat(key);

@@ -1,0 +1,155 @@
+//! A connection over shared memory.
+
+use std::io;
+use std::time::Duration;
+
+use crate::shm::{ClientEnd, Corrupt, RECORD_MAX, Record};
+use crate::sys::futex;
+
+/// Queued frames go in pieces of this size, so that the server works on the first while the next
+/// is written; what is longer than a batch of small frames goes in the longest pieces.
+const PIECE_BYTES: usize = 4096;
+const BATCH_BYTES: usize = 64 * 1024;
+/// The server is told of room after this much was taken, if it waits for it.
+const ROOM_BYTES: usize = 32 * 1024;
+/// Looks without success between two looks whether the server lives: well below a millisecond.
+const LOOKS: u32 = 8192;
+/// The longest sleep between two looks whether the server lives.
+const SLEEP_MAX: Duration = Duration::from_millis(50);
+/// The longest sleep for room in the ring.
+const ROOM_SLEEP_MAX: Duration = Duration::from_millis(1);
+
+/// An attached connection.
+#[derive(Debug)]
+pub(super) struct ShmLink {
+    end: ClientEnd,
+    /// A record of which some bytes have been taken, and how many.
+    half_taken: Option<(Record, usize)>,
+    taken_since_told: usize,
+    looks: u32,
+    gone: bool,
+}
+
+fn corrupt(error: Corrupt) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
+
+impl ShmLink {
+    pub(super) fn new(end: ClientEnd) -> ShmLink {
+        ShmLink {
+            end,
+            half_taken: None,
+            taken_since_told: 0,
+            looks: 0,
+            gone: false,
+        }
+    }
+
+    /// Puts what fits into the ring.
+    #[inline]
+    pub(super) fn send(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.gone {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let piece_bytes = if bytes.len() > BATCH_BYTES {
+            RECORD_MAX
+        } else {
+            PIECE_BYTES
+        };
+        let ends = &mut self.end.ends;
+        let mut sent = 0;
+        // Bounded by the ring's room.
+        while sent < bytes.len() {
+            let rest = &bytes[sent..];
+            let piece = &rest[..rest.len().min(piece_bytes)];
+            if !ends.tx.push(piece, ends.rx.position()) {
+                break;
+            }
+            sent += piece.len();
+        }
+        if sent == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.end.wake_server();
+        self.taken_since_told = 0;
+        Ok(sent)
+    }
+
+    /// Takes what is there out of the ring; 0: the server has ended.
+    #[inline]
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let ends = &mut self.end.ends;
+        let mut taken = 0;
+        // Bounded by the buffer.
+        while taken < buffer.len() {
+            let (record, from) = match self.half_taken.take() {
+                Some(half) => half,
+                None => match ends.rx.next().map_err(corrupt)? {
+                    Some(record) => (record, 0),
+                    None => break,
+                },
+            };
+            let count = ends.rx.copy_part(from, &record, &mut buffer[taken..]);
+            taken += count;
+            if from + count < record.length {
+                self.half_taken = Some((record, from + count));
+                break;
+            }
+            let ack = ends.rx.advance(&record);
+            ends.tx.acknowledged(ack);
+        }
+        if taken == 0 {
+            return self.nothing_there();
+        }
+        ends.rx.publish();
+        self.looks = 0;
+        self.taken_since_told += taken;
+        if self.taken_since_told >= ROOM_BYTES {
+            self.taken_since_told = 0;
+            self.end.wake_server();
+        }
+        Ok(taken)
+    }
+
+    fn nothing_there(&mut self) -> io::Result<usize> {
+        self.looks += 1;
+        if self.looks.is_multiple_of(LOOKS) {
+            self.gone |= self.end.server_has_gone();
+        }
+        // What the server wrote before it went is still taken.
+        if (self.gone || self.end.ends.peer_closed()) && !self.end.ends.rx.has_record() {
+            self.gone = true;
+            return Ok(0);
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Sleeps until there may be something to receive, or room to send if `write`.
+    pub(super) fn sleep(&mut self, write: bool, limit: Duration) -> io::Result<()> {
+        let ends = &self.end.ends;
+        ends.rx.set_waiting(true);
+        if write {
+            ends.tx.want_room(true);
+        }
+        // The server may wait for the room that we have made.
+        self.end.wake_server();
+        if !ends.rx.has_record() && !ends.peer_closed() {
+            let limit = limit.min(if write { ROOM_SLEEP_MAX } else { SLEEP_MAX });
+            let waited = futex::wait(ends.rx.waiting_word(), 1, Some(limit));
+            if waited == futex::Waited::TimedOut && self.end.server_has_gone() {
+                self.gone = true;
+            }
+        }
+        let ends = &self.end.ends;
+        ends.rx.set_waiting(false);
+        if write {
+            ends.tx.want_room(false);
+        }
+        Ok(())
+    }
+
+    /// Whether the server has gone and left nothing to be read.
+    pub(super) fn has_ended(&self) -> bool {
+        (self.gone || self.end.server_has_gone()) && !self.end.ends.rx.has_record()
+    }
+}
