@@ -4,6 +4,9 @@ pub use crate::client::{
     Answer, AnswerRef, Client, ClientBuilder, ClientStats, Error, Parts, PeerLimits,
 };
 pub use crate::config::{Config, ConfigError, IdleMode, Limits, UnknownIdleMode};
+pub use crate::pool::{
+    ConnectionPool, ConnectionPoolBuilder, PoolConfig, PoolStats, PooledConnection,
+};
 pub use crate::process::{
     ProcessStats, keep_process_small, monotonic_ns, process_stats, release_startup_pages,
 };

@@ -174,4 +174,17 @@ impl ClientBuilder {
         }
         Ok(Client::new(Inner::connect(self.options, address)?))
     }
+
+    /// As [`ClientBuilder::connect`], within a time of the caller's if that is shorter.
+    pub(crate) fn connect_within(
+        mut self,
+        address: &str,
+        limit: Duration,
+    ) -> Result<Client, Error> {
+        let usual = self.options.connect_timeout;
+        self.options.connect_timeout = usual.min(limit);
+        let client = self.connect(address)?;
+        client.set_connect_timeout(usual);
+        Ok(client)
+    }
 }

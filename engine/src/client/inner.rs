@@ -407,8 +407,10 @@ impl Inner {
 
     /// Forgets whatever the last user left behind. False: the connection cannot be handed on.
     pub(super) fn leave_clean(&mut self) -> bool {
-        for (id, _) in self.flights.all() {
-            self.flights.end(id);
+        if self.flights.count() > 0 {
+            for (id, _) in self.flights.all() {
+                self.flights.end(id);
+            }
         }
         self.ready.clear();
         matches!(self.send_some(), Ok(true)) && self.is_connected()

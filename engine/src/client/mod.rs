@@ -434,6 +434,10 @@ impl Client {
         self.inner.borrow().round_trips.clone()
     }
 
+    fn set_connect_timeout(&self, timeout: Duration) {
+        self.inner.borrow_mut().options.connect_timeout = timeout;
+    }
+
     /// Makes the client fit for its next user, who must see nothing of the last one's. False: the
     /// connection cannot be handed on.
     pub(crate) fn leave_clean(&self) -> bool {

@@ -599,8 +599,10 @@ fn both_versions_with_the_real_server() {
 
 #[test]
 fn the_real_servers_refusals() {
-    let mut limits = crate::config::Limits::default();
-    limits.max_message_bytes = 1000;
+    let limits = crate::config::Limits {
+        max_message_bytes: 1000,
+        ..Default::default()
+    };
     let server = Server::builder()
         .bind("127.0.0.1:0")
         .workers(1)

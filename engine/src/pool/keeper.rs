@@ -1,0 +1,126 @@
+//! The pool's own thread: checks idle connections, reports to the server, closes what is not
+//! needed.
+
+use std::io;
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::shared::{Place, Shared};
+use crate::client::Client;
+
+/// A connection that does not answer a HEARTBEAT within this time is broken.
+const CHECK_LIMIT: Duration = Duration::from_secs(2);
+/// How long the thread waits for a connection when all are in use.
+const BORROW_LIMIT: Duration = Duration::from_secs(5);
+const STACK_BYTES: usize = 128 * 1024;
+
+/// The running thread. Dropping it waits for its end, which the pool must have asked for.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    pub(super) fn start(shared: Arc<Shared>) -> io::Result<Keeper> {
+        let thread = std::thread::Builder::new()
+            .name("lapce-ipc-pool".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || run(&shared))?;
+        Ok(Keeper {
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been printed, and must not become another in a destructor.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(shared: &Shared) {
+    let interval = shared.config.health_check_interval;
+    let mut check_at = later(interval);
+    let mut state = shared.lock();
+    // Ends with the pool.
+    while !state.closed {
+        let now = Instant::now();
+        let report_at = state.report_at.filter(|_| check_at > now);
+        let due = report_at.map_or(check_at, |at| at.min(check_at));
+        if due > now {
+            (state, _) = shared
+                .changed
+                .wait_timeout(state, due - now)
+                .unwrap_or_else(PoisonError::into_inner);
+            continue;
+        }
+        state.report_at = None;
+        drop(state);
+        if check_at <= now {
+            check_idle(shared);
+            drop(shared.take_expired());
+            check_at = later(interval);
+        }
+        report(shared);
+        state = shared.lock();
+    }
+}
+
+/// An interval from now; a very long one may be anything.
+fn later(interval: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(interval)
+        .unwrap_or_else(|| now + Duration::from_secs(1 << 30))
+}
+
+/// Asks the server over this connection whether both live, and tells it the pool's totals.
+fn is_healthy(shared: &Shared, client: &Client) -> bool {
+    let report = shared.report(true).expect("asked for always");
+    let healthy = client.is_connected() && client.heartbeat(&report.encode(), CHECK_LIMIT).is_ok();
+    shared.checked(healthy.then_some(report));
+    healthy
+}
+
+/// Checks every connection that was idle for a while, the oldest first. Each is out of the pool
+/// meanwhile.
+fn check_idle(shared: &Shared) {
+    let unseen = shared.config.health_check_interval / 2;
+    let begin = Instant::now();
+    // Each turn checks one that was not seen since the beginning, so that this ends.
+    loop {
+        let (index, idle) = {
+            let mut state = shared.lock();
+            let index = state
+                .idle
+                .iter()
+                .position(|idle| idle.seen < begin && idle.seen.elapsed() >= unseen);
+            match index {
+                Some(index) if !state.closed => (index, state.idle.remove(index)),
+                _ => return,
+            }
+        };
+        let since = idle.since;
+        match is_healthy(shared, &idle.client) {
+            true => shared.free(idle.client, Place::Back { index, since }),
+            false => shared.discarded(idle.client),
+        }
+    }
+}
+
+/// Tells the server the totals, if no check has just done so.
+fn report(shared: &Shared) {
+    if shared.report(false).is_none() {
+        return;
+    }
+    let Some(client) = shared.borrow_any(BORROW_LIMIT) else {
+        return;
+    };
+    match is_healthy(shared, &client) {
+        true => shared.free(client, Place::Newest),
+        false => shared.discarded(client),
+    }
+}
