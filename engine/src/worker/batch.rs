@@ -86,7 +86,7 @@ impl Batch {
 
 impl Worker {
     /// Finds the frames in a chunk that arrived on a connection, and begins to gather the one that
-    /// it cuts in two. What may not be buffered now goes to the connection's stash.
+    /// it cuts in two. What may not be buffered now waits behind what is there.
     pub(super) fn scan(&mut self, key: Key, chunk: u32) {
         let max = self.shared.limits.max_message_bytes;
         let mut at = 0;
@@ -137,7 +137,7 @@ impl Worker {
                         && connection.reserved_bytes == 0
                         && !self.shared.reserve_bytes(frame_bytes as u64) =>
                     {
-                        connection.stash.extend_from_slice(bytes);
+                        connection.behind.extend_from_slice(bytes);
                         self.waiting_for_room.push(key);
                         return;
                     }
@@ -201,7 +201,7 @@ impl Worker {
 
     /// Notes that a connection's bytes from here on are no frame; it is told after the frames
     /// before them have been handled.
-    fn refuse(&mut self, key: Key, refusal: Refusal, msg_id: u64) {
+    pub(super) fn refuse(&mut self, key: Key, refusal: Refusal, msg_id: u64) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.poisoned = true;
         }

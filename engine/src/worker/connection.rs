@@ -10,7 +10,7 @@ use super::session::Session;
 use super::shm::ShmLink;
 use crate::shm::Ends;
 use crate::stats::Transport;
-use crate::wire::{Assembler, ProtocolVersion};
+use crate::wire::{Assembler, ProtocolVersion, Refusal};
 
 /// How far a connection is on its way to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,9 +51,14 @@ pub(super) struct Connection {
     pub(super) phase: Phase,
     pub(super) out: Outgoing,
     pub(super) assembler: Assembler,
-    /// Bytes taken from the kernel but not handled, because the peer does not read its answers or
-    /// memory is short. While there are any, nothing is received.
+    /// Whole frames that were found but not handled, because the peer does not read its answers.
+    /// They come before what the assembler holds.
     pub(super) stash: Vec<u8>,
+    /// Bytes behind both that were not looked at, because frames before them wait or memory is
+    /// short. While there are any here or in the stash, nothing is received.
+    pub(super) behind: Vec<u8>,
+    /// The refusal of what follows the stash.
+    pub(super) refusal: Option<(Refusal, u64)>,
     /// Answers that other threads owe.
     pub(super) owed: u32,
     pub(super) shared: Option<Arc<ConnectionShared>>,
@@ -105,6 +110,8 @@ impl Connection {
             out: Outgoing::default(),
             assembler: Assembler::default(),
             stash: Vec::new(),
+            behind: Vec::new(),
+            refusal: None,
             owed: 0,
             shared: None,
             dirty: false,
@@ -129,6 +136,11 @@ impl Connection {
     /// The version in which errors are written before the peer's first byte has told it.
     pub(super) fn version(&self) -> ProtocolVersion {
         self.session.version.unwrap_or(ProtocolVersion::V2)
+    }
+
+    /// Something that arrived is not handled yet and holds up what comes after it.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.stash.is_empty() || !self.behind.is_empty() || self.refusal.is_some()
     }
 
     /// Requests of this connection are handled.

@@ -167,11 +167,11 @@ impl Worker {
         self.stats
             .bytes(Transport::Tcp, Direction::In, bytes.len() as u64);
         connection.active = true;
-        if !connection.takes_requests() {
+        if !connection.takes_requests() || connection.refusal.is_some() {
             connection.discarded_bytes += bytes.len() as u64;
             self.driver.recycle(received);
-        } else if !connection.stash.is_empty() {
-            connection.stash.extend_from_slice(bytes);
+        } else if connection.has_waiting() {
+            connection.behind.extend_from_slice(bytes);
             self.driver.recycle(received);
         } else {
             let chunk = self.batch.add_chunk(Chunk::Buffer(received));

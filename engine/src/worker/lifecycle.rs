@@ -48,7 +48,7 @@ impl Worker {
         };
         connection.dirty = false;
         connection.poisoned = false;
-        if connection.phase == Phase::Open && connection.tcp.ended && connection.stash.is_empty() {
+        if connection.phase == Phase::Open && connection.tcp.ended && !connection.has_waiting() {
             connection.phase = Phase::Finishing;
         }
         self.flush(key, alone);
@@ -150,11 +150,9 @@ impl Worker {
             return;
         };
         let choked = connection.phase == Phase::Open
-            && (!connection.stash.is_empty()
-                || connection.out.buffered_bytes() > outgoing_bytes_max);
+            && (connection.has_waiting() || connection.out.buffered_bytes() > outgoing_bytes_max);
         if choked
             && connection.out.buffered_bytes() <= outgoing_bytes_max / 2
-            && connection.reserved_bytes == 0
             && !self.waiting_for_room.contains(&key)
         {
             self.resumed.push(key);
@@ -196,7 +194,7 @@ impl Worker {
             _ if connection.out.sending_bytes > 0 || !connection.out.staged.is_empty() => {
                 Some(limits.send_stall_ms)
             }
-            Phase::Open if connection.assembler.is_mid_frame() && connection.stash.is_empty() => {
+            Phase::Open if connection.assembler.is_mid_frame() && !connection.has_waiting() => {
                 Some(limits.frame_timeout_ms)
             }
             _ => None,
@@ -316,7 +314,7 @@ impl Worker {
         } else if connection.phase == Phase::Open
             && quiet
             && connection.owed == 0
-            && connection.stash.is_empty()
+            && !connection.has_waiting()
         {
             connection.phase = Phase::Finishing;
         } else {

@@ -6,6 +6,7 @@ use super::deferred::{Answer, Body};
 use super::inbox::Message;
 use crate::stats::Transport;
 use crate::sys::clock;
+use crate::uring::Key;
 use crate::wire::{Flags, header_bytes};
 
 /// Messages from other threads taken in one round.
@@ -33,7 +34,8 @@ impl Worker {
         }
         self.settle_touched();
         self.record_latencies();
-        worked
+        // A sweep makes no event: what it resumed must not sleep until one comes.
+        worked || !self.resumed.is_empty()
     }
 
     fn take_messages(&mut self) -> bool {
@@ -160,10 +162,17 @@ impl Worker {
                     let Some(connection) = self.connections.get_mut(key) else {
                         continue;
                     };
-                    if connection.takes_requests() {
-                        self.dispatcher
-                            .refuse_connection(connection, &refusal, msg_id);
+                    if !connection.takes_requests() {
+                        continue;
                     }
+                    // The frames before it are answered first.
+                    if !connection.stash.is_empty() {
+                        connection.refusal = Some((refusal, msg_id));
+                        connection.behind = Vec::new();
+                        continue;
+                    }
+                    self.dispatcher
+                        .refuse_connection(connection, &refusal, msg_id);
                 }
                 Item::Done => {}
             }
@@ -180,15 +189,39 @@ impl Worker {
             let Some(connection) = self.connections.get_mut(key) else {
                 continue;
             };
-            let stash = std::mem::take(&mut connection.stash);
-            if connection.takes_requests() && !stash.is_empty() {
-                let chunk = self.batch.add_chunk(Chunk::Owned(stash));
-                self.scan(key, chunk);
+            if connection.takes_requests() {
+                self.resume_one(key);
             }
             self.touch(key);
         }
         self.resumed = resumed;
         true
+    }
+
+    /// In the order in which it came: the whole frames, what is being gathered and follows them,
+    /// the bytes behind it, the refusal.
+    fn resume_one(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let stash = std::mem::take(&mut connection.stash);
+        let behind = std::mem::take(&mut connection.behind);
+        let refusal = connection.refusal.take();
+        if !stash.is_empty() {
+            let gathering = std::mem::take(&mut connection.assembler);
+            let chunk = self.batch.add_chunk(Chunk::Owned(stash));
+            self.scan(key, chunk);
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.assembler = gathering;
+            }
+        }
+        if !behind.is_empty() {
+            let chunk = self.batch.add_chunk(Chunk::Owned(behind));
+            self.scan(key, chunk);
+        }
+        if let Some((refusal, msg_id)) = refusal {
+            self.refuse(key, refusal, msg_id);
+        }
     }
 
     /// Latency is recorded after the answers are handed over, once for all of a round.

@@ -160,6 +160,7 @@ impl Worker {
             self.rings.hot.retain(|&hot| hot != key);
             return false;
         };
+        let waiting = connection.has_waiting();
         let (Some(link), Some(ends)) = (&mut connection.shm, &mut connection.out.ends) else {
             return false;
         };
@@ -167,7 +168,7 @@ impl Worker {
             return false;
         }
         let open = connection.phase == Phase::Open;
-        let choked = !connection.stash.is_empty()
+        let choked = waiting
             || connection.out.staged.len() - connection.out.staged_sent > outgoing_bytes_max;
         if open && choked {
             return false;
@@ -244,13 +245,14 @@ impl Worker {
             self.rings.hot.retain(|&hot| hot != key);
             return true;
         };
+        let waiting = connection.has_waiting();
         let (Some(link), Some(ends)) = (&mut connection.shm, &mut connection.out.ends) else {
             return true;
         };
         ends.rx.set_waiting(true);
         if connection.phase == Phase::Open && (ends.rx.has_record() || ends.peer_closed()) {
-            let idle_without_us = connection.stash.is_empty()
-                && connection.out.staged.len() == connection.out.staged_sent;
+            let idle_without_us =
+                !waiting && connection.out.staged.len() == connection.out.staged_sent;
             if idle_without_us {
                 ends.rx.set_waiting(false);
                 // Another takes its place among the hot ones only if there are too many.
