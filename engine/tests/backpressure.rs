@@ -1,0 +1,258 @@
+//! Peers that do not read, or read late: memory stays bounded, and what is read in the end is
+//! whole and in order.
+
+mod support;
+
+use std::io::{ErrorKind, Write};
+use std::time::{Duration, Instant};
+
+use lapce_ai::ipc::{Client, ErrorCode, Limits, Request, Responder, Server, Transport};
+use support::*;
+
+/// Answers with many times what was asked.
+const BLOW_UP: u16 = 0x0100;
+const FACTOR: usize = 64;
+
+fn blowing_server(limits: Limits) -> Server {
+    server()
+        .limits(limits)
+        .handler(BLOW_UP, |request: Request<'_>, responder: Responder<'_>| {
+            responder.reply(&request.payload().repeat(FACTOR));
+        })
+        .start()
+        .unwrap()
+}
+
+/// Writes until the server takes no more for a second; returns how many bytes of it went.
+fn write_until_stuck(peer: &mut Peer, bytes: &[u8]) -> usize {
+    peer.stream.set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    let mut last = Instant::now();
+    while sent < bytes.len() && last.elapsed() < Duration::from_secs(1) {
+        match peer.stream.write(&bytes[sent..]) {
+            Ok(count) => {
+                sent += count;
+                last = Instant::now();
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => panic!("writing failed: {error}"),
+        }
+    }
+    peer.stream.set_nonblocking(false).unwrap();
+    sent
+}
+
+#[test]
+fn a_late_reader_gets_everything_in_order() {
+    let server = server().start().unwrap();
+    for size in [0usize, 100, 3000, 40_000, 300_000] {
+        let count = (24 * 1024 * 1024 / (size + 100)).min(60_000) as u64;
+        let mut peer = Peer::connect(address(&server));
+        let mut writer = peer.try_clone();
+        let writing = std::thread::spawn(move || {
+            for id in 1..=count {
+                writer.send(&echo(id, &pattern(id, size)));
+            }
+            writer.finish_sending();
+        });
+        // Long enough for all buffers on the way to fill up.
+        std::thread::sleep(Duration::from_millis(300));
+        for id in 1..=count {
+            peer.expect_echo(id, &pattern(id, size));
+        }
+        peer.expect_end();
+        writing.join().unwrap();
+    }
+}
+
+#[test]
+fn a_late_reader_of_mixed_sizes_gets_everything_in_order() {
+    let limits = Limits {
+        max_message_bytes: 1024 * 1024,
+        max_buffered_bytes: 2 * 1024 * 1024,
+        ..Limits::default()
+    };
+    let server = server().limits(limits).start().unwrap();
+    let size = |seed: u64, id: u64| match (seed + id) % 7 {
+        0 => 900_000,
+        1 => 0,
+        2 => 70_000,
+        3 => 16_360,
+        other => (other * id % 5000) as usize,
+    };
+    let threads: Vec<_> = (0..3u64)
+        .map(|seed| {
+            let address = address(&server);
+            std::thread::spawn(move || {
+                let mut peer = Peer::connect(address);
+                let mut writer = peer.try_clone();
+                let writing = std::thread::spawn(move || {
+                    for id in 1..=120 {
+                        writer.send(&echo(id, &pattern(id, size(seed, id))));
+                    }
+                });
+                for id in 1..=120 {
+                    if id % 40 == 1 {
+                        std::thread::sleep(Duration::from_millis(200));
+                    }
+                    peer.expect_echo(id, &pattern(id, size(seed, id)));
+                }
+                writing.join().unwrap();
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_refusal_comes_after_the_answers_to_the_frames_before_it() {
+    let server = blowing_server(Limits::default());
+    let mut peer = Peer::connect(address(&server));
+    // More answers than are buffered at once, from requests that arrive together.
+    let mut bytes = Vec::new();
+    for id in 1..=400 {
+        bytes.extend(request(BLOW_UP, id, &pattern(id, 200)));
+    }
+    let mut bad = echo(401, b"damaged");
+    bad[25] ^= 1;
+    bytes.extend(bad);
+    peer.send(&bytes);
+    std::thread::sleep(Duration::from_millis(300));
+    for id in 1..=400 {
+        let got = peer.receive();
+        assert_eq!((got.msg_type, got.msg_id), (BLOW_UP, id));
+        assert!(got.payload == pattern(id, 200).repeat(FACTOR));
+    }
+    assert_eq!(peer.receive().error().0, 3);
+    peer.expect_end();
+}
+
+#[test]
+fn a_reader_that_never_reads_is_not_read_from_and_then_closed() {
+    let limits = Limits {
+        send_stall_ms: 2500,
+        ..Limits::default()
+    };
+    let server = blowing_server(limits);
+    let mut peer = Peer::connect(address(&server));
+    let one = request(BLOW_UP, 1, &[7; 4096]);
+    let flood = one.repeat(20_000); // 80 MB that ask for 5 GB
+    let before = resident_bytes();
+    let sent = write_until_stuck(&mut peer, &flood);
+    assert!(sent < flood.len(), "the server read it all");
+    let grown = resident_bytes().saturating_sub(before);
+    // Answers of one round, the stash, and what this process's sockets hold.
+    assert!(grown < 64 * 1024 * 1024, "grew by {grown} bytes");
+    eventually("the connection is closed", || {
+        server.stats().connections(Transport::Tcp) == 0
+    });
+    peer.expect_gone();
+    Peer::connect(address(&server)).expect_alive();
+}
+
+#[test]
+fn one_that_does_not_read_does_not_hold_up_others() {
+    let server = blowing_server(Limits::default());
+    let mut stuck = Peer::connect(address(&server));
+    let flood = request(BLOW_UP, 1, &[7; 4096]).repeat(5000);
+    write_until_stuck(&mut stuck, &flood);
+    let client = Client::builder()
+        .timeout(PATIENCE)
+        .connect(&address(&server).to_string())
+        .unwrap();
+    for id in 0..500 {
+        let payload = pattern(id, 5000);
+        assert!(client.call(ECHO, &payload).unwrap() == payload);
+    }
+}
+
+#[test]
+fn half_a_frame_and_stop() {
+    let limits = Limits {
+        frame_timeout_ms: 300,
+        ..Limits::default()
+    };
+    let server = server().limits(limits).legacy(true).start().unwrap();
+    let large = echo(1, &[7; 500_000]);
+    for half in [&echo(1, b"")[..1], &echo(1, b"")[..23], &large[..400_000]] {
+        let mut peer = Peer::connect(address(&server));
+        peer.send(half);
+        let got = peer.receive();
+        assert_eq!((got.msg_id, got.error().0), (0, 11));
+        peer.expect_end();
+    }
+    let mut peer = Peer::connect(address(&server));
+    peer.send(&frame_v1(ECHO, 1, b"hello")[..20]);
+    assert_eq!(peer.try_receive_v1().unwrap().error().0, 11);
+    peer.expect_end();
+    assert_eq!(server.stats().errors(ErrorCode::Timeout), 4);
+    // One that is idle between frames is left alone.
+    let mut peer = Peer::connect(address(&server));
+    peer.expect_alive();
+    std::thread::sleep(Duration::from_millis(900));
+    peer.expect_alive();
+}
+
+#[test]
+fn many_large_messages_against_a_small_budget_are_all_answered() {
+    let limits = Limits {
+        max_message_bytes: 1024 * 1024,
+        max_buffered_bytes: 1024 * 1024 + 4096,
+        ..Limits::default()
+    };
+    let server = server().workers(2).limits(limits).start().unwrap();
+    let address = address(&server);
+    let threads: Vec<_> = (0..8u64)
+        .map(|seed| {
+            std::thread::spawn(move || {
+                let client = Client::builder()
+                    .timeout(PATIENCE)
+                    .connect(&address.to_string())
+                    .unwrap();
+                for round in 0..4 {
+                    // Small ones before each large one, in one go.
+                    let small = pattern(seed, 500);
+                    let large = pattern(seed + round, 1024 * 1024 - seed as usize);
+                    let ids: Vec<_> = (0..5)
+                        .map(|_| client.submit(ECHO, &small).unwrap())
+                        .collect();
+                    let last = client.submit(ECHO, &large).unwrap();
+                    for id in ids {
+                        assert!(client.wait(id).unwrap() == small);
+                    }
+                    assert!(client.wait(last).unwrap() == large);
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn one_that_holds_room_and_goes_away_gives_it_back() {
+    let limits = Limits {
+        max_message_bytes: 1024 * 1024,
+        max_buffered_bytes: 1024 * 1024 + 4096,
+        ..Limits::default()
+    };
+    let server = server().limits(limits).start().unwrap();
+    let large = echo(1, &pattern(1, 1024 * 1024));
+    for _ in 0..5 {
+        let mut holder = Peer::connect(address(&server));
+        holder.send(&large[..300_000]);
+        let mut waiter = Peer::connect(address(&server));
+        let mut writer = waiter.try_clone();
+        let bytes = large.clone();
+        let writing = std::thread::spawn(move || writer.send(&bytes));
+        std::thread::sleep(Duration::from_millis(100));
+        drop(holder);
+        waiter.expect_echo(1, &pattern(1, 1024 * 1024));
+        writing.join().unwrap();
+    }
+}
