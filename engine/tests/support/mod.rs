@@ -222,9 +222,12 @@ impl Peer {
     /// Checks that the server closes in an orderly way, without another frame.
     pub fn expect_end(&mut self) {
         let mut byte = [0];
-        match self.stream.read(&mut byte) {
-            Ok(0) => {}
-            other => panic!("expected the connection's end, got {other:?} {byte:?}"),
+        loop {
+            match self.stream.read(&mut byte) {
+                Ok(0) => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                other => panic!("expected the connection's end, got {other:?} {byte:?}"),
+            }
         }
     }
 
