@@ -1,0 +1,215 @@
+//! Going past the limits on connections: their number, their coming and going, and the process's
+//! descriptors.
+
+mod support;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use lapce_ai::ipc::{Client, Error, ErrorCode, Limits, ServerError, Transport};
+use support::*;
+
+fn limited(max_connections: u32) -> Limits {
+    Limits {
+        max_connections,
+        ..Limits::default()
+    }
+}
+
+#[test]
+fn too_many_connections_are_told_so_and_closed() {
+    let server = server().workers(2).limits(limited(5)).start().unwrap();
+    let mut peers: Vec<_> = (0..5).map(|_| Peer::connect(address(&server))).collect();
+    for peer in &mut peers {
+        peer.expect_alive();
+    }
+    for _ in 0..20 {
+        let mut refused = Peer::connect(address(&server));
+        let got = refused.receive();
+        assert_eq!((got.flags, got.msg_id), (0, 0));
+        let (code, text) = got.error();
+        assert_eq!(code, 8);
+        assert!(
+            text.contains('5') && text.contains("max_connections"),
+            "{text}"
+        );
+        refused.expect_end();
+    }
+    for peer in &mut peers {
+        peer.expect_alive();
+    }
+    assert_eq!(server.stats().errors(ErrorCode::Overloaded), 20);
+    assert_eq!(server.stats().connections(Transport::Tcp), 5);
+    // One goes, one may come.
+    peers.pop();
+    eventually("a place is free", || {
+        server.stats().connections(Transport::Tcp) == 4
+    });
+    Peer::connect(address(&server)).expect_alive();
+}
+
+#[test]
+fn a_client_over_the_limit_learns_why() {
+    let server = server().limits(limited(1)).start().unwrap();
+    let mut first = Peer::connect(address(&server));
+    first.expect_alive();
+    let client = Client::builder()
+        .timeout(Duration::from_secs(5))
+        .reconnect(false)
+        .connect(&address(&server).to_string());
+    let refused = client.and_then(|client| client.call(ECHO, b"x"));
+    match refused {
+        Err(Error::Remote { code, .. }) => assert_eq!(code, Some(ErrorCode::Overloaded)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_crowd_over_the_limit_does_no_harm() {
+    let server = server().limits(limited(3)).start().unwrap();
+    let mut inside: Vec<_> = (0..3).map(|_| Peer::connect(address(&server))).collect();
+    for peer in &mut inside {
+        peer.expect_alive();
+    }
+    // More than are told: the others are just closed.
+    let crowd: Vec<_> = (0..300)
+        .map(|_| TcpStream::connect(address(&server)).unwrap())
+        .collect();
+    for stream in crowd {
+        Peer::over(stream).expect_gone();
+    }
+    for peer in &mut inside {
+        peer.expect_alive();
+    }
+    drop(inside);
+    eventually("all places are free", || {
+        server.stats().connections(Transport::Tcp) == 0
+    });
+    let mut again: Vec<_> = (0..3).map(|_| Peer::connect(address(&server))).collect();
+    for peer in &mut again {
+        peer.expect_alive();
+    }
+}
+
+#[test]
+fn thousands_of_connections_opened_and_dropped() {
+    let server = server().workers(2).start().unwrap();
+    let mut witness = Peer::connect(address(&server));
+    witness.expect_alive();
+    let before = resident_bytes();
+    for round in 0..2500u32 {
+        let mut stream = TcpStream::connect(address(&server)).unwrap();
+        // In every state: fresh, in the middle of a header or a frame, with an answer unread,
+        // refused.
+        let bytes = match round % 5 {
+            0 => Vec::new(),
+            1 => echo(1, b"x")[..10].to_vec(),
+            2 => echo(1, &[1; 5000])[..3000].to_vec(),
+            3 => echo(1, &[1; 5000]),
+            _ => vec![0xEE; 50],
+        };
+        // The server may have closed a refused one already.
+        let _ = stream.write_all(&bytes);
+        drop(stream);
+        if round % 100 == 0 {
+            witness.expect_alive();
+        }
+    }
+    eventually("all came, and all but the witness are gone", || {
+        let stats = server.stats();
+        stats.connections_total(Transport::Tcp) == 2501 && stats.connections(Transport::Tcp) == 1
+    });
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 32 * 1024 * 1024, "grew by {grown} bytes");
+    witness.expect_alive();
+}
+
+#[test]
+fn many_idle_connections_at_once() {
+    let server = server().limits(limited(600)).start().unwrap();
+    let mut peers: Vec<_> = (0..400).map(|_| Peer::connect(address(&server))).collect();
+    for peer in &mut peers {
+        peer.stream.write_all(&echo(1, b"all at once")).unwrap();
+    }
+    for peer in &mut peers {
+        peer.expect_echo(1, b"all at once");
+    }
+    assert_eq!(server.stats().connections(Transport::Tcp), 400);
+}
+
+#[test]
+fn settings_that_cannot_work_are_named() {
+    let refuse = |limits: Limits| match server().limits(limits).start() {
+        Err(ServerError::BadSetting(text)) => text,
+        other => panic!("{other:?}"),
+    };
+    assert!(refuse(limited(0)).contains("max_connections"));
+    let text = refuse(Limits {
+        max_message_bytes: 1 << 20,
+        max_buffered_bytes: 1 << 20,
+        ..Limits::default()
+    });
+    assert!(text.contains("max_buffered_bytes"), "{text}");
+    assert!(matches!(
+        server().workers(17).start(),
+        Err(ServerError::BadSetting(_))
+    ));
+    assert!(matches!(
+        server().bind("127.0.0.1").start(),
+        Err(ServerError::BadAddress { .. })
+    ));
+    let first = server().start().unwrap();
+    let second = server().bind(address(&first).to_string()).start();
+    match second {
+        Err(error @ ServerError::Bind { .. }) => {
+            assert!(error.to_string().contains("another port"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+const CHILD: &str = "LAPCE_IPC_TEST_FEW_DESCRIPTORS";
+
+/// Runs the next test in a process of its own that may open few descriptors.
+#[test]
+fn without_descriptors_new_connections_wait() {
+    let executable = std::env::current_exe().unwrap();
+    let status = Command::new("sh")
+        .args(["-c", "ulimit -n 60; exec \"$0\" \"$@\""])
+        .arg(executable)
+        .args(["--exact", "child_with_few_descriptors", "--nocapture"])
+        .env(CHILD, "1")
+        .stdin(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn child_with_few_descriptors() {
+    if std::env::var_os(CHILD).is_none() {
+        return; // only as the child of the test above
+    }
+    let server = server().start().unwrap();
+    let connect = || TcpStream::connect(address(&server));
+    // Each takes two descriptors of this process, one at each end; the last ones are accepted by
+    // the system but not by the server.
+    let mut streams = Vec::new();
+    while let Ok(stream) = connect() {
+        streams.push(stream);
+        assert!(streams.len() < 60);
+    }
+    assert!(streams.len() > 10, "{}", streams.len());
+    let mut first = Peer::over(streams.remove(0));
+    first.expect_alive();
+    // As descriptors come back, those that waited are served.
+    let last = streams.split_off(streams.len() - 3);
+    drop(streams);
+    for stream in last {
+        Peer::over(stream).expect_alive();
+    }
+    first.expect_alive();
+    Peer::over(connect().unwrap()).expect_alive();
+}
