@@ -1,6 +1,7 @@
 //! The way to a server: bytes out, bytes in, and sleep between.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use super::shm::ShmLink;
@@ -19,6 +20,13 @@ impl Link {
         match self {
             Link::Tcp(_) => Transport::Tcp,
             Link::Shm(_) => Transport::Shm,
+        }
+    }
+
+    /// The descriptor on which bytes arrive, if there is one.
+    pub(super) fn fd(&self) -> Option<RawFd> {
+        match self {
+            Link::Tcp(link) => Some(link.fd()),
         }
     }
 

@@ -13,6 +13,7 @@ mod collect;
 mod connect;
 mod deadline;
 mod error;
+mod events;
 mod flights;
 mod histogram;
 mod inner;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use super::Error;
@@ -43,6 +43,10 @@ impl TcpLink {
         self.stream
             .peer_addr()
             .is_ok_and(|peer| peer.ip().to_canonical().is_loopback())
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
     }
 
     #[inline]
