@@ -27,6 +27,7 @@ impl Link {
     pub(super) fn fd(&self) -> Option<RawFd> {
         match self {
             Link::Tcp(link) => Some(link.fd()),
+            Link::Shm(_) => None,
         }
     }
 

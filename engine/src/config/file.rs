@@ -192,10 +192,10 @@ impl Config {
             config.shm_instance = instance;
         }
         if let Some(address) = file.metrics.bind_address {
-            if !address.is_empty() {
-                if let Err(problem) = check_address(&address) {
-                    return at("metrics.bind_address", problem);
-                }
+            if !address.is_empty()
+                && let Err(problem) = check_address(&address)
+            {
+                return at("metrics.bind_address", problem);
             }
             config.metrics_bind_address = address;
         }

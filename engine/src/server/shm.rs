@@ -78,10 +78,10 @@ impl ShmService {
     pub(super) fn stop(&mut self) {
         self.control.remove();
         shm::stop(&self.control, &self.stop);
-        if let Some(thread) = self.thread.take() {
-            if thread.join().is_err() {
-                log::error!("the attach thread panicked");
-            }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the attach thread panicked");
         }
     }
 }

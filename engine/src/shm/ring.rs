@@ -238,15 +238,6 @@ impl Producer {
             fence(Ordering::SeqCst);
         }
     }
-
-    /// Everything that was produced has been consumed, as far as is known.
-    pub(crate) fn is_drained(&mut self) -> bool {
-        let consumed = self
-            .segment
-            .word64(self.places.consumed)
-            .load(Ordering::Acquire);
-        consumed == self.position
-    }
 }
 
 impl Consumer {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
-use super::buffers::{BUFFER_BYTES, BUFFER_COUNT, BufferRing, GROUP, Received};
+use super::buffers::{BUFFER_COUNT, BufferRing, GROUP, Received};
 use super::features::{Features, RingError};
 use super::key::Key;
 use super::waker::{DoorbellMemory, SLEEPING, Waker};
@@ -134,10 +134,13 @@ impl Driver {
     }
 
     fn push(&mut self, entry: squeue::Entry) {
-        // SAFETY (of both pushes): whatever memory the entry names is owned by the driver until its
-        // completion: receive buffers by `buffers`, sent bytes by `sending`, the futex word by
-        // `doorbell`.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+        loop {
+            // SAFETY: whatever memory the entry names is owned by the driver until its completion:
+            // receive buffers by `buffers`, sent bytes by `sending`, the futex word by `doorbell`.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            // The queue is full: submitting empties it.
             self.enter();
         }
     }
@@ -437,9 +440,6 @@ impl Driver {
             self.free.push(received.buffer);
         }
     }
-
-    /// The most bytes that one [`Received`] holds.
-    pub(crate) const RECEIVED_BYTES_MAX: usize = BUFFER_BYTES;
 
     /// Cancels everything and waits, for a bounded time, until the kernel holds nothing of ours.
     fn let_go(&mut self) -> bool {

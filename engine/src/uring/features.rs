@@ -120,16 +120,6 @@ impl Features {
         futex_wait: false,
     };
 
-    /// Both must have an ability for the result to have it.
-    pub(crate) fn and(self, other: Features) -> Features {
-        Features {
-            multishot_receive: self.multishot_receive && other.multishot_receive,
-            multishot_accept: self.multishot_accept && other.multishot_accept,
-            defer_taskrun: self.defer_taskrun && other.defer_taskrun,
-            futex_wait: self.futex_wait && other.futex_wait,
-        }
-    }
-
     /// Turns off what the comma-separated list names; an unknown name is an error that lists the
     /// known ones. For tests of the ways that older kernels take, on a new one.
     pub(crate) fn without(mut self, names: &str) -> Result<Features, String> {
@@ -171,7 +161,6 @@ mod tests {
             .without("multishot_receive, multishot_accept,defer_taskrun,futex_wait")
             .unwrap();
         assert_eq!(off, Features::OLDEST);
-        assert_eq!(all.and(off), Features::OLDEST);
         assert!(
             all.without("warp_drive")
                 .unwrap_err()

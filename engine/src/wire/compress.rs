@@ -37,6 +37,7 @@ pub fn decompress(payload: &[u8], max: u32, out: &mut Vec<u8>) -> Result<(), Ref
 
 /// Replaces `out` by the compressed form of `payload`. False if that would not be smaller; then
 /// the payload is to be sent as it is.
+#[cfg(test)]
 pub fn compress(payload: &[u8], out: &mut Vec<u8>) -> bool {
     let Ok(size) = u32::try_from(payload.len()) else {
         return false;

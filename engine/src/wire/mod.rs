@@ -19,10 +19,14 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
-pub use compress::{compress, decompress};
+#[cfg(test)]
+pub use compress::compress;
+pub use compress::decompress;
 pub use error::{ErrorCode, Refusal, decode_error_payload, encode_error_payload};
 pub use flags::Flags;
-pub use frame::{VERIFY_BATCH, encode, encode_to, verify, verify_batch};
+#[cfg(test)]
+pub use frame::encode;
+pub use frame::{VERIFY_BATCH, encode_to, verify, verify_batch};
 pub use handshake::{Hello, capability};
 pub use header::{HEADER_BYTES, Header, ProtocolVersion, VERSION};
 pub use instance::{control_segment_name, is_control_segment_name, is_instance_name};

@@ -259,16 +259,16 @@ impl Dispatcher {
             connection.phase = Phase::Refused;
             return;
         }
-        if let Some(token) = &self.shared.auth_token {
-            if !same_secret(hello.credentials.unwrap_or_default(), token) {
-                let text = match hello.credentials {
-                    None => "this server asks for credentials: the HANDSHAKE has none",
-                    Some(_) => "the credentials are not this server's",
-                };
-                self.error(connection, header, ErrorCode::Unauthorized, text);
-                connection.phase = Phase::Refused;
-                return;
-            }
+        if let Some(token) = &self.shared.auth_token
+            && !same_secret(hello.credentials.unwrap_or_default(), token)
+        {
+            let text = match hello.credentials {
+                None => "this server asks for credentials: the HANDSHAKE has none",
+                Some(_) => "the credentials are not this server's",
+            };
+            self.error(connection, header, ErrorCode::Unauthorized, text);
+            connection.phase = Phase::Refused;
+            return;
         }
         connection.session.authenticated = true;
         // Shared memory is offered to those that ask, come over TCP and from this machine.
@@ -280,7 +280,8 @@ impl Dispatcher {
             .filter(|_| local && hello.capabilities & capability::SHM != 0);
         let ack = Hello {
             versions: &[wire::VERSION],
-            capabilities: if offer.is_some() { capability::SHM } else { 0 },
+            capabilities: capability::COMPRESSION
+                | if offer.is_some() { capability::SHM } else { 0 },
             identity: Some(concat!("lapce-ipc/", env!("CARGO_PKG_VERSION"))),
             credentials: None,
             shm_segment: offer.map(|offer| offer.segment.as_str()),

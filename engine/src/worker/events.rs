@@ -238,11 +238,11 @@ impl Worker {
 
     /// Notes that a connection must be settled at the end of the round.
     pub(super) fn touch(&mut self, key: Key) {
-        if let Some(connection) = self.connections.get_mut(key) {
-            if !connection.dirty {
-                connection.dirty = true;
-                self.touched.push(key);
-            }
+        if let Some(connection) = self.connections.get_mut(key)
+            && !connection.dirty
+        {
+            connection.dirty = true;
+            self.touched.push(key);
         }
     }
 }

@@ -107,10 +107,10 @@ impl Worker {
     /// Runs a worker on this thread until it is drained. `started` is told once whether the ring
     /// could be had.
     pub(crate) fn run(setup: WorkerSetup, started: impl FnOnce(Result<(), RingError>)) {
-        if let Some(cpu) = setup.cpu {
-            if let Err(error) = crate::sys::affinity::pin_current_thread(cpu) {
-                log::warn!("worker {}: not pinned to CPU {cpu}: {error}", setup.index);
-            }
+        if let Some(cpu) = setup.cpu
+            && let Err(error) = crate::sys::affinity::pin_current_thread(cpu)
+        {
+            log::warn!("worker {}: not pinned to CPU {cpu}: {error}", setup.index);
         }
         let inbox = setup.shared.inboxes[setup.index].clone();
         let options = DriverOptions {
