@@ -16,6 +16,9 @@ use super::features::{Features, RingError};
 use super::key::Key;
 use super::waker::{DoorbellMemory, SLEEPING, Waker};
 
+/// In place of a descriptor that is polled: no longer.
+const STOPPED: RawFd = -1;
+
 const ACCEPT: u8 = 1;
 const RECEIVE: u8 = 2;
 const SEND: u8 = 3;
@@ -183,6 +186,11 @@ impl Driver {
 
     /// Ends receiving; [`Event::ReceiveEnded`] follows, bytes already taken come before it.
     pub(crate) fn stop_receiving(&mut self, key: Key) {
+        if !self.features.multishot_receive {
+            // The poll may have completed already: then there is nothing to cancel, and its
+            // completion must not poll again.
+            *slot(&mut self.polled, key) = STOPPED;
+        }
         self.cancel(key.pack(RECEIVE));
     }
 
@@ -401,6 +409,9 @@ impl Driver {
             return Some(Event::ReceiveEnded(key, -result));
         }
         let fd = *slot(&mut self.polled, key);
+        if fd == STOPPED {
+            return Some(Event::ReceiveEnded(key, libc::ECANCELED));
+        }
         match self.receive_now(fd) {
             Some(Ok(received)) if received.length == 0 => {
                 self.recycle(received);
