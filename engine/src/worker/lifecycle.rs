@@ -14,6 +14,8 @@ use crate::wire::{ErrorCode, ProtocolVersion};
 const OUTGOING_BYTES_MAX: usize = 1024 * 1024;
 /// The same while the worker as a whole holds a lot.
 const OUTGOING_BYTES_MAX_TIGHT: usize = 64 * 1024;
+/// Room beyond need that a buffer may have while it is sent.
+const KEPT_IN_FLIGHT_BYTES: usize = 32 * 1024;
 /// How long a connection that is shut down is read from, so that the peer can read why.
 const LINGER_NS: u64 = 2_000_000_000;
 /// The same while draining.
@@ -100,7 +102,9 @@ impl Worker {
             return self.dispatcher.pool.give(bytes);
         }
         // What the allocator gave beyond need is not kept in flight for a slow reader.
-        if bytes.capacity() > 2 * bytes.len() + 4096 {
+        // A little is: buffers change hands, and shrinking one only to let it grow again for the
+        // next connection would allocate for every message.
+        if bytes.capacity() > 2 * bytes.len() + KEPT_IN_FLIGHT_BYTES {
             bytes.shrink_to_fit();
         }
         out.sending_bytes = bytes.len() - from;

@@ -3,36 +3,56 @@
 use crate::shm::{Ends, RECORD_MAX};
 use crate::wire::{self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, legacy};
 
-/// Buffers above this are not kept for the next user.
-const KEPT_BYTES_MAX: usize = 64 * 1024;
+/// Buffers above this are not kept for the next user: a round's answers to full receive buffers
+/// fit.
+const KEPT_BYTES_MAX: usize = 256 * 1024;
 /// How many are kept.
-const KEPT_MAX: usize = 16;
+const KEPT_MAX: usize = 256;
+/// How much memory all of them may hold.
+const KEPT_TOTAL_BYTES_MAX: usize = 1024 * 1024;
+/// How many small ones a sleeping worker keeps.
+const KEPT_ASLEEP_MAX: usize = 2;
+/// How large those may be.
+const KEPT_ASLEEP_BYTES_MAX: usize = 16 * 1024;
 
 /// Buffers that connections borrow while they have something to send, so that an idle connection
 /// holds none and a busy one allocates none.
 #[derive(Default)]
 pub(crate) struct VecPool {
     kept: Vec<Vec<u8>>,
+    kept_bytes: usize,
 }
 
 impl VecPool {
     pub(super) fn take(&mut self) -> Vec<u8> {
-        self.kept.pop().unwrap_or_default()
+        let buffer = self.kept.pop().unwrap_or_default();
+        self.kept_bytes -= buffer.capacity();
+        buffer
     }
 
     pub(super) fn give(&mut self, mut buffer: Vec<u8>) {
-        if buffer.capacity() > 0
-            && buffer.capacity() <= KEPT_BYTES_MAX
+        let bytes = buffer.capacity();
+        if bytes > 0
+            && bytes <= KEPT_BYTES_MAX
+            && self.kept_bytes + bytes <= KEPT_TOTAL_BYTES_MAX
             && self.kept.len() < KEPT_MAX
         {
+            self.kept_bytes += bytes;
             buffer.clear();
             self.kept.push(buffer);
         }
     }
 
-    /// Gives all memory back: the worker goes to sleep.
+    /// Gives memory back: the worker goes to sleep. A few small buffers stay, so that being woken
+    /// for every message does not mean to allocate for every message.
     pub(super) fn release(&mut self) {
-        self.kept = Vec::new();
+        let mut stay = 0;
+        self.kept.retain(|buffer| {
+            let stays = stay < KEPT_ASLEEP_MAX && buffer.capacity() <= KEPT_ASLEEP_BYTES_MAX;
+            stay += usize::from(stays);
+            stays
+        });
+        self.kept_bytes = self.kept.iter().map(Vec::capacity).sum();
     }
 }
 
