@@ -78,6 +78,7 @@ fn child_smoke() {
         }
     }
     stalled();
+    flooded();
 }
 
 #[test]
@@ -218,6 +219,38 @@ fn limits(server: &Server) {
     refused.expect_end();
     for peer in &mut peers {
         peer.expect_alive();
+    }
+    drop((peers, refused));
+    eventually("places are free", || {
+        server.stats().connections(Transport::Tcp) == 1
+    });
+}
+
+/// A peer that never reads while others speak: however its receives are stopped, they stay so.
+fn flooded() {
+    const FLOOD: usize = 100 * 1024 * 1024;
+    let server = start(IdleMode::Adaptive, 1);
+    let name = address(&server).to_string();
+    for _ in 0..3 {
+        let peer = Peer::connect(address(&server));
+        let mut writer = peer.try_clone();
+        let sent = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let progress = sent.clone();
+        let writing = std::thread::spawn(move || {
+            let bytes = echo(1, &[7; 3000]).repeat(10);
+            for _ in 0..FLOOD / bytes.len() {
+                if std::io::Write::write_all(&mut writer.stream, &bytes).is_err() {
+                    return;
+                }
+                progress.fetch_add(bytes.len(), std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+        pipeline(IdleMode::Adaptive, &name, 9);
+        std::thread::sleep(Duration::from_millis(300));
+        let sent = sent.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(sent < FLOOD / 2, "the server took {sent} bytes");
+        peer.stream.shutdown(std::net::Shutdown::Both).unwrap();
+        writing.join().unwrap();
     }
 }
 
