@@ -1,0 +1,237 @@
+//! Clients: connecting, calling, sending.
+#![allow(unsafe_code)]
+
+use std::ffi::{c_char, c_int, c_void};
+use std::ptr;
+
+use lapce_ai::ipc::{Client, Flags};
+
+use crate::buffer::Buffer;
+use crate::descriptor::Descriptor;
+use crate::error::Fault;
+use crate::guard;
+use crate::handles::{Handles, Kind};
+use crate::options::{self, ClientOptions};
+
+/// lapce_ipc_client: opaque to C, and no memory either.
+pub(crate) enum ClientHandle {}
+
+pub(crate) struct ClientState {
+    pub(crate) client: Client,
+    /// There once the program asked for it.
+    pub(crate) descriptor: Option<Descriptor>,
+}
+
+static CLIENTS: Handles<ClientState> = Handles::new(Kind::Client);
+
+const PRIORITY: u32 = 1;
+const MORE: u32 = 2;
+
+/// Runs a function's body on its client.
+#[inline]
+pub(crate) fn with_client(
+    handle: *mut ClientHandle,
+    body: impl FnOnce(&mut ClientState) -> Result<(), Fault>,
+) -> c_int {
+    guard::run(|| {
+        CLIENTS.with(handle.addr() as u64, |state| {
+            let result = body(state);
+            if let Some(descriptor) = &mut state.descriptor {
+                descriptor.follow(&state.client)?;
+            }
+            result
+        })?
+    })
+}
+
+// SAFETY: the name is this library's own, here and below.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn lapce_ipc_connect(
+    address: *const c_char,
+    options: *const ClientOptions,
+    client: *mut *mut ClientHandle,
+) -> c_int {
+    guard::run(|| {
+        // SAFETY: the header asks for a place for the handle.
+        let place = unsafe { guard::place(client, "the place for the client") }?;
+        *place = ptr::null_mut();
+        // SAFETY: the header asks for a text that ends with 0.
+        let address = unsafe { guard::text(address, "the address") }?;
+        // SAFETY: the header asks for options or null.
+        let options = unsafe { options::read(options) }?;
+        // SAFETY: the header asks for a token of that length.
+        let client = unsafe { options.builder() }?.connect(address)?;
+        let state = ClientState {
+            client,
+            descriptor: None,
+        };
+        let handle = CLIENTS
+            .insert(state)
+            .map_err(|_| Fault::Other(-libc::EMFILE, "too many clients".into()))?;
+        *place = ptr::without_provenance_mut(handle as usize);
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn lapce_ipc_close(client: *mut ClientHandle) -> c_int {
+    if client.is_null() {
+        return 0;
+    }
+    guard::run(|| {
+        let state = CLIENTS.remove(client.addr() as u64)?;
+        state.client.close();
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn lapce_ipc_call(
+    client: *mut ClientHandle,
+    msg_type: u16,
+    payload: *const c_void,
+    payload_bytes: usize,
+    answer: *mut Buffer,
+) -> c_int {
+    with_client(client, |state| {
+        // SAFETY: the header asks for a payload of that length.
+        let payload = unsafe { guard::bytes(payload, payload_bytes) }?;
+        // SAFETY: the header asks for a buffer of ours.
+        let answer = unsafe { guard::place(answer, "the answer") }?;
+        // SAFETY: as above.
+        let mut memory = unsafe { answer.take() }?;
+        if overlap(payload, &memory) {
+            // The last answer, sent on: it must stay as it is until it is sent.
+            let result = state.client.call(msg_type, payload);
+            answer.set(memory);
+            let fresh = result?;
+            // SAFETY: what was set just above.
+            drop(unsafe { answer.take() }?);
+            answer.set(fresh);
+            return Ok(());
+        }
+        let result = state.client.call_into(msg_type, payload, &mut memory);
+        if result.is_err() {
+            memory.clear();
+        }
+        answer.set(memory);
+        Ok(result?)
+    })
+}
+
+/// Whether the payload lies in the memory of the answer.
+fn overlap(payload: &[u8], memory: &Vec<u8>) -> bool {
+    let begin = memory.as_ptr().addr();
+    let first = payload.as_ptr().addr();
+    !payload.is_empty() && first < begin + memory.capacity() && begin < first + payload.len()
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn lapce_ipc_call_idempotent(
+    client: *mut ClientHandle,
+    msg_type: u16,
+    payload: *const c_void,
+    payload_bytes: usize,
+    answer: *mut Buffer,
+) -> c_int {
+    with_client(client, |state| {
+        // SAFETY: the header asks for a payload of that length.
+        let payload = unsafe { guard::bytes(payload, payload_bytes) }?;
+        // SAFETY: the header asks for a buffer of ours.
+        let answer = unsafe { guard::place(answer, "the answer") }?;
+        let fresh = state.client.call_idempotent(msg_type, payload)?;
+        // SAFETY: as above.
+        drop(unsafe { answer.take() }?);
+        answer.set(fresh);
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn lapce_ipc_send(
+    client: *mut ClientHandle,
+    msg_type: u16,
+    payload: *const c_void,
+    payload_bytes: usize,
+) -> c_int {
+    with_client(client, |state| {
+        // SAFETY: the header asks for a payload of that length.
+        let payload = unsafe { guard::bytes(payload, payload_bytes) }?;
+        Ok(state.client.send(msg_type, payload)?)
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn lapce_ipc_ping(client: *mut ClientHandle, took_ns: *mut u64) -> c_int {
+    with_client(client, |state| {
+        let place = match took_ns.is_null() {
+            true => None,
+            // SAFETY: the header asks for a place or null.
+            false => Some(unsafe { guard::place(took_ns, "the place for the time") }?),
+        };
+        let took = state.client.ping()?;
+        if let Some(place) = place {
+            *place = took.as_nanos() as u64;
+        }
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn lapce_ipc_submit(
+    client: *mut ClientHandle,
+    flags: u32,
+    msg_type: u16,
+    payload: *const c_void,
+    payload_bytes: usize,
+    id: *mut u64,
+) -> c_int {
+    with_client(client, |state| {
+        // SAFETY: the header asks for a payload of that length.
+        let payload = unsafe { guard::bytes(payload, payload_bytes) }?;
+        // SAFETY: the header asks for a place for the id.
+        let id = unsafe { guard::place(id, "the place for the id") }?;
+        if flags & !(PRIORITY | MORE) != 0 {
+            return Err(Fault::Invalid("a flag is not known"));
+        }
+        let mut wire = Flags::NONE;
+        if flags & PRIORITY != 0 {
+            wire = wire | Flags::PRIORITY;
+        }
+        if flags & MORE != 0 {
+            wire = wire | Flags::STREAM;
+        }
+        *id = state.client.submit_with(wire, msg_type, payload)?;
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn lapce_ipc_submit_part(
+    client: *mut ClientHandle,
+    flags: u32,
+    id: u64,
+    msg_type: u16,
+    payload: *const c_void,
+    payload_bytes: usize,
+) -> c_int {
+    with_client(client, |state| {
+        // SAFETY: the header asks for a payload of that length.
+        let payload = unsafe { guard::bytes(payload, payload_bytes) }?;
+        if flags & !MORE != 0 {
+            return Err(Fault::Invalid("a flag is not known"));
+        }
+        let last = flags & MORE == 0;
+        Ok(state.client.submit_part(id, msg_type, payload, last)?)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn lapce_ipc_flush(client: *mut ClientHandle) -> c_int {
+    with_client(client, |state| Ok(state.client.flush()?))
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn lapce_ipc_cancel(client: *mut ClientHandle, id: u64) -> c_int {
+    with_client(client, |state| Ok(state.client.cancel(id)?))
+}

@@ -1,0 +1,138 @@
+//! One descriptor for a client's whole life, readable whenever polling has something to do.
+//!
+//! It is an epoll of two: the socket, which changes with every new connection, and an eventfd that
+//! stands for what the socket cannot tell. Only clients that asked for it pay for it, with a look
+//! at three fields per call; there are system calls only when something changes.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use lapce_ai::ipc::{Client, Transport};
+
+use crate::error::Fault;
+
+pub(crate) struct Descriptor {
+    epoll: OwnedFd,
+    event: OwnedFd,
+    raised: bool,
+    watched: Option<Watched>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Watched {
+    fd: RawFd,
+    /// Tells a new socket from an old one with the same number.
+    connection: u64,
+    writable: bool,
+}
+
+impl Descriptor {
+    pub(crate) fn new(client: &Client) -> Result<Descriptor, Fault> {
+        if client.transport() == Transport::Shm {
+            return Err(Fault::Other(
+                -libc::ENOTSUP,
+                "a connection through shared memory has no descriptor: connect to HOST:PORT with LAPCE_IPC_NO_SHM_UPGRADE, or give the connection a thread of its own".into(),
+            ));
+        }
+        let failed = |error: io::Error| Fault::system("cannot make a descriptor", &error);
+        // SAFETY: no pointers; the result is checked.
+        let epoll = owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map_err(failed)?;
+        // SAFETY: as above.
+        let event = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })
+            .map_err(failed)?;
+        control(
+            &epoll,
+            libc::EPOLL_CTL_ADD,
+            event.as_raw_fd(),
+            libc::EPOLLIN,
+        )
+        .map_err(failed)?;
+        Ok(Descriptor {
+            epoll,
+            event,
+            raised: false,
+            watched: None,
+        })
+    }
+
+    pub(crate) fn number(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+
+    /// Watches what the client's state asks for.
+    pub(crate) fn follow(&mut self, client: &Client) -> Result<(), Fault> {
+        let unsent = client.has_unsent();
+        let wanted = client.poll_fd().map(|fd| Watched {
+            fd,
+            connection: client.stats().reconnects,
+            writable: unsent,
+        });
+        if wanted != self.watched {
+            self.watch(wanted)
+                .map_err(|error| Fault::system("cannot watch the connection", &error))?;
+        }
+        // Without a socket nobody else tells that something is left to do: always, should a new
+        // connection have come to go through shared memory.
+        let raise = client.has_kept_answers()
+            || wanted.is_none() && (unsent || client.transport() == Transport::Shm);
+        if raise != self.raised {
+            self.raise(raise);
+        }
+        Ok(())
+    }
+
+    fn watch(&mut self, wanted: Option<Watched>) -> io::Result<()> {
+        self.watched = None;
+        let Some(watched) = wanted else {
+            // The socket that was watched is closed, and with that out of the epoll.
+            return Ok(());
+        };
+        let events = match watched.writable {
+            true => libc::EPOLLIN | libc::EPOLLOUT,
+            false => libc::EPOLLIN,
+        };
+        match control(&self.epoll, libc::EPOLL_CTL_ADD, watched.fd, events) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+                control(&self.epoll, libc::EPOLL_CTL_MOD, watched.fd, events)?;
+            }
+            result => result?,
+        }
+        self.watched = wanted;
+        Ok(())
+    }
+
+    fn raise(&mut self, raise: bool) {
+        let mut count = 1_u64;
+        let fd = self.event.as_raw_fd();
+        // Neither can fail: the counter is 0 or 1, and the descriptor does not block.
+        // SAFETY: 8 bytes of a local variable.
+        unsafe {
+            match raise {
+                true => libc::write(fd, (&raw const count).cast(), 8),
+                false => libc::read(fd, (&raw mut count).cast(), 8),
+            };
+        }
+        self.raised = raise;
+    }
+}
+
+fn owned(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor that was just made, and is nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn control(epoll: &OwnedFd, operation: i32, fd: RawFd, events: i32) -> io::Result<()> {
+    let mut event = libc::epoll_event {
+        events: events as u32,
+        u64: 0,
+    };
+    // SAFETY: the event is a local variable.
+    match unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd, &raw mut event) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

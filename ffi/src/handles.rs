@@ -1,0 +1,291 @@
+//! Handles that can be checked: numbers which name a slot and the slot's generation.
+//!
+//! A number looks like a pointer to the C program, but never is the address of anything: its top
+//! byte makes it an address that no processor of ours accepts. Slots are never given back to the
+//! allocator, so that a stale handle finds a slot of a later generation.
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::collections::VecDeque;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::Fault;
+
+/// The top byte of every handle.
+const MARK: u64 = 0x4C;
+const CHUNK_SLOTS: usize = 256;
+/// Bounds the handles of one kind: 2^20.
+const CHUNKS: usize = 4096;
+
+const FREE: u64 = 0;
+const IDLE: u64 = 1;
+const BUSY: u64 = 2;
+const GENERATIONS: u64 = 1 << 24;
+
+/// What a handle stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Client = 0x1D,
+    Server = 0x2D,
+    /// A responder inside its handler; see [`crate::responder`].
+    Now = 0x3D,
+    /// A responder that was detached.
+    Later = 0x4D,
+}
+
+/// Puts a handle together: 8 bits of mark, 24 of generation, 24 of place, 8 of kind.
+pub(crate) fn handle(kind: Kind, generation: u64, place: u64) -> u64 {
+    MARK << 56 | (generation % GENERATIONS) << 32 | (place & 0xFF_FFFF) << 8 | kind as u64
+}
+
+pub(crate) fn is_of_kind(handle: u64, kind: Kind) -> bool {
+    handle >> 56 == MARK && handle & 0xFF == kind as u64
+}
+
+struct Slot<T> {
+    /// Generation and FREE, IDLE or BUSY. Who changes it from IDLE to BUSY has the value to itself
+    /// until it stores IDLE or FREE.
+    state: AtomicU64,
+    value: UnsafeCell<Option<T>>,
+}
+
+struct Places {
+    free: VecDeque<u32>,
+    used: u32,
+}
+
+/// The values of one kind of handle.
+pub(crate) struct Handles<T> {
+    kind: Kind,
+    /// Chunks of `CHUNK_SLOTS` slots; null until needed, then there for ever.
+    chunks: [AtomicPtr<Slot<T>>; CHUNKS],
+    places: Mutex<Places>,
+}
+
+// SAFETY: a value is only reached by the thread that moved its slot from IDLE to BUSY (or made it),
+// so that it is moved between threads, never shared; T may be moved. `places` has its lock.
+unsafe impl<T: Send> Sync for Handles<T> {}
+
+impl<T> Handles<T> {
+    pub(crate) const fn new(kind: Kind) -> Handles<T> {
+        Handles {
+            kind,
+            chunks: [const { AtomicPtr::new(ptr::null_mut()) }; CHUNKS],
+            places: Mutex::new(Places {
+                free: VecDeque::new(),
+                used: 0,
+            }),
+        }
+    }
+
+    /// Keeps a value and returns its handle; gives it back if there are too many.
+    pub(crate) fn insert(&self, value: T) -> Result<u64, T> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        // The oldest free place, so that a stale handle stays recognisable for long.
+        let reuse = places.free.len() > CHUNK_SLOTS / 2;
+        let place = match places.free.pop_front() {
+            Some(place) if reuse || places.used as usize == CHUNKS * CHUNK_SLOTS => place,
+            other => {
+                places.free.extend(other);
+                if places.used as usize == CHUNKS * CHUNK_SLOTS {
+                    return Err(value);
+                }
+                let place = places.used;
+                if (place as usize).is_multiple_of(CHUNK_SLOTS) {
+                    let chunk: Box<[Slot<T>]> = (0..CHUNK_SLOTS)
+                        .map(|_| Slot {
+                            state: AtomicU64::new(FREE),
+                            value: UnsafeCell::new(None),
+                        })
+                        .collect();
+                    // Pairs with the Acquire in `slot`.
+                    self.chunks[place as usize / CHUNK_SLOTS]
+                        .store(Box::into_raw(chunk).cast(), Ordering::Release);
+                }
+                places.used += 1;
+                place
+            }
+        };
+        drop(places);
+        let slot = self.slot(place as usize).expect("its chunk was made above");
+        let generation = slot.state.load(Ordering::Relaxed) >> 2;
+        // SAFETY: the place was taken from the free ones under the lock, so that no other `insert`
+        // has it; the state is FREE, so that `take_hold` gives it to nobody.
+        unsafe { *slot.value.get() = Some(value) };
+        // Pairs with the Acquire in `take_hold`.
+        slot.state.store(generation << 2 | IDLE, Ordering::Release);
+        Ok(handle(self.kind, generation, u64::from(place)))
+    }
+
+    /// Runs `act` on the value of a handle. Nobody else has it meanwhile.
+    #[inline]
+    pub(crate) fn with<R>(&self, handle: u64, act: impl FnOnce(&mut T) -> R) -> Result<R, Fault> {
+        let held = self.take_hold(handle)?;
+        // SAFETY: `held` stands for the move from IDLE to BUSY; it ends after `act`.
+        let value = unsafe { &mut *held.slot.value.get() };
+        Ok(act(value.as_mut().expect("an idle slot has a value")))
+    }
+
+    /// As [`Handles::with`], but waits while another thread has the value. For values with which
+    /// only short work is done, and never the program's own.
+    pub(crate) fn with_in_turn<R>(
+        &self,
+        handle: u64,
+        act: impl FnOnce(&mut T) -> R,
+    ) -> Result<R, Fault> {
+        let held = self.take_hold_in_turn(handle)?;
+        // SAFETY: as in `with`.
+        let value = unsafe { &mut *held.slot.value.get() };
+        Ok(act(value.as_mut().expect("an idle slot has a value")))
+    }
+
+    /// As [`Handles::remove`], but waits as [`Handles::with_in_turn`] does.
+    pub(crate) fn remove_in_turn(&self, handle: u64) -> Result<T, Fault> {
+        Ok(self.take_out(self.take_hold_in_turn(handle)?, handle))
+    }
+
+    fn take_hold_in_turn(&self, handle: u64) -> Result<Held<'_, T>, Fault> {
+        // Ends when the other thread's short work does.
+        loop {
+            match self.take_hold(handle) {
+                Err(Fault::Busy) => std::thread::yield_now(),
+                held => return held,
+            }
+        }
+    }
+
+    /// Ends a handle and returns its value.
+    pub(crate) fn remove(&self, handle: u64) -> Result<T, Fault> {
+        Ok(self.take_out(self.take_hold(handle)?, handle))
+    }
+
+    fn take_out(&self, held: Held<'_, T>, handle: u64) -> T {
+        let (slot, idle) = (held.slot, held.idle);
+        std::mem::forget(held);
+        // SAFETY: the slot is BUSY because of us until the store below.
+        let value = unsafe { (*slot.value.get()).take() };
+        // Pairs with the load in `insert`, by way of the lock.
+        let next = (idle >> 2) + 1;
+        slot.state
+            .store(((next % GENERATIONS) << 2) | FREE, Ordering::Release);
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.free.push_back(place_of(handle) as u32);
+        value.expect("an idle slot has a value")
+    }
+
+    #[inline]
+    fn take_hold(&self, handle: u64) -> Result<Held<'_, T>, Fault> {
+        if !is_of_kind(handle, self.kind) {
+            return Err(match handle {
+                0 => Fault::Null("the handle"),
+                _ => Fault::NoHandle,
+            });
+        }
+        let slot = self.slot(place_of(handle)).ok_or(Fault::NoHandle)?;
+        let generation = handle >> 32 & (GENERATIONS - 1);
+        let idle = generation << 2 | IDLE;
+        // Acquire pairs with the Release of the last holder.
+        match slot.state.compare_exchange(
+            idle,
+            generation << 2 | BUSY,
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        ) {
+            Ok(_) => Ok(Held { slot, idle }),
+            Err(state) if state == generation << 2 | BUSY => Err(Fault::Busy),
+            Err(_) => Err(Fault::NoHandle),
+        }
+    }
+
+    #[inline]
+    fn slot(&self, place: usize) -> Option<&Slot<T>> {
+        // Pairs with the Release in `insert`.
+        let chunk = self
+            .chunks
+            .get(place / CHUNK_SLOTS)?
+            .load(Ordering::Acquire);
+        if chunk.is_null() {
+            return None;
+        }
+        // SAFETY: a chunk has CHUNK_SLOTS slots and is never freed; slots are only changed through
+        // their atomics and cells.
+        Some(unsafe { &*chunk.add(place % CHUNK_SLOTS) })
+    }
+}
+
+fn place_of(handle: u64) -> usize {
+    (handle >> 8 & 0xFF_FFFF) as usize
+}
+
+/// A slot that we moved to BUSY; dropping moves it back, after a panic too.
+struct Held<'a, T> {
+    slot: &'a Slot<T>,
+    idle: u64,
+}
+
+impl<T> Drop for Held<'_, T> {
+    fn drop(&mut self) {
+        // Pairs with the Acquire in `take_hold`.
+        self.slot.state.store(self.idle, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_ends_once() {
+        let handles: Handles<String> = Handles::new(Kind::Client);
+        let first = handles.insert("a".into()).unwrap();
+        let second = handles.insert("b".into()).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(handles.with(first, |value| value.clone()), Ok("a".into()));
+        let busy = handles.with(first, |_| handles.with(first, |_| ()));
+        assert_eq!(busy, Ok(Err(Fault::Busy)));
+        assert_eq!(
+            handles.with(first, |_| handles.remove(first)),
+            Ok(Err(Fault::Busy))
+        );
+        assert_eq!(handles.remove(first), Ok("a".into()));
+        assert_eq!(handles.remove(first), Err(Fault::NoHandle));
+        assert_eq!(handles.with(first, |_| ()), Err(Fault::NoHandle));
+        assert_eq!(handles.with(second, |value| value.len()), Ok(1));
+        assert_eq!(handles.with(0, |_| ()), Err(Fault::Null("the handle")));
+        for wrong in [
+            1,
+            u64::MAX,
+            second ^ 0x30,
+            second ^ 1 << 32,
+            second | 0xFF_FFFF << 8,
+        ] {
+            assert_eq!(handles.with(wrong, |_| ()), Err(Fault::NoHandle));
+        }
+    }
+
+    #[test]
+    fn places_are_used_again_under_other_handles() {
+        let handles: Handles<u32> = Handles::new(Kind::Later);
+        let mut seen = std::collections::HashSet::new();
+        for number in 0..2000 {
+            let handle = handles.insert(number).unwrap();
+            assert!(seen.insert(handle));
+            assert_eq!(handles.remove(handle), Ok(number));
+        }
+        assert!(handles.places.lock().unwrap().used < 2 * CHUNK_SLOTS as u32);
+    }
+
+    #[test]
+    fn a_panic_leaves_the_handle_usable() {
+        let handles: Handles<u32> = Handles::new(Kind::Server);
+        let handle = handles.insert(1).unwrap();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _ = handles.with(handle, |_| panic!("on purpose"));
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(handles.with(handle, |value| *value), Ok(1));
+    }
+}
