@@ -611,7 +611,12 @@ fn the_real_servers_refusals() {
         .start()
         .unwrap();
     let address = address(&server);
-    let error = Client::connect(&address)
+    // Refused with the handshake of the upgrade, or with the first request where there is none.
+    let error = Client::connect(&address).unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::Unauthorized));
+    let error = Client::builder()
+        .shm_upgrade(false)
+        .connect(&address)
         .unwrap()
         .call(APP, b"")
         .unwrap_err();

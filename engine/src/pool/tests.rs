@@ -218,6 +218,8 @@ fn the_server_learns_how_well_connections_are_reused() {
     // Well before the first check.
     until(|| server.stats().pool_acquired() == 10);
     assert_eq!(server.stats().pool_reused(), 9);
+    // The connection that carried the report is back.
+    until(|| pool.stats().idle == 1);
     pool.get().unwrap();
     drop(pool);
     until(|| server.stats().pool_acquired() == 11);
