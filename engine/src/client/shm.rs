@@ -27,6 +27,10 @@ pub(super) struct ShmLink {
     half_taken: Option<(Record, usize)>,
     taken_since_told: usize,
     looks: u32,
+    /// Records come faster than they are taken one by one.
+    in_batches: bool,
+    /// A record was taken and nothing was missing since.
+    took_one: bool,
     gone: bool,
 }
 
@@ -41,6 +45,8 @@ impl ShmLink {
             half_taken: None,
             taken_since_told: 0,
             looks: 0,
+            in_batches: false,
+            took_one: false,
             gone: false,
         }
     }
@@ -80,8 +86,12 @@ impl ShmLink {
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let ends = &mut self.end.ends;
         let mut taken = 0;
+        let mut records = 0;
+        // With one request in flight, a look for a second record would wait for a cache line that
+        // holds nothing yet: so records are taken one by one until they come in batches.
+        let records_max = if self.in_batches { usize::MAX } else { 1 };
         // Bounded by the buffer.
-        while taken < buffer.len() {
+        while taken < buffer.len() && records < records_max {
             let (record, from) = match self.half_taken.take() {
                 Some(half) => half,
                 None => match ends.rx.next().map_err(corrupt)? {
@@ -97,7 +107,14 @@ impl ShmLink {
             }
             let ack = ends.rx.advance(&record);
             ends.tx.acknowledged(ack);
+            records += 1;
         }
+        self.in_batches = if self.in_batches {
+            records > 1
+        } else {
+            self.took_one && taken > 0
+        };
+        self.took_one = taken > 0;
         if taken == 0 {
             return self.nothing_there();
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::connection::{Connection, Phase};
 use super::context::Shared;
 use super::deferred::Deferred;
-use super::handler::{Outcome, ReplyTo, Request, Responder};
+use super::handler::{HandlerTable, Outcome, ReplyTo, Request, Responder};
 use super::inbox::Inbox;
 use super::outgoing::VecPool;
 use super::session::{Decision, Rules, same_secret};
@@ -47,8 +47,10 @@ const KEPT_BYTES_MAX: usize = 64 * 1024;
 
 impl Dispatcher {
     /// Handles one frame whose header and CRC are good.
+    #[inline]
     pub(super) fn frame(
         &mut self,
+        handlers: &HandlerTable,
         key: Key,
         connection: &mut Connection,
         header: &Header,
@@ -61,8 +63,7 @@ impl Dispatcher {
             draining: self.draining,
         };
         let transport = connection.transport();
-        let handlers = self.shared.clone();
-        let handler = handlers.handlers.get(header.msg_type);
+        let handler = handlers.get(header.msg_type);
         let decision = connection.session.decide(header, rules, handler.is_some());
         if header.flags.contains(Flags::REQUEST) {
             self.stats.requests(transport, 1);

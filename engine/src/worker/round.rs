@@ -18,11 +18,11 @@ impl Worker {
         // First what the ring has taken; only if that is nothing may a receive of our own look for
         // more, since bytes must stay in order.
         let mut worked = self.take_events() || self.take_hot();
-        worked |= self.take_rings();
         worked |= self.take_messages();
         if worked {
             self.now_ns = clock::now_ns();
         }
+        worked |= self.take_rings();
         worked |= self.resume();
         self.handle_batch();
         if self.drain_asked_anew() {
@@ -151,8 +151,14 @@ impl Worker {
                         continue;
                     }
                     let payload = &frame[head..];
-                    self.dispatcher
-                        .frame(key, connection, &header, payload, self.now_ns);
+                    self.dispatcher.frame(
+                        &self.shared.handlers,
+                        key,
+                        connection,
+                        &header,
+                        payload,
+                        self.now_ns,
+                    );
                 }
                 Item::Refused {
                     key,

@@ -13,9 +13,10 @@ use super::batch::Chunk;
 use super::connection::{Connection, Phase};
 use crate::shm::{Control, ServerEnd};
 use crate::stats::{Direction, Transport};
-use crate::sys::futex;
 use crate::sys::process::PidFd;
+use crate::sys::{clock, futex};
 use crate::uring::Key;
+use crate::wire::{self, HEADER_BYTES, ProtocolVersion, Scanned};
 
 /// Rings that are looked at in every round.
 const HOT_MAX: usize = 32;
@@ -43,8 +44,6 @@ pub(super) struct ShmLink {
     last_record_ns: u64,
     /// Bytes received since pages were given back.
     bytes_since: u64,
-    /// Records were taken in this round.
-    consumed: bool,
 }
 
 /// What a worker knows of all its rings.
@@ -97,7 +96,6 @@ impl Worker {
             hot: false,
             last_record_ns: self.now_ns,
             bytes_since: 0,
-            consumed: false,
         };
         let key = self
             .connections
@@ -160,26 +158,59 @@ impl Worker {
             self.rings.hot.retain(|&hot| hot != key);
             return false;
         };
-        let waiting = connection.has_waiting();
+        let Some(ends) = &mut connection.out.ends else {
+            return false;
+        };
+        let has_record = ends.rx.has_record();
+        if !has_record && (connection.tcp.ended || !ends.peer_closed()) {
+            return false;
+        }
+        let waiting = connection.has_waiting()
+            || connection.out.staged.len() - connection.out.staged_sent > outgoing_bytes_max;
+        if connection.phase == Phase::Open && waiting {
+            return false;
+        }
+        self.now_ns = clock::now_ns();
+        connection.active = true;
+        if let Some(link) = &mut connection.shm {
+            link.last_record_ns = self.now_ns;
+        }
+        if !has_record {
+            connection.tcp.ended = true;
+        } else {
+            // The first record is answered before the next is looked for: with one request in
+            // flight, that look would wait for a cache line which holds nothing yet.
+            let mut taken = self.dispatcher.pool.take();
+            if self.take_records(key, &mut taken, 1) && !self.handle_alone(key, &taken) {
+                taken = self.scan_owned(key, taken);
+            } else {
+                taken.clear();
+            }
+            if self.take_records(key, &mut taken, ROUND_BYTES) {
+                taken = self.scan_owned(key, taken);
+            }
+            self.dispatcher.pool.give(taken);
+        }
+        self.touch(key);
+        true
+    }
+
+    /// Appends records to `taken` until that has `bytes` or the ring is empty. False: nothing came,
+    /// or nothing that may be used.
+    #[inline]
+    fn take_records(&mut self, key: Key, taken: &mut Vec<u8>, bytes: usize) -> bool {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return false;
+        };
         let (Some(link), Some(ends)) = (&mut connection.shm, &mut connection.out.ends) else {
             return false;
         };
-        if !ends.rx.has_record() && !ends.peer_closed() {
-            return false;
-        }
-        let open = connection.phase == Phase::Open;
-        let choked = waiting
-            || connection.out.staged.len() - connection.out.staged_sent > outgoing_bytes_max;
-        if open && choked {
-            return false;
-        }
-        let mut taken = self.dispatcher.pool.take();
         let mut corrupt = None;
-        // Bounded by the round's budget.
-        while taken.len() < ROUND_BYTES {
+        // Bounded by the budget.
+        while taken.len() < bytes {
             match ends.rx.next() {
                 Ok(Some(record)) => {
-                    ends.rx.copy(&record, &mut taken);
+                    ends.rx.copy(&record, taken);
                     let ack = ends.rx.advance(&record);
                     ends.tx.acknowledged(ack);
                 }
@@ -193,27 +224,54 @@ impl Worker {
         if ends.segment.poisoned() {
             corrupt = Some(crate::shm::Corrupt("its memory was cut short"));
         }
-        let ended = taken.is_empty() && ends.peer_closed();
-        self.now_ns = crate::sys::clock::now_ns();
-        link.last_record_ns = self.now_ns;
         link.bytes_since += taken.len() as u64;
-        link.consumed = true;
-        connection.active = true;
-        connection.tcp.ended |= ended;
         self.stats
             .bytes(Transport::Shm, Direction::In, taken.len() as u64);
         if let Some(error) = corrupt {
             log::warn!("a shared-memory connection was closed: {error}");
             connection.phase = Phase::Closing;
         }
-        if connection.takes_requests() && !taken.is_empty() {
-            let chunk = self.batch.add_chunk(Chunk::Owned(taken));
-            self.scan(key, chunk);
-        } else {
-            self.dispatcher.pool.give(taken);
+        connection.takes_requests() && !taken.is_empty()
+    }
+
+    /// Handles bytes that are one good frame, without the detour over the batch. False: they are
+    /// something else, and nothing was done.
+    #[inline]
+    fn handle_alone(&mut self, key: Key, bytes: &[u8]) -> bool {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return false;
+        };
+        if !self.batch.items.is_empty() || connection.assembler.is_mid_frame() {
+            return false;
         }
-        self.touch(key);
+        let max = self.shared.limits.max_message_bytes;
+        let Ok(Scanned::Frame {
+            header,
+            frame_bytes,
+        }) = wire::scan(ProtocolVersion::V2, bytes, max)
+        else {
+            return false;
+        };
+        let payload = &bytes[HEADER_BYTES..frame_bytes];
+        if frame_bytes != bytes.len() || wire::verify(&header, payload).is_err() {
+            return false;
+        }
+        self.dispatcher.frame(
+            &self.shared.handlers,
+            key,
+            connection,
+            &header,
+            payload,
+            self.now_ns,
+        );
         true
+    }
+
+    /// Puts bytes into the batch; returns an empty buffer for the next.
+    fn scan_owned(&mut self, key: Key, bytes: Vec<u8>) -> Vec<u8> {
+        let chunk = self.batch.add_chunk(Chunk::Owned(bytes));
+        self.scan(key, chunk);
+        self.dispatcher.pool.take()
     }
 
     /// Looks at a connection's ring in every round from now on.
@@ -271,7 +329,7 @@ impl Worker {
     }
 
     fn cool_old_rings(&mut self) {
-        self.now_ns = crate::sys::clock::now_ns();
+        self.now_ns = clock::now_ns();
         let mut index = 0;
         // A ring that gets cold leaves the list.
         for _ in 0..self.rings.hot.len() {
@@ -311,10 +369,9 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        let (Some(link), Some(ends)) = (&mut connection.shm, &mut connection.out.ends) else {
+        let Some(ends) = &mut connection.out.ends else {
             return;
         };
-        link.consumed = false;
         ends.rx.publish();
         if ends.peer_needs_waking() {
             let word = ends.peer_waiting_word();
