@@ -19,6 +19,9 @@ pub(crate) struct ClientEnd {
     server: PidFd,
     worker: usize,
     ready_bit: usize,
+    /// For tests that cut it short.
+    #[cfg(test)]
+    pub(super) file: std::fs::File,
 }
 
 impl ClientEnd {
@@ -28,6 +31,12 @@ impl ClientEnd {
         if self.ends.peer_needs_waking() {
             self.control.ring(self.worker, self.ready_bit);
         }
+    }
+
+    /// Rings whether or not the server looks by itself.
+    #[cfg(test)]
+    pub(super) fn wake_server_anyway(&self) {
+        self.control.ring(self.worker, self.ready_bit);
     }
 
     /// Whether the server has gone, in an orderly way or not.
@@ -113,7 +122,7 @@ pub(crate) fn join(
     let connection = control
         .read_slot_name(claim.slot)
         .ok_or_else(|| unusable("a slot without a name".into()))?;
-    let (segment, _) = Segment::open(&connection)
+    let (segment, _file) = Segment::open(&connection)
         .map_err(|error| unusable(format!("{}: {error}", segment::path(&connection))))?;
     // Acquire: pairs with the release in `AttachServer::make_segment`.
     if segment.bytes() != layout::SEGMENT_BYTES
@@ -139,6 +148,8 @@ pub(crate) fn join(
         server,
         worker,
         ready_bit,
+        #[cfg(test)]
+        file: _file,
     })
 }
 

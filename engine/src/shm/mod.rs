@@ -10,6 +10,8 @@ mod control;
 mod join;
 mod layout;
 mod ring;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use attach::{AttachServer, Placement, ReadyBits, ServerEnd, stop};
 pub(crate) use control::{Control, DoorbellWord, ShmError};

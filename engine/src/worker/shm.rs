@@ -158,16 +158,27 @@ impl Worker {
             self.rings.hot.retain(|&hot| hot != key);
             return false;
         };
-        let Some(ends) = &mut connection.out.ends else {
+        let Some(ends) = &connection.out.ends else {
             return false;
         };
         let has_record = ends.rx.has_record();
+        if !has_record && ends.segment.poisoned() {
+            log::warn!("a shared-memory connection was closed: its memory was cut short");
+            connection.phase = Phase::Closing;
+            self.touch(key);
+            return true;
+        }
         if !has_record && (connection.tcp.ended || !ends.peer_closed()) {
             return false;
         }
         let waiting = connection.has_waiting()
             || connection.out.staged.len() - connection.out.staged_sent > outgoing_bytes_max;
         if connection.phase == Phase::Open && waiting {
+            if ends.peer_closed() {
+                // Nobody will read the answers that wait.
+                connection.phase = Phase::Closing;
+                self.touch(key);
+            }
             return false;
         }
         self.now_ns = clock::now_ns();
