@@ -72,6 +72,30 @@ impl Channel {
         }
     }
 
+    /// Sends one frame without queueing it, where the link takes it in place and nothing is queued.
+    /// False: it did not; queue it.
+    #[inline]
+    pub(super) fn send_in_place(
+        &mut self,
+        flags: Flags,
+        msg_type: u16,
+        msg_id: u64,
+        payload: &[u8],
+    ) -> bool {
+        let Link::Shm(link) = &mut self.link else {
+            return false;
+        };
+        let Ok(length) = u32::try_from(payload.len()) else {
+            return false;
+        };
+        let header = Header::new(flags, msg_type, msg_id, length);
+        let sent = self.out.is_empty() && link.push_frame(header, payload);
+        if sent {
+            self.sent_before += (HEADER_BYTES + payload.len()) as u64;
+        }
+        sent
+    }
+
     /// The queued frames of which not all bytes are sent, oldest first: nobody can have acted on
     /// them. With each, where it begins in the stream.
     pub(super) fn unsent(&self) -> impl Iterator<Item = (u64, Header, &[u8])> {

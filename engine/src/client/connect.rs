@@ -22,7 +22,7 @@ use crate::wire::{
 /// The id of the handshake, which no request of the client gets: they count up from 1.
 const HANDSHAKE_ID: u64 = u64::MAX;
 
-/// An upgrade that takes longer is given up.
+/// An upgrade of which a step takes longer is given up.
 const UPGRADE_NS: u64 = 1_000_000_000;
 
 /// A new connection.
@@ -59,12 +59,17 @@ fn open_tcp(options: &Options, address: &str, deadline_ns: u64) -> Result<Opened
         return Ok(Opened { channel, peer });
     }
     let capabilities = if upgrade { capability::SHM } else { 0 };
+    let needed = options.auth_token.is_some();
+    let hello_ns = match needed {
+        true => deadline_ns,
+        false => deadline_ns.min(clock::now_ns() + UPGRADE_NS),
+    };
     let hello = say_hello(
         options,
         &mut channel,
         address,
         capabilities,
-        deadline_ns,
+        hello_ns,
         |ack| {
             peer.max_message_bytes = ack.max_message_bytes;
             let segment = ack.shm_segment.filter(|name| is_control_segment_name(name));
@@ -75,19 +80,35 @@ fn open_tcp(options: &Options, address: &str, deadline_ns: u64) -> Result<Opened
     );
     let offer = match hello {
         Ok(offer) => offer,
+        Err(error) if needed => return Err(error),
         // A server that knows no handshake: nothing is lost but the upgrade.
         Err(Error::Remote {
             code: Some(ErrorCode::UnknownType),
             ..
-        }) if options.auth_token.is_none() => None,
+        }) => None,
+        // One that says nothing. Its answer, should it still come, is nobody's.
+        Err(Error::ConnectFailed { source, .. })
+            if source.kind() == io::ErrorKind::TimedOut && clock::now_ns() < deadline_ns =>
+        {
+            None
+        }
+        // One that hangs up on it.
+        Err(Error::ConnectFailed { .. }) => {
+            let link = Link::Tcp(TcpLink::connect(address, deadline_ns)?);
+            channel = Channel::new(link, version, options.max_message_bytes);
+            None
+        }
         Err(error) => return Err(error),
     };
     if let Some((segment, host_id)) = offer {
         let limit_ns = deadline_ns.min(clock::now_ns() + UPGRADE_NS);
         // The TCP connection is not needed any more: each side watches the other's process. If
         // the upgrade is impossible, it is kept.
-        if let Ok(opened) = open_shm(options, &segment, Some(&host_id), limit_ns) {
-            return Ok(opened);
+        if let Ok(mut opened) = open_shm(options, &segment, Some(&host_id), limit_ns) {
+            let max = peer.max_message_bytes.unwrap_or(0);
+            let max = max.max(options.max_message_bytes);
+            opened.channel.set_max_message_bytes(max);
+            return Ok(Opened { peer, ..opened });
         }
     }
     Ok(Opened { channel, peer })

@@ -107,13 +107,17 @@ impl Inner {
         // Ends when nothing is there, or the connection is not; bounded, should a server never
         // stop sending. An error is one of the connection, which is gone then.
         for _ in 0..1024 {
-            let received = match self.channel.as_mut().map(Channel::fill) {
-                None | Some(Ok(0)) => return,
-                Some(Ok(_)) => Ok(()),
-                Some(Err(error)) => Err(error),
+            let Some(channel) = self.channel.as_mut() else {
+                return;
             };
-            match received {
-                Ok(()) => drop(self.take_frames(drop_all)),
+            match channel.fill() {
+                Ok(0) => {
+                    if channel.link.has_ended() {
+                        self.lost(None);
+                    }
+                    return;
+                }
+                Ok(_) => drop(self.take_frames(drop_all)),
                 Err(error) => self.lost(Some(error)),
             }
         }
@@ -182,7 +186,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Queues a request, sending earlier ones if there are many. Waits for answers if too many
+    /// Queues a request, or sends it if somebody is about to wait for it. Waits for answers if too many
     /// requests are in flight.
     #[inline]
     pub(super) fn submit(
@@ -190,6 +194,7 @@ impl Inner {
         flags: Flags,
         msg_type: u16,
         payload: &[u8],
+        when: When,
         deadline: &mut Deadline,
     ) -> Result<u64, Error> {
         self.check_length(payload)?;
@@ -206,8 +211,12 @@ impl Inner {
         };
         let channel = self.channel.as_mut().expect("ready to send");
         let id = self.flights.begin(channel.next_begins_at(), began_ns);
-        channel.queue(flags | Flags::REQUEST, msg_type, id, payload);
+        let flags = flags | Flags::REQUEST;
         self.stats.sent += 1;
+        if when == When::Now && channel.send_in_place(flags, msg_type, id, payload) {
+            return Ok(id);
+        }
+        channel.queue(flags, msg_type, id, payload);
         if channel.queued_bytes() >= QUEUE_BYTES {
             self.send_queued(deadline)?;
         }
@@ -442,6 +451,15 @@ impl Inner {
     pub(super) fn keep(&mut self, answer: Answer) {
         self.ready.push(answer);
     }
+}
+
+/// When a request is to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    /// Somebody is about to wait for the answer.
+    Now,
+    /// With others.
+    Later,
 }
 
 /// What to do with an answer after the sink has seen it.

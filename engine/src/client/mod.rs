@@ -39,7 +39,7 @@ pub use collect::Parts;
 use collect::{collect, give, take_kept};
 use deadline::Deadline;
 pub use error::Error;
-use inner::{Inner, Keep};
+use inner::{Inner, Keep, When};
 
 use crate::stats::Transport;
 use crate::wire::{Flags, ProtocolVersion, Refusal, msg_type};
@@ -227,7 +227,7 @@ impl Client {
             return Err(Error::InvalidRequest("version 1 has no flags"));
         }
         let mut deadline = inner.deadline();
-        inner.submit(flags, msg_type, payload, &mut deadline)
+        inner.submit(flags, msg_type, payload, When::Later, &mut deadline)
     }
 
     /// Queues the next part of a request that was submitted with STREAM. `last` ends it.
@@ -467,7 +467,7 @@ fn call(
     answer: &mut Vec<u8>,
     deadline: &mut Deadline,
 ) -> Result<(), Error> {
-    let id = inner.submit(Flags::NONE, msg_type, payload, deadline)?;
+    let id = inner.submit(Flags::NONE, msg_type, payload, When::Now, deadline)?;
     answer.clear();
     collect(inner, id, deadline, answer)
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use crate::shm::{ClientEnd, Corrupt, RECORD_MAX, Record};
 use crate::sys::futex;
+use crate::wire::{HEADER_BYTES, Header};
 
 /// Queued frames go in pieces of this size, so that the server works on the first while the next
 /// is written; what is longer than a batch of small frames goes in the longest pieces.
 const PIECE_BYTES: usize = 4096;
 const BATCH_BYTES: usize = 64 * 1024;
-/// The server is told of room after this much was taken, if it waits for it.
+/// The server is told of room after this much was taken, or all, if it waits for it.
 const ROOM_BYTES: usize = 32 * 1024;
 /// Looks without success between two looks whether the server lives: well below a millisecond.
 const LOOKS: u32 = 8192;
@@ -49,6 +50,21 @@ impl ShmLink {
             took_one: false,
             gone: false,
         }
+    }
+
+    /// Writes one frame straight into the ring. False: there is no room for it now.
+    #[inline]
+    pub(super) fn push_frame(&mut self, header: Header, payload: &[u8]) -> bool {
+        if self.gone || HEADER_BYTES + payload.len() > RECORD_MAX {
+            return false;
+        }
+        let ends = &mut self.end.ends;
+        let pushed = ends.tx.push_frame(header, payload, ends.rx.position());
+        if pushed {
+            self.end.wake_server();
+            self.taken_since_told = 0;
+        }
+        pushed
     }
 
     /// Puts what fits into the ring.
@@ -129,6 +145,12 @@ impl ShmLink {
     }
 
     fn nothing_there(&mut self) -> io::Result<usize> {
+        // What was taken may have made more room than its bytes: a record that turns back to the
+        // ring's start frees the rest of the lap.
+        if self.taken_since_told > 0 {
+            self.taken_since_told = 0;
+            self.end.wake_server();
+        }
         self.looks += 1;
         if self.looks.is_multiple_of(LOOKS) {
             self.gone |= self.end.server_has_gone();

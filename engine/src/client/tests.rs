@@ -1,6 +1,7 @@
 //! The client against servers that behave as no good server does.
 
 mod peer;
+mod shm;
 
 use std::io::Write;
 use std::net::Shutdown;
