@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{Config, Server, ServerHandle};
+use lapce_ai::ipc::{Config, Server, ServerHandle, process_stats, release_startup_pages};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -13,6 +13,11 @@ use crate::{control, notify};
 
 /// Legacy clients are reported this often.
 const LEGACY_REPORT: Duration = Duration::from_secs(60 * 60);
+
+/// How often the chores are looked after.
+const CHORES: Duration = Duration::from_secs(5);
+/// Above this, pages that are only copies of files are given back.
+const COMFORTABLE_BYTES: u64 = 2_500_000;
 
 /// Runs until a signal ends it.
 pub fn run(config: Config, file: Option<&Path>) -> Result<(), String> {
@@ -47,9 +52,9 @@ pub fn run(config: Config, file: Option<&Path>) -> Result<(), String> {
         parts.push("version 1 clients are served".into());
     }
     log::info!("ready: {}", parts.join(", "));
-    lapce_ai::ipc::release_startup_pages();
+    release_startup_pages();
     notify::send("READY=1");
-    start_reporter(handle.clone());
+    start_housekeeper(handle.clone());
 
     let mut config = config;
     for signal in signals.forever() {
@@ -134,16 +139,21 @@ fn reload(config: &mut Config, file: Option<&Path>, handle: &ServerHandle) {
     log::info!("reloaded");
 }
 
-/// Reports legacy clients once an hour, and keeps the watchdog content.
-fn start_reporter(handle: ServerHandle) {
+/// The chores: reports legacy clients once an hour, keeps the watchdog content and the process small.
+fn start_housekeeper(handle: ServerHandle) {
     let watchdog = notify::watchdog_interval();
-    let interval = watchdog.unwrap_or(LEGACY_REPORT).min(LEGACY_REPORT);
-    let report = move || {
+    let interval = watchdog.unwrap_or(CHORES).min(CHORES);
+    let chores = move || {
         let mut reported = Instant::now();
+        // Unbounded by design: ends with the process.
         loop {
             std::thread::sleep(interval);
             if watchdog.is_some() {
                 notify::send("WATCHDOG=1");
+            }
+            // Pages of code that a burst of work needed once.
+            if process_stats().resident_bytes > COMFORTABLE_BYTES {
+                release_startup_pages();
             }
             if reported.elapsed() >= LEGACY_REPORT {
                 reported = Instant::now();
@@ -152,9 +162,9 @@ fn start_reporter(handle: ServerHandle) {
         }
     };
     let thread = std::thread::Builder::new()
-        .name("lapce-ipc-report".into())
+        .name("lapce-ipc-chores".into())
         .stack_size(64 * 1024)
-        .spawn(report);
+        .spawn(chores);
     if let Err(error) = thread {
         log::warn!("legacy clients will not be reported: {error}");
     }

@@ -27,7 +27,7 @@ const ROUNDS: u32 = 256;
 /// Bytes taken from one ring in one round, so that nobody starves the others.
 const ROUND_BYTES: usize = 64 * 1024;
 /// With this many connections, cold ones give their pages back.
-const CROWD: usize = 128;
+const CROWD: usize = 64;
 /// A connection that moved this much gives its pages back when it gets cold.
 const LARGE_BYTES: u64 = 64 * 1024;
 
