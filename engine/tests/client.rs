@@ -151,8 +151,8 @@ fn a_server_that_breaks_the_protocol_is_not_listened_to() {
         bytes
     };
     let http = |_: Frame| b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec();
-    type Forger = Box<dyn FnOnce(Frame) -> Vec<u8> + Send>;
-    let answers: [(Forger, ErrorCode); 7] = [
+    type Breaking = Box<dyn FnOnce(Frame) -> Vec<u8> + Send>;
+    let answers: [(Breaking, ErrorCode); 7] = [
         (Box::new(bad_crc), ErrorCode::CrcMismatch),
         (Box::new(bad_magic), ErrorCode::BadMagic),
         (Box::new(bad_version), ErrorCode::VersionMismatch),
