@@ -1,5 +1,7 @@
 //! The client against servers that behave as no good server does.
 
+mod garbage;
+mod killed;
 mod peer;
 mod shm;
 
