@@ -73,7 +73,7 @@ impl Header {
 
     /// Reads a header and checks it in the specification's order, as far as `bytes` reach, so that
     /// what is no frame is refused by its first byte. `None`: so far so good, more bytes are
-    /// needed. The CRC is not checked here: see [`super::verify`].
+    /// needed. The CRC is not checked here.
     #[inline]
     pub fn parse(bytes: &[u8], max_message_bytes: u32) -> Result<Option<Header>, Refusal> {
         let Some(bytes) = bytes.first_chunk::<HEADER_BYTES>() else {

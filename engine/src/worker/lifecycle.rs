@@ -122,6 +122,14 @@ impl Worker {
             return;
         };
         let sent = connection.out.is_empty();
+        if matches!(connection.phase, Phase::Finishing | Phase::Refused)
+            && let Some(ends) = &connection.out.ends
+            && ends.peer_closed()
+        {
+            // Nobody will read what is left in memory for it.
+            connection.phase = Phase::Closing;
+            return;
+        }
         match connection.phase {
             Phase::Finishing if sent && connection.owed == 0 => {}
             Phase::Refused if sent => {}
