@@ -1,0 +1,357 @@
+/* A server inside this program: handlers of every kind, statistics, stopping. */
+#define _POSIX_C_SOURCE 200809L
+#include "check.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    NOW = 0x0100,
+    SILENT,
+    CODE_OF,
+    LATER,
+    LATER_STREAM,
+    GIVEN_UP,
+    TWICE,
+    ABOUT,
+    STOPS,
+    ONE_WAY,
+    STALE,
+    HELD
+};
+
+static lapce_ipc_server *the_server;
+static lapce_ipc_responder *ended_responder;
+static lapce_ipc_responder *held_responder;
+static atomic_int one_ways;
+static atomic_int held;
+
+static void doze(void) {
+    struct timespec ms = { 0, 1000000 };
+    nanosleep(&ms, NULL);
+}
+
+static void now(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
+    CHECK(context == &the_server && request->size == sizeof *request);
+    CHECK(request->msg_type == NOW && request->msg_id != 0 && request->flags == LAPCE_IPC_EXPECTS_ANSWER);
+    OK(lapce_ipc_reply_part(responder, "got ", 4));
+    OK(lapce_ipc_reply(responder, request->payload, request->payload_bytes));
+}
+
+static void silent(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
+    (void)context;
+    (void)request;
+    (void)responder;
+}
+
+static void code_of(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
+    int code = *(const unsigned char *)request->payload;
+    (void)context;
+    CODE(-EINVAL, lapce_ipc_reply_error(responder, 0, "no error"));
+    CODE(-EINVAL, lapce_ipc_reply_error(responder, 15, "no error of ours"));
+    CODE(-EINVAL, lapce_ipc_reply_error(responder, -5, "nor this"));
+    CODE(-EINVAL, lapce_ipc_reply_error(responder, code, "\xFF\xFE"));
+    OK(lapce_ipc_reply_error(responder, code, code % 2 == 0 ? NULL : "in words"));
+}
+
+static void *answer_later(void *argument) {
+    doze();
+    CHECK(lapce_ipc_is_gone(argument) == 0);
+    OK(lapce_ipc_reply(argument, "later", 5));
+    CODE(-EBADF, lapce_ipc_reply(argument, "again", 5));
+    CODE(-EBADF, lapce_ipc_is_gone(argument));
+    return NULL;
+}
+
+static void *stream_later(void *argument) {
+    for (int i = 0; i < 1000; i++) OK(lapce_ipc_reply_part(argument, "0123456789", 10));
+    OK(lapce_ipc_reply(argument, NULL, 0));
+    return NULL;
+}
+
+static void *give_up(void *argument) {
+    OK(lapce_ipc_reply_error(argument, LAPCE_IPC_CANCELLED, "given up"));
+    return NULL;
+}
+
+static void later(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
+    lapce_ipc_responder *detached = responder, *again = responder;
+    char peer[64];
+    pthread_t thread;
+    void *(*work)(void *) = request->msg_type == LATER          ? answer_later
+                            : request->msg_type == LATER_STREAM ? stream_later
+                                                                : give_up;
+    (void)context;
+    CODE(-EFAULT, lapce_ipc_detach(responder, NULL));
+    OK(lapce_ipc_detach(responder, &detached));
+    CHECK(detached != NULL && detached != responder);
+    CODE(-EBADF, lapce_ipc_detach(responder, &again));
+    CHECK(again == NULL);
+    CODE(-EINVAL, lapce_ipc_detach(detached, &again));
+    CODE(-EBADF, lapce_ipc_reply(responder, NULL, 0));
+    CODE(-EBADF, lapce_ipc_reply_part(responder, NULL, 0));
+    CODE(-EBADF, lapce_ipc_peer(detached, peer, sizeof peer));
+    CHECK(pthread_create(&thread, NULL, work, detached) == 0);
+    pthread_detach(thread);
+}
+
+static void twice(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
+    (void)context;
+    (void)request;
+    OK(lapce_ipc_reply(responder, "once", 4));
+    CODE(-EBADF, lapce_ipc_reply(responder, "twice", 5));
+    CODE(-EBADF, lapce_ipc_reply_part(responder, "part", 4));
+    CODE(-EBADF, lapce_ipc_reply_error(responder, LAPCE_IPC_CANCELLED, NULL));
+    ended_responder = responder;
+}
+
+static void stale(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
+    (void)context;
+    (void)request;
+    CHECK(ended_responder != NULL && ended_responder != responder);
+    CODE(-EBADF, lapce_ipc_reply(ended_responder, "stale", 5));
+    CODE(-EFAULT, lapce_ipc_reply(NULL, "null", 4));
+    CODE(-EBADF, lapce_ipc_reply((lapce_ipc_responder *)the_server, "server", 6));
+    CODE(-EFAULT, lapce_ipc_reply(responder, NULL, 1));
+    OK(lapce_ipc_reply(responder, "fresh", 5));
+}
+
+static void about(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
+    char peer[64];
+    (void)context;
+    CHECK(request->transport == LAPCE_IPC_TCP);
+    CHECK(lapce_ipc_is_gone(responder) == 0);
+    CODE(-ENOBUFS, lapce_ipc_peer(responder, peer, 9));
+    CODE(-EFAULT, lapce_ipc_peer(responder, NULL, 9));
+    OK(lapce_ipc_peer(responder, peer, sizeof peer));
+    OK(lapce_ipc_reply(responder, peer, strlen(peer)));
+}
+
+static void stops(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
+    (void)context;
+    (void)request;
+    FAILS(-EDEADLK, "begin_stop", lapce_ipc_server_stop(the_server));
+    OK(lapce_ipc_reply(responder, "still here", 10));
+}
+
+static void one_way(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
+    (void)context;
+    CHECK((request->flags & LAPCE_IPC_EXPECTS_ANSWER) == 0 && request->payload_bytes == 4);
+    OK(lapce_ipc_reply(responder, "to nobody", 9));
+    atomic_fetch_add(&one_ways, 1);
+}
+
+static void hold(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
+    (void)context;
+    (void)request;
+    OK(lapce_ipc_detach(responder, &held_responder));
+    atomic_store(&held, 1);
+}
+
+static int is(const lapce_ipc_buffer *answer, const char *text) {
+    return answer->length == strlen(text) && memcmp(answer->data, text, answer->length) == 0;
+}
+
+static lapce_ipc_server *start(char address[64]) {
+    lapce_ipc_server_options options = LAPCE_IPC_SERVER_OPTIONS_INIT;
+    lapce_ipc_server *server;
+
+    options.bind = "127.0.0.1:0";
+    options.workers = 1;
+    options.idle = IDLE;
+    options.drain_ms = 200;
+    OK(lapce_ipc_server_new(&options, &server));
+    the_server = server;
+    OK(lapce_ipc_server_handle(server, NOW, silent, NULL)); /* replaced by the next line */
+    OK(lapce_ipc_server_handle(server, NOW, now, &the_server));
+    OK(lapce_ipc_server_handle(server, SILENT, silent, NULL));
+    OK(lapce_ipc_server_handle(server, CODE_OF, code_of, NULL));
+    OK(lapce_ipc_server_handle(server, LATER, later, NULL));
+    OK(lapce_ipc_server_handle(server, LATER_STREAM, later, NULL));
+    OK(lapce_ipc_server_handle(server, GIVEN_UP, later, NULL));
+    OK(lapce_ipc_server_handle(server, TWICE, twice, NULL));
+    OK(lapce_ipc_server_handle(server, STALE, stale, NULL));
+    OK(lapce_ipc_server_handle(server, ABOUT, about, NULL));
+    OK(lapce_ipc_server_handle(server, STOPS, stops, NULL));
+    OK(lapce_ipc_server_handle(server, ONE_WAY, one_way, NULL));
+    OK(lapce_ipc_server_handle(server, HELD, hold, NULL));
+    FAILS(-EINVAL, "0x0005", lapce_ipc_server_handle(server, 0x0005, now, NULL));
+    CODE(-EINVAL, lapce_ipc_server_handle(server, 0, now, NULL));
+    CODE(-EFAULT, lapce_ipc_server_handle(server, 0x0200, NULL, NULL));
+    FAILS(-EINVAL, "not started", lapce_ipc_server_address(server, address, 64));
+    CODE(-EINVAL, lapce_ipc_server_begin_stop(server));
+    OK(lapce_ipc_server_start(server));
+    FAILS(-EINVAL, "started", lapce_ipc_server_start(server));
+    FAILS(-EINVAL, "started", lapce_ipc_server_handle(server, 0x0200, now, NULL));
+    CODE(-ENOBUFS, lapce_ipc_server_address(server, address, 5));
+    CODE(-EFAULT, lapce_ipc_server_address(server, NULL, 5));
+    OK(lapce_ipc_server_address(server, address, 64));
+    return server;
+}
+
+static void handlers(const char *address) {
+    lapce_ipc_buffer answer = LAPCE_IPC_BUFFER_INIT;
+    lapce_ipc_client *client;
+
+    OK(lapce_ipc_connect(address, NULL, &client));
+    OK(lapce_ipc_call(client, NOW, "it", 2, &answer));
+    CHECK(is(&answer, "got it"));
+    FAILS(LAPCE_IPC_HANDLER_FAILED, "no answer", lapce_ipc_call(client, SILENT, NULL, 0, &answer));
+    for (unsigned char code = 1; code <= 14; code++) {
+        CODE(code, lapce_ipc_call(client, CODE_OF, &code, 1, &answer));
+        CHECK(strncmp(lapce_ipc_strerror(code), lapce_ipc_last_error(), strlen(lapce_ipc_last_error())) == 0
+              || strcmp(lapce_ipc_last_error(), "in words") == 0);
+    }
+    OK(lapce_ipc_call(client, LATER, NULL, 0, &answer));
+    CHECK(is(&answer, "later"));
+    OK(lapce_ipc_call(client, LATER_STREAM, NULL, 0, &answer));
+    CHECK(answer.length == 10000);
+    FAILS(LAPCE_IPC_CANCELLED, "given up", lapce_ipc_call(client, GIVEN_UP, NULL, 0, &answer));
+    OK(lapce_ipc_call(client, TWICE, NULL, 0, &answer));
+    CHECK(is(&answer, "once"));
+    CODE(-EBADF, lapce_ipc_reply(ended_responder, "other thread", 12));
+    OK(lapce_ipc_call(client, STALE, NULL, 0, &answer));
+    CHECK(is(&answer, "fresh"));
+    OK(lapce_ipc_call(client, ABOUT, NULL, 0, &answer));
+    CHECK(answer.length > 10 && memcmp(answer.data, "127.0.0.1:", 10) == 0);
+    OK(lapce_ipc_call(client, STOPS, NULL, 0, &answer));
+    CHECK(is(&answer, "still here"));
+    for (int i = 0; i < 3; i++) OK(lapce_ipc_send(client, ONE_WAY, "news", 4));
+    for (int i = 0; i < 10000 && atomic_load(&one_ways) < 3; i++) doze();
+    CHECK(atomic_load(&one_ways) == 3);
+    lapce_ipc_buffer_free(&answer);
+    OK(lapce_ipc_close(client));
+}
+
+static void statistics(lapce_ipc_server *server) {
+    lapce_ipc_server_stats_t stats = LAPCE_IPC_SERVER_STATS_INIT;
+    struct {
+        lapce_ipc_server_stats_t known;
+        uint64_t later;
+    } longer = { LAPCE_IPC_SERVER_STATS_INIT, 77 };
+    uint64_t median = 0, longest = 0;
+
+    OK(lapce_ipc_server_stats(server, &stats));
+    CHECK(stats.size == sizeof stats && stats.tcp.requests > 20 && stats.tcp.connections_total == 1);
+    CHECK(stats.tcp.bytes_in > 24 * 20 && stats.tcp.bytes_out > 10000);
+    CHECK(stats.shm.requests == 0 && stats.errors >= 16 && stats.legacy_requests == 0);
+    longer.known.size = sizeof longer;
+    OK(lapce_ipc_server_stats(server, &longer.known));
+    CHECK(longer.known.errors == stats.errors && longer.later == 0);
+    stats.size = 8;
+    CODE(-EINVAL, lapce_ipc_server_stats(server, &stats));
+    CODE(-EFAULT, lapce_ipc_server_stats(server, NULL));
+    CODE(-EFAULT, lapce_ipc_server_stats(NULL, &stats));
+    OK(lapce_ipc_server_latency(server, LAPCE_IPC_TCP, 0.5, &median));
+    OK(lapce_ipc_server_latency(server, LAPCE_IPC_TCP, 1.0, &longest));
+    CHECK(0 < median && median <= longest);
+    CODE(-ENODATA, lapce_ipc_server_latency(server, LAPCE_IPC_SHM, 0.5, &median));
+    CODE(-EINVAL, lapce_ipc_server_latency(server, 3, 0.5, &median));
+    CODE(-EINVAL, lapce_ipc_server_latency(server, LAPCE_IPC_TCP, 1.5, &median));
+    CODE(-EFAULT, lapce_ipc_server_latency(server, LAPCE_IPC_TCP, 0.5, NULL));
+}
+
+/* A requester that leaves, and a server that stops while answers are owed. */
+static void gone(lapce_ipc_server *server, const char *address) {
+    lapce_ipc_client *client;
+    uint64_t id;
+    int code = 0;
+
+    OK(lapce_ipc_connect(address, NULL, &client));
+    OK(lapce_ipc_submit(client, 0, HELD, NULL, 0, &id));
+    OK(lapce_ipc_flush(client));
+    for (int i = 0; i < 10000 && !atomic_load(&held); i++) doze();
+    CHECK(atomic_load(&held) && lapce_ipc_is_gone(held_responder) == 0);
+    OK(lapce_ipc_close(client));
+    /* A client that has closed may still read: only what cannot be delivered tells. */
+    for (int i = 0; i < 10000 && (code = lapce_ipc_reply_part(held_responder, "x", 1)) == 0; i++) doze();
+    CODE(-EPIPE, code);
+    CHECK(strstr(lapce_ipc_last_error(), "gone") != NULL);
+    CHECK(lapce_ipc_is_gone(held_responder) == 1);
+    FAILS(-EPIPE, "gone", lapce_ipc_reply(held_responder, "x", 1));
+    CODE(-EBADF, lapce_ipc_reply(held_responder, "x", 1));
+
+    atomic_store(&held, 0);
+    OK(lapce_ipc_connect(address, NULL, &client));
+    OK(lapce_ipc_submit(client, 0, HELD, NULL, 0, &id));
+    OK(lapce_ipc_flush(client));
+    for (int i = 0; i < 10000 && !atomic_load(&held); i++) doze();
+    OK(lapce_ipc_server_begin_stop(server));
+    OK(lapce_ipc_server_stop(server));
+    CODE(-EPIPE, lapce_ipc_reply(held_responder, "too late", 8));
+    CODE(-EBADF, lapce_ipc_server_stop(server));
+    CODE(-EBADF, lapce_ipc_server_begin_stop(server));
+    OK(lapce_ipc_server_stop(NULL));
+    OK(lapce_ipc_close(client));
+}
+
+static void not_started(const char *taken) {
+    lapce_ipc_server_options options = LAPCE_IPC_SERVER_OPTIONS_INIT;
+    lapce_ipc_server *server = NULL;
+
+    FAILS(-EINVAL, "address", lapce_ipc_server_new(&options, &server));
+    FAILS(-EINVAL, "address", lapce_ipc_server_new(NULL, &server));
+    CHECK(server == NULL);
+    CODE(-EFAULT, lapce_ipc_server_new(&options, NULL));
+    options.bind = taken;
+    options.flags = LAPCE_IPC_NO_PIN | LAPCE_IPC_LEGACY;
+    OK(lapce_ipc_server_new(&options, &server));
+    FAILS(-EADDRINUSE, taken, lapce_ipc_server_start(server));
+    FAILS(-EINVAL, "new one", lapce_ipc_server_start(server));
+    OK(lapce_ipc_server_stop(server));
+    options.bind = "nowhere";
+    OK(lapce_ipc_server_new(&options, &server));
+    FAILS(-EINVAL, "nowhere", lapce_ipc_server_start(server));
+    OK(lapce_ipc_server_stop(server));
+    options.workers = 1000;
+    OK(lapce_ipc_server_new(&options, &server));
+    FAILS(-EINVAL, "1000", lapce_ipc_server_start(server));
+    OK(lapce_ipc_server_stop(server));
+    options.flags = 64;
+    CODE(-EINVAL, lapce_ipc_server_new(&options, &server));
+    options.flags = 0;
+    options.idle = 9;
+    CODE(-EINVAL, lapce_ipc_server_new(&options, &server));
+    options.idle = LAPCE_IPC_PARK;
+    options.bind = "\xFF";
+    FAILS(-EINVAL, "UTF-8", lapce_ipc_server_new(&options, &server));
+    options.size = 95;
+    CODE(-EINVAL, lapce_ipc_server_new(&options, &server));
+    /* Prepared and never started. */
+    options.size = sizeof options;
+    options.bind = "127.0.0.1:0";
+    OK(lapce_ipc_server_new(&options, &server));
+    OK(lapce_ipc_server_stop(server));
+}
+
+static void over_shared_memory(void) {
+    lapce_ipc_server_options options = LAPCE_IPC_SERVER_OPTIONS_INIT;
+    lapce_ipc_server *server, *second;
+    char address[64], instance[32];
+
+    snprintf(instance, sizeof instance, "ffi_%ld", (long)getpid());
+    options.shm = instance;
+    options.workers = 1;
+    options.idle = IDLE;
+    OK(lapce_ipc_server_new(&options, &server));
+    OK(lapce_ipc_server_start(server));
+    FAILS(-ENOTCONN, "TCP", lapce_ipc_server_address(server, address, sizeof address));
+    OK(lapce_ipc_server_new(&options, &second));
+    FAILS(-EEXIST, instance, lapce_ipc_server_start(second));
+    OK(lapce_ipc_server_stop(second));
+    OK(lapce_ipc_server_stop(server));
+}
+
+int main(void) {
+    char address[64];
+    lapce_ipc_server *server = start(address);
+
+    handlers(address);
+    statistics(server);
+    not_started(address);
+    gone(server, address);
+    over_shared_memory();
+    return 0;
+}

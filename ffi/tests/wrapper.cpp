@@ -1,0 +1,44 @@
+// The C++ header: ownership, moving, exceptions.
+#include "check.h"
+#include <lapce_ipc.hpp>
+
+int main() {
+    lapce_ipc_server_options options = LAPCE_IPC_SERVER_OPTIONS_INIT;
+    options.bind = "127.0.0.1:0";
+    options.workers = 1;
+    options.idle = IDLE;
+    lapce_ipc::server server(options);
+    server.on(0x0100, [](std::string_view payload) { return std::string(payload) + "!"; })
+        .on(0x0101, [](std::string_view) -> std::string { throw std::runtime_error("not today"); })
+        .on(0x0102, [](std::string_view) -> std::string { throw 5; });
+    server.start();
+
+    lapce_ipc::client first(server.address().c_str());
+    CHECK(first.call(0x0100, "a") == "a!");
+    lapce_ipc::client second(std::move(first));
+    CHECK(second.call(0x0100, "b") == "b!");
+    first = std::move(second);
+    CHECK(first.call(0x0100, "c") == "c!");
+    first.send(0x0100, "d");
+    try {
+        second.call(0x0100, "");
+        CHECK(!"a client that was moved from must not work");
+    } catch (const lapce_ipc::error &error) {
+        CHECK(error.code == -EFAULT);
+    }
+    for (uint16_t type : {0x0101, 0x0102}) {
+        try {
+            first.call(type, "");
+            CHECK(!"the handler threw");
+        } catch (const lapce_ipc::error &error) {
+            CHECK(error.code == LAPCE_IPC_HANDLER_FAILED);
+            CHECK(std::string(error.what()) == (type == 0x0101 ? "not today" : "the handler failed"));
+        }
+    }
+    try {
+        server.on(0x0103, [](std::string_view) { return std::string(); });
+        CHECK(!"the server is started");
+    } catch (const lapce_ipc::error &error) {
+        CHECK(error.code == -EINVAL);
+    }
+}
