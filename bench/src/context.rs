@@ -1,0 +1,117 @@
+//! What a scenario runs in: how long, how often, between which floors, and where its rows go.
+
+use std::io;
+use std::time::Duration;
+
+use indicatif::ProgressBar;
+
+use crate::floors::{Floors, Probe};
+use crate::host::{self, Host};
+use crate::row::{Outcome, Row, Verdict};
+
+pub type Failure = Box<dyn std::error::Error>;
+
+pub struct Context {
+    pub host: Host,
+    pub quick: bool,
+    pub duration: Duration,
+    pub runs: usize,
+    pub bar: ProgressBar,
+    pub probe: Probe,
+    pub rows: Vec<Row>,
+    pub verdicts: Vec<Verdict>,
+    pub notes: Vec<String>,
+}
+
+impl Context {
+    /// Measures one row: so many runs, each between two probes of the floors. Servers must be
+    /// started and ended inside `run`: a spinning one would be in the probes' way.
+    pub fn measure(
+        &mut self,
+        mut row: Row,
+        mut run: impl FnMut(&mut Row) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let name = format!("{}: {}, {}", row.scenario, row.subject, row.case);
+        for _ in 0..self.runs {
+            self.bar.set_message(name.clone());
+            self.bar.tick();
+            let before = self.probe.measure()?;
+            let steal = host::steal_ticks();
+            run(&mut row).map_err(|error| format!("{name}: {error}"))?;
+            let stolen = host::steal_ticks() > steal;
+            let after = self.probe.measure()?;
+            if stolen || before.moved(&after) {
+                row.disturbed += 1;
+            }
+            row.floors.push((before, after));
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+
+    /// Says why something is not measured, now and in the report.
+    pub fn note(&mut self, text: impl Into<String>) {
+        let text = text.into();
+        self.bar.suspend(|| eprintln!("note: {text}"));
+        self.notes.push(text);
+    }
+
+    pub fn verdict(&mut self, promise: impl Into<String>, measured: String, kept: bool) {
+        self.verdicts.push(Verdict {
+            promise: promise.into(),
+            measured,
+            outcome: if kept { Outcome::Kept } else { Outcome::Broken },
+        });
+    }
+
+    pub fn not_measured(&mut self, promise: impl Into<String>, why: impl Into<String>) {
+        self.verdicts.push(Verdict {
+            promise: promise.into(),
+            measured: why.into(),
+            outcome: Outcome::NotMeasured,
+        });
+    }
+
+    pub fn find(&self, scenario: &str, subject: &str, case: &str) -> Option<&Row> {
+        self.rows
+            .iter()
+            .find(|row| row.scenario == scenario && row.subject == subject && row.case == case)
+    }
+
+    /// The medians of all floors of this run of the suite.
+    pub fn floors(&self) -> Floors {
+        let all: Vec<Floors> = self
+            .rows
+            .iter()
+            .flat_map(|row| {
+                row.floors
+                    .iter()
+                    .flat_map(|(before, after)| [*before, *after])
+            })
+            .collect();
+        let median = |of: fn(&Floors) -> f64| {
+            let mut values: Vec<f64> = all.iter().map(of).collect();
+            values.sort_by(f64::total_cmp);
+            values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        Floors {
+            line: median(|floors| floors.line),
+            shm: median(|floors| floors.shm),
+            tcp: median(|floors| floors.tcp),
+            futex: median(|floors| floors.futex),
+        }
+    }
+}
+
+/// Bytes as people write them.
+pub fn bytes_text(bytes: usize) -> String {
+    match bytes {
+        1_048_576.. => format!("{} MiB", bytes / 1_048_576),
+        1024.. => format!("{} KiB", bytes / 1024),
+        _ => format!("{bytes} B"),
+    }
+}
+
+pub fn wrong_answer() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "an answer's bytes are wrong")
+}

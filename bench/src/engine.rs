@@ -1,0 +1,124 @@
+//! The engine as the scenarios use it: the one place that knows how both transports are reached.
+
+use std::io::{self, BufRead};
+use std::time::{Duration, Instant};
+
+use lapce_ai::ipc::{Client, ClientBuilder, IdleMode, Limits, Server, ServerBuilder, Transport};
+
+use crate::child::Served;
+use crate::context::{Context, Failure};
+
+/// Connections that the bench's server allows.
+const CONNECTIONS_MAX: u32 = 12_000;
+/// How long a server tries to listen on the port of its predecessor.
+const BIND_PATIENCE: Duration = Duration::from_secs(2);
+
+pub const TRANSPORTS: [Transport; 2] = [Transport::Shm, Transport::Tcp];
+
+pub fn transport_name(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Shm => "shm",
+        _ => "tcp",
+    }
+}
+
+/// The instance of this run of the bench, which no other run shares.
+fn instance() -> String {
+    format!("bench{}", std::process::id())
+}
+
+/// A server process in this mode.
+pub fn start(context: &Context, idle: IdleMode) -> io::Result<Served> {
+    start_at(context.host.server_cpu, idle, "127.0.0.1:0")
+}
+
+pub fn start_at(cpu: usize, idle: IdleMode, bind: &str) -> io::Result<Served> {
+    let mut served = spawn_at(cpu, idle, bind)?;
+    served.wait_ready()?;
+    Ok(served)
+}
+
+pub fn spawn_at(cpu: usize, idle: IdleMode, bind: &str) -> io::Result<Served> {
+    let (cpu, instance) = (cpu.to_string(), instance());
+    Served::spawn(&[
+        "--kind",
+        "engine",
+        "--cpu",
+        &cpu,
+        "--idle",
+        idle.name(),
+        "--name",
+        &instance,
+        "--bind",
+        bind,
+    ])
+}
+
+/// The address by which a server is reached over one transport.
+pub fn address(served: &Served, transport: Transport) -> String {
+    match transport {
+        Transport::Shm => format!("shm:{}", instance()),
+        _ => served.address().to_owned(),
+    }
+}
+
+pub fn builder(idle: IdleMode) -> ClientBuilder {
+    Client::builder()
+        .idle(idle)
+        .timeout(Duration::from_secs(10))
+        .shm_upgrade(false)
+}
+
+/// Connects, and makes sure that it is by the way asked for.
+pub fn connect(
+    served: &Served,
+    transport: Transport,
+    builder: ClientBuilder,
+) -> Result<Client, Failure> {
+    let client = builder.connect(&address(served, transport))?;
+    if client.transport() != transport {
+        return Err(format!("connected over {:?} instead", client.transport()).into());
+    }
+    Ok(client)
+}
+
+/// The server process.
+pub fn serve(idle: IdleMode, bind: &str, instance: &str) -> Result<(), Failure> {
+    lapce_ai::ipc::keep_process_small();
+    let begun = Instant::now();
+    let server = loop {
+        match server(idle, bind, instance).start() {
+            Ok(server) => break server,
+            // The kernel takes a moment to close what a killed process had in its rings, and
+            // keeps the port until then.
+            Err(_) if !bind.ends_with(":0") && begun.elapsed() < BIND_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let address = server.local_addr().ok_or("no address")?;
+    println!("ready {address}");
+    lapce_ai::ipc::release_startup_pages();
+    let mut line = String::with_capacity(64);
+    let mut stdin = io::stdin().lock();
+    // Ends when the bench does.
+    while stdin.read_line(&mut line)? > 0 {
+        line.clear();
+        println!("{}", crate::sys::allocations());
+    }
+    Ok(())
+}
+
+fn server(idle: IdleMode, bind: &str, instance: &str) -> ServerBuilder {
+    Server::builder()
+        .bind(bind)
+        .shm(instance)
+        .workers(1)
+        .pin(false) // the process is pinned already
+        .idle(idle)
+        .limits(Limits {
+            max_connections: CONNECTIONS_MAX,
+            ..Limits::default()
+        })
+}

@@ -1,0 +1,261 @@
+//! What the machine itself costs: nothing built on it can be faster. Measured right before and
+//! right after every run, because shared machines change their state by themselves.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::time::Instant;
+
+use crate::child::Served;
+use crate::sys::{Shared, futex_wait, futex_wake};
+
+/// Bytes of an echo: a header of 24 bytes and a payload of 64.
+pub const ECHO_BYTES: usize = 88;
+const LINE_ROUNDS: u32 = 10_000;
+const SHM_ROUNDS: u32 = 10_000;
+const TCP_ROUNDS: u32 = 500;
+const FUTEX_ROUNDS: u32 = 60;
+/// Spins until the other side's turn before the CPU is offered to others.
+const SPINS_MAX: u32 = 100_000;
+
+/// Medians in nanoseconds of a round trip.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Floors {
+    pub line: f64,
+    pub shm: f64,
+    pub tcp: f64,
+    pub futex: f64,
+}
+
+impl Floors {
+    pub fn named(&self) -> [(&'static str, f64); 4] {
+        [
+            ("cache line there and back", self.line),
+            ("bare shared-memory echo, 88 B", self.shm),
+            ("bare TCP echo, both spinning, 88 B", self.tcp),
+            ("futex wake there and back", self.futex),
+        ]
+    }
+
+    /// Whether the machine changed between the two: the memory between the CPUs, which is the
+    /// steadiest of the four, is off by half.
+    pub fn moved(&self, after: &Floors) -> bool {
+        let ratio = after.line / self.line;
+        !(1.0 / 1.5..=1.5).contains(&ratio)
+    }
+}
+
+/// The client's side, and the process of the other side.
+pub struct Probe {
+    path: PathBuf,
+    shared: Shared,
+    stream: TcpStream,
+    served: Served,
+}
+
+impl Probe {
+    pub fn start(server_cpu: usize) -> io::Result<Probe> {
+        let path = PathBuf::from(format!("/dev/shm/lapce-bench-{}", std::process::id()));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)?;
+        file.set_len(Shared::BYTES as u64)?;
+        let shared = Shared::map(&file)?;
+        let cpu = server_cpu.to_string();
+        let name = path.display().to_string();
+        let served = Served::start(&["--kind", "floor", "--cpu", &cpu, "--name", &name])?;
+        let stream = TcpStream::connect(served.address())?;
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Probe {
+            path,
+            shared,
+            stream,
+            served,
+        })
+    }
+
+    pub fn measure(&mut self) -> io::Result<Floors> {
+        Ok(Floors {
+            line: self.line()?,
+            shm: self.shm()?,
+            tcp: self.tcp()?,
+            futex: self.futex()?,
+        })
+    }
+
+    fn begin(&mut self, kind: &str) -> io::Result<()> {
+        for index in 0..4 {
+            self.shared.word(index).store(0, Release);
+        }
+        self.served.tell(kind)?;
+        self.served.line().map(drop)
+    }
+
+    fn line(&mut self) -> io::Result<f64> {
+        self.begin("line")?;
+        let (mine, other) = (self.shared.word(0), self.shared.word(1));
+        Ok(median(LINE_ROUNDS, |round| {
+            mine.store(round, Release); // pairs with the load in `serve`
+            until(|| other.load(Acquire) == round);
+        }))
+    }
+
+    fn shm(&mut self) -> io::Result<f64> {
+        self.begin("shm")?;
+        let (mine, other) = (self.shared.word(0), self.shared.word(1));
+        let mut sent = [7; ECHO_BYTES];
+        let mut got = [0; ECHO_BYTES];
+        Ok(median(SHM_ROUNDS, |round| {
+            sent[..4].copy_from_slice(&round.to_le_bytes());
+            self.shared.write(0, &sent);
+            mine.store(round, Release); // pairs with the load in `serve`
+            until(|| other.load(Acquire) == round);
+            self.shared.read(1, &mut got);
+            assert_eq!(got, sent);
+        }))
+    }
+
+    fn tcp(&mut self) -> io::Result<f64> {
+        self.begin("tcp")?;
+        let mut error = None;
+        let mut sent = [7; ECHO_BYTES];
+        let mut got = [0; ECHO_BYTES];
+        let ns = median(TCP_ROUNDS, |round| {
+            sent[..4].copy_from_slice(&round.to_le_bytes());
+            let result = write_spinning(&mut self.stream, &sent)
+                .and_then(|()| read_spinning(&mut self.stream, &mut got));
+            error = error.take().or(result.err());
+            assert!(error.is_some() || got == sent);
+        });
+        error.map_or(Ok(ns), Err)
+    }
+
+    fn futex(&mut self) -> io::Result<f64> {
+        self.begin("futex")?;
+        let (mine, other) = (self.shared.word(0), self.shared.word(1));
+        Ok(median(FUTEX_ROUNDS, |round| {
+            mine.store(round, Release); // pairs with the load in `serve`
+            futex_wake(mine);
+            // Ends when the other side answers; each wait lasts at most a second.
+            while other.load(Acquire) != round {
+                futex_wait(other, round - 1);
+            }
+        }))
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        // If it is gone already, all is well.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn median(rounds: u32, mut round_trip: impl FnMut(u32)) -> f64 {
+    let mut times: Vec<u64> = (1..=rounds)
+        .map(|round| {
+            let start = lapce_ai::ipc::monotonic_ns();
+            round_trip(round);
+            lapce_ai::ipc::monotonic_ns() - start
+        })
+        .collect();
+    times.sort_unstable();
+    times[times.len() / 2] as f64
+}
+
+fn until(mut done: impl FnMut() -> bool) {
+    let mut spins = 0u32;
+    while !done() {
+        spins += 1;
+        if spins.is_multiple_of(SPINS_MAX) {
+            std::thread::yield_now(); // both sides may share one CPU
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// Writes all of it to a stream that does not block.
+pub fn write_spinning(stream: &mut TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::hint::spin_loop(),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Fills `bytes` from a stream that does not block; gives up after ten seconds.
+pub fn read_spinning(stream: &mut TcpStream, bytes: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    let mut spins = 0u32;
+    let mut began = None;
+    while filled < bytes.len() {
+        match stream.read(&mut bytes[filled..]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                spins += 1;
+                if spins.is_multiple_of(SPINS_MAX) {
+                    std::thread::yield_now();
+                    let began = began.get_or_insert_with(Instant::now);
+                    if began.elapsed().as_secs() >= 10 {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The other side. Between probes it sleeps in a read of its standard input, and costs nothing.
+pub fn serve(name: &str) -> io::Result<()> {
+    let file = File::options().read(true).write(true).open(name)?;
+    let shared = Shared::map(&file)?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    println!("ready {}", listener.local_addr()?);
+    let (mut stream, _) = listener.accept()?;
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    let (theirs, mine) = (shared.word(0), shared.word(1));
+    let mut buffer = [0; ECHO_BYTES];
+    for line in io::stdin().lines() {
+        let line = line?;
+        println!("going");
+        match line.as_str() {
+            "line" => (1..=LINE_ROUNDS).for_each(|round| {
+                until(|| theirs.load(Acquire) == round);
+                mine.store(round, Release); // pairs with the load in `Probe`
+            }),
+            "shm" => (1..=SHM_ROUNDS).for_each(|round| {
+                until(|| theirs.load(Acquire) == round);
+                shared.read(0, &mut buffer);
+                shared.write(1, &buffer);
+                mine.store(round, Release); // pairs with the load in `Probe`
+            }),
+            "tcp" => {
+                for _ in 0..TCP_ROUNDS {
+                    read_spinning(&mut stream, &mut buffer)?;
+                    write_spinning(&mut stream, &buffer)?;
+                }
+            }
+            _ => (1..=FUTEX_ROUNDS).for_each(|round| {
+                while theirs.load(Acquire) != round {
+                    futex_wait(theirs, round - 1);
+                }
+                mine.store(round, Release); // pairs with the load in `Probe`
+                futex_wake(mine);
+            }),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! What the figures were measured on, and what its other tenants did meanwhile.
+
+use std::fs;
+
+/// The machine, in the words of the report.
+pub struct Host {
+    pub cpu: String,
+    pub kernel: String,
+    pub cpus: Vec<usize>,
+    pub client_cpu: usize,
+    pub server_cpu: usize,
+}
+
+impl Host {
+    pub fn look() -> Host {
+        let cpus = crate::sys::allowed_cpus();
+        let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let cpu = info
+            .lines()
+            .find_map(|line| line.strip_prefix("model name"))
+            .map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':']));
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Host {
+            cpu: cpu.to_owned(),
+            kernel: kernel.trim().to_owned(),
+            client_cpu: cpus.first().copied().unwrap_or(0),
+            server_cpu: cpus.last().copied().unwrap_or(0),
+            cpus,
+        }
+    }
+
+    pub fn line(&self) -> String {
+        format!(
+            "{}, {} CPUs allowed, Linux {}; client on CPU {}, server on CPU {}; load {}",
+            self.cpu,
+            self.cpus.len(),
+            self.kernel,
+            self.client_cpu,
+            self.server_cpu,
+            load()
+        )
+    }
+}
+
+/// The load average of the last minute.
+pub fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let first = text.split(' ').next().and_then(|word| word.parse().ok());
+    first.unwrap_or(0.0)
+}
+
+/// Ticks that the hypervisor gave to others, of all CPUs since boot.
+pub fn steal_ticks() -> u64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let first = stat.lines().next().unwrap_or_default();
+    let steal = first.split_whitespace().nth(8);
+    steal.and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+/// Memory of a process by kind, in kB.
+#[derive(Clone, Copy, Default)]
+pub struct Memory {
+    pub resident: f64,
+    pub anonymous: f64,
+    pub file: f64,
+    pub shared: f64,
+    pub peak: f64,
+}
+
+pub fn memory(pid: u32) -> Memory {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .and_then(|rest| rest.split_whitespace().next())
+            .and_then(|number| number.parse().ok())
+            .unwrap_or(0.0)
+    };
+    Memory {
+        resident: field("VmRSS:"),
+        anonymous: field("RssAnon:"),
+        file: field("RssFile:"),
+        shared: field("RssShmem:"),
+        peak: field("VmHWM:"),
+    }
+}
+
+/// User and system time of a process, in seconds.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name, in brackets, may hold anything: fields are counted from its end.
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    let ticks: f64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|word| word.parse::<f64>().ok())
+        .sum();
+    ticks / crate::sys::ticks_per_second()
+}

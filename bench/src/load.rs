@@ -1,0 +1,170 @@
+//! The client loops over the engine: closed, windowed, and at a fixed rate.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use lapce_ai::ipc::{AnswerRef, Client, monotonic_ns, msg_type};
+
+use crate::context::{Failure, wrong_answer};
+use crate::row::latencies;
+
+/// Calls before the clock starts.
+const WARM_UP: u64 = 500;
+
+/// A payload that differs from call to call in its first bytes.
+pub fn payload(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|index| (index * 31 + 7) as u8).collect()
+}
+
+pub fn stamp(payload: &mut [u8], number: u64) {
+    let bytes = number.to_le_bytes();
+    let count = bytes.len().min(payload.len());
+    payload[..count].copy_from_slice(&bytes[..count]);
+}
+
+/// One request in flight: the latency of each call.
+pub fn closed(
+    client: &Client,
+    bytes: usize,
+    duration: Duration,
+) -> Result<Histogram<u64>, Failure> {
+    let mut sent = payload(bytes);
+    let mut answer = Vec::with_capacity(bytes);
+    let mut histogram = latencies();
+    let warm_up = if bytes > 65_536 { 10 } else { WARM_UP };
+    let mut end = u64::MAX;
+    // Ends when the time is over; each call has the client's timeout.
+    for number in 0.. {
+        stamp(&mut sent, number);
+        let start = monotonic_ns();
+        client.call_into(msg_type::ECHO, &sent, &mut answer)?;
+        let now = monotonic_ns();
+        if answer != sent {
+            return Err(wrong_answer().into());
+        }
+        if number >= warm_up {
+            histogram.record(now - start)?;
+        } else if number + 1 == warm_up {
+            end = now + duration.as_nanos() as u64;
+        }
+        if now >= end {
+            break;
+        }
+    }
+    Ok(histogram)
+}
+
+/// Checks the answers of one connection, which come in the order of the requests.
+struct InOrder {
+    expected: Vec<u8>,
+    next: u64,
+    wrong: bool,
+}
+
+impl InOrder {
+    fn take(&mut self, answer: &AnswerRef<'_>) {
+        stamp(&mut self.expected, self.next);
+        self.next += 1;
+        let right = answer
+            .result
+            .as_ref()
+            .is_ok_and(|got| *got == self.expected);
+        self.wrong |= !right;
+    }
+}
+
+/// A window of requests in flight: requests a second.
+pub fn windowed(
+    client: &Client,
+    bytes: usize,
+    window: u64,
+    duration: Duration,
+) -> Result<f64, Failure> {
+    let mut sent = payload(bytes);
+    let mut check = InOrder {
+        expected: sent.clone(),
+        next: 0,
+        wrong: false,
+    };
+    let mut submitted = 0;
+    let warm_up = WARM_UP.max(2 * window);
+    let mut begun: Option<(u64, u64)> = None;
+    loop {
+        while submitted < check.next + window {
+            stamp(&mut sent, submitted);
+            client.submit(msg_type::ECHO, &sent)?;
+            submitted += 1;
+        }
+        client.wait_with(|answer| check.take(&answer))?;
+        if check.wrong {
+            return Err(wrong_answer().into());
+        }
+        let now = monotonic_ns();
+        match begun {
+            None if check.next >= warm_up => begun = Some((now, check.next)),
+            Some((start, first)) if now - start >= duration.as_nanos() as u64 => {
+                while check.next < submitted {
+                    client.wait_with(|answer| check.take(&answer))?;
+                }
+                let answers = (check.next - first) as f64;
+                let end = monotonic_ns();
+                return if check.wrong {
+                    Err(wrong_answer().into())
+                } else {
+                    Ok(answers / ((end - start) as f64 / 1e9))
+                };
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Requests at a fixed rate: latency from when each was due, so that a stall counts for all whom
+/// it delays. The client polls without sleeping, and at most `inflight_max` are on their way.
+pub fn at_rate(
+    client: &Client,
+    bytes: usize,
+    rate: f64,
+    inflight_max: usize,
+    duration: Duration,
+) -> Result<Histogram<u64>, Failure> {
+    closed(client, bytes, Duration::from_millis(1))?;
+    let mut sent = payload(bytes);
+    let mut check = InOrder {
+        expected: sent.clone(),
+        next: 0,
+        wrong: false,
+    };
+    let total = (rate * duration.as_secs_f64()).ceil().max(1.0) as u64;
+    let mut due = VecDeque::with_capacity(inflight_max);
+    let mut histogram = latencies();
+    let mut submitted = 0;
+    let start = monotonic_ns();
+    let give_up = start + duration.as_nanos() as u64 + 20_000_000_000;
+    while check.next < total {
+        let now = monotonic_ns();
+        if now > give_up {
+            return Err("the rate was not reached by far".into());
+        }
+        while submitted < total && due.len() < inflight_max {
+            let at = start + (submitted as f64 * 1e9 / rate) as u64;
+            if at > now {
+                break;
+            }
+            stamp(&mut sent, submitted);
+            client.submit(msg_type::ECHO, &sent)?;
+            submitted += 1;
+            due.push_back(at);
+        }
+        client.poll_with(|answer| {
+            check.take(&answer);
+            let at = due.pop_front().unwrap_or(start);
+            histogram.saturating_record(monotonic_ns() - at);
+        })?;
+    }
+    if check.wrong {
+        return Err(wrong_answer().into());
+    }
+    Ok(histogram)
+}

@@ -1,0 +1,39 @@
+// node node.js WINDOW MILLISECONDS CLIENT_CPU SERVER_CPU
+// Prints the round trips in ns (window 1), or the requests a second.
+const { fork, execFileSync } = require("child_process");
+
+const pin = (cpu) => execFileSync("taskset", ["-apc", cpu, String(process.pid)], { stdio: "ignore" });
+
+if (process.argv[2] === "child") {
+  pin(process.argv[3]);
+  process.on("message", (message) => process.send(message));
+  process.send("ready");
+} else {
+  const [windowSize, milliseconds] = process.argv.slice(2, 4).map(Number);
+  pin(process.argv[4]);
+  const child = fork(__filename, ["child", process.argv[5]]);
+  const text = "n".repeat(56);
+  const times = [];
+  let number = 0, answered = 0, begun = 0n, sentAt = 0n;
+  const make = (n) => String(n).padStart(8, "0") + text;
+  const send = () => { sentAt = process.hrtime.bigint(); child.send(make(number++)); };
+  child.on("message", (message) => {
+    const now = process.hrtime.bigint();
+    if (message === "ready") {
+      begun = now;
+      for (let i = 0; i < windowSize; i++) send();
+      return;
+    }
+    if (message !== make(answered++)) { console.error("wrong answer"); process.exit(1); }
+    if (windowSize === 1) times.push(now - sentAt);
+    const ns = now - begun;
+    if (ns > BigInt(milliseconds) * 1000000n && answered > 200) {
+      child.kill();
+      const rate = String(Math.round(answered / (Number(ns) / 1e9)));
+      process.stdout.write(windowSize === 1 ? times.slice(100).join(" ") : rate, () => process.exit(0));
+      child.removeAllListeners("message");
+    } else {
+      send();
+    }
+  });
+}

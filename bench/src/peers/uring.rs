@@ -1,0 +1,26 @@
+//! tokio-uring: one thread, echoing.
+
+use tokio_uring::buf::BoundedBuf;
+use tokio_uring::net::TcpListener;
+
+use crate::context::Failure;
+
+pub fn serve() -> Result<(), Failure> {
+    tokio_uring::start(async {
+        let listener = TcpListener::bind("127.0.0.1:0".parse()?)?;
+        println!("ready {}", listener.local_addr()?);
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let mut buffer = vec![0; 65_536];
+        loop {
+            let (result, read) = stream.read(buffer).await;
+            let count = result?;
+            if count == 0 {
+                return Ok(());
+            }
+            let (result, written) = stream.write_all(read.slice(..count)).await;
+            result?;
+            buffer = written.into_inner();
+        }
+    })
+}

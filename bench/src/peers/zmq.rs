@@ -1,0 +1,70 @@
+//! ZeroMQ's protocol by the crate zeromq, which is pure Rust: REQ and REP over a Unix socket.
+
+use lapce_ai::ipc::monotonic_ns;
+use zeromq::{RepSocket, ReqSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
+
+use super::tcp;
+use crate::child::Served;
+use crate::context::{Context, Failure, wrong_answer};
+use crate::load::{payload, stamp};
+use crate::row::latencies;
+
+const WARM_UP: u64 = 100;
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
+
+pub fn serve(name: &str) -> Result<(), Failure> {
+    runtime()?.block_on(async {
+        let mut socket = RepSocket::new();
+        socket.bind(name).await?;
+        println!("ready {name}");
+        loop {
+            let message = socket.recv().await?;
+            socket.send(message).await?;
+        }
+    })
+}
+
+pub fn run(context: &mut Context) -> Result<(), Failure> {
+    let cpu = context.host.server_cpu.to_string();
+    let duration = context.duration.as_nanos() as u64;
+    let path = std::env::temp_dir().join(format!("lapce-bench-{}.zmq", std::process::id()));
+    let name = format!("ipc://{}", path.display());
+    context.measure(tcp::row("ZeroMQ (zeromq.rs)", false), |row| {
+        let _ = std::fs::remove_file(&path); // of the run before
+        let _served = Served::start(&["--kind", "zeromq", "--cpu", &cpu, "--name", &name])?;
+        let mut histogram = latencies();
+        runtime()?.block_on(async {
+            let mut socket = ReqSocket::new();
+            socket.connect(&name).await?;
+            let mut sent = payload(64);
+            let begun = monotonic_ns();
+            for number in 0u64.. {
+                stamp(&mut sent, number);
+                let start = monotonic_ns();
+                socket.send(ZmqMessage::from(sent.clone())).await?;
+                let answer = socket.recv().await?;
+                let now = monotonic_ns();
+                if answer.get(0).is_none_or(|got| got[..] != sent[..]) {
+                    return Err(Failure::from(wrong_answer()));
+                }
+                if number >= WARM_UP {
+                    histogram.record(now - start)?;
+                    if now - begun > duration {
+                        break;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        row.push_latencies(histogram);
+        Ok(())
+    })?;
+    // Only left if the last server did not remove it.
+    let _ = std::fs::remove_file(&path);
+    Ok(())
+}

@@ -1,0 +1,114 @@
+//! Many connections: what each costs the server, and how one fares while the others work.
+
+use std::time::{Duration, Instant};
+
+use lapce_ai::ipc::{Client, IdleMode, Transport, monotonic_ns, msg_type};
+
+use crate::context::{Context, Failure, wrong_answer};
+use crate::row::{Row, latencies};
+use crate::{engine, host, load, sys};
+
+const COUNTS: [usize; 5] = [1, 10, 100, 1000, 10_000];
+const QUICK_COUNTS: [usize; 3] = [1, 100, 1000];
+/// Shared memory is for the programs of one machine: fewer of them.
+const SHM_COUNT_MAX: usize = 1000;
+/// How many of the others have a request on its way when the probing one sends its own.
+const LOADED_MAX: usize = 32;
+const BYTES: usize = 64;
+
+pub fn run(context: &mut Context) -> Result<(), Failure> {
+    let counts = if context.quick {
+        &QUICK_COUNTS[..]
+    } else {
+        &COUNTS
+    };
+    let duration = context.duration;
+    let cpu = context.host.server_cpu;
+    let runs = context.runs;
+    for transport in engine::TRANSPORTS {
+        let name = engine::transport_name(transport);
+        for &count in counts {
+            if count as u64 + 100 > sys::descriptors_max() {
+                context.note(format!(
+                    "connections: {count} need more open files: raise `ulimit -Hn`"
+                ));
+                continue;
+            }
+            if transport == Transport::Shm && count > SHM_COUNT_MAX {
+                continue;
+            }
+            // Opening thousands takes seconds, and memory does not vary from run to run.
+            context.runs = if count >= 1000 { 1 } else { runs };
+            let row = Row::new("connections", name, count.to_string(), count as f64);
+            let result = context.measure(row, |row| one(row, cpu, transport, count, duration));
+            context.runs = runs;
+            if let Err(error) = result {
+                context.note(format!("connections: {error}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn one(
+    row: &mut Row,
+    cpu: usize,
+    transport: Transport,
+    count: usize,
+    duration: Duration,
+) -> Result<(), Failure> {
+    let served = engine::start_at(cpu, IdleMode::Adaptive, "127.0.0.1:0")?;
+    let before = host::memory(served.pid());
+    let mut clients = Vec::with_capacity(count);
+    for _ in 0..count {
+        let client = engine::connect(&served, transport, engine::builder(IdleMode::Spin))?;
+        call(&client)?;
+        clients.push(client);
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    let after = host::memory(served.pid());
+    let each = (after.resident - before.resident).max(0.0) * 1024.0 / count as f64;
+    row.push("server memory each", "B", each);
+
+    let (probe, others) = clients.split_last().ok_or("no connection")?;
+    let mut histogram = latencies();
+    let mut answer = Vec::with_capacity(BYTES);
+    let mut sent = load::payload(BYTES);
+    let end = Instant::now() + duration;
+    let mut turn = 0;
+    let mut number = 0;
+    while Instant::now() < end {
+        let loaded = others.len().min(LOADED_MAX);
+        let busy: Vec<&Client> = (0..loaded)
+            .map(|index| &others[(turn + index) % others.len()])
+            .collect();
+        turn += loaded;
+        for client in &busy {
+            client.submit(msg_type::ECHO, &load::payload(BYTES))?;
+            client.flush()?;
+        }
+        number += 1;
+        load::stamp(&mut sent, number);
+        let start = monotonic_ns();
+        probe.call_into(msg_type::ECHO, &sent, &mut answer)?;
+        histogram.record(monotonic_ns() - start)?;
+        if answer != sent {
+            return Err(wrong_answer().into());
+        }
+        for client in &busy {
+            if client.wait_any()?.result? != load::payload(BYTES) {
+                return Err(wrong_answer().into());
+            }
+        }
+    }
+    row.push_latencies(histogram);
+    Ok(())
+}
+
+fn call(client: &Client) -> Result<(), Failure> {
+    let sent = load::payload(BYTES);
+    if client.call(msg_type::ECHO, &sent)? != sent {
+        return Err(wrong_answer().into());
+    }
+    Ok(())
+}

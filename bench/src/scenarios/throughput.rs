@@ -1,0 +1,43 @@
+//! Windows of requests in flight on one connection, to one worker.
+
+use lapce_ai::ipc::IdleMode;
+
+use crate::context::{Context, Failure, bytes_text};
+use crate::row::Row;
+use crate::{engine, load};
+
+const WINDOWS: [u64; 6] = [1, 4, 16, 64, 256, 1024];
+const QUICK_WINDOWS: [u64; 3] = [1, 256, 1024];
+/// Of requests and answers together.
+const HEADERS_BYTES: f64 = 48.0;
+
+pub fn run(context: &mut Context) -> Result<(), Failure> {
+    let windows = if context.quick {
+        &QUICK_WINDOWS[..]
+    } else {
+        &WINDOWS
+    };
+    let duration = context.duration;
+    let cpu = context.host.server_cpu;
+    for transport in engine::TRANSPORTS {
+        for bytes in [64, 1024] {
+            let name = engine::transport_name(transport);
+            let subject = format!("{name} spin {}", bytes_text(bytes));
+            for &window in windows {
+                let case = format!("window {window}");
+                let row = Row::new("throughput", &subject, case, window as f64);
+                context.measure(row, |row| {
+                    let served = engine::start_at(cpu, IdleMode::Spin, "127.0.0.1:0")?;
+                    let builder = engine::builder(IdleMode::Spin).max_inflight(window as usize);
+                    let client = engine::connect(&served, transport, builder)?;
+                    let rate = load::windowed(&client, bytes, window, duration)?;
+                    row.push("requests", "/s", rate);
+                    let frames_bytes = 2.0 * bytes as f64 + HEADERS_BYTES;
+                    row.push("both ways", "MB/s", rate * frames_bytes / 1e6);
+                    Ok(())
+                })?;
+            }
+        }
+    }
+    Ok(())
+}

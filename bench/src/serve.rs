@@ -1,0 +1,16 @@
+//! The hidden subcommand: the other process of a run.
+
+use crate::cli::Serve;
+use crate::context::Failure;
+
+pub fn serve(arguments: &Serve) -> Result<(), Failure> {
+    crate::sys::pin(arguments.cpu)?;
+    match arguments.kind.as_str() {
+        "engine" => crate::engine::serve(arguments.idle, &arguments.bind, &arguments.name),
+        "floor" => Ok(crate::floors::serve(&arguments.name)?),
+        #[cfg(feature = "peers")]
+        kind => crate::peers::serve(kind, &arguments.name),
+        #[cfg(not(feature = "peers"))]
+        kind => Err(format!("no such kind: {kind}").into()),
+    }
+}

@@ -1,0 +1,200 @@
+//! The only unsafe code of the bench: shared memory and futexes for the floors, pinning, and the
+//! allocator that counts.
+
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Counts every allocation of this process.
+pub struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Allocations of this process so far.
+pub fn allocations() -> u64 {
+    ALLOCATIONS.load(Ordering::Relaxed)
+}
+
+// SAFETY: everything is handed on to the system's allocator as it came; counting does not touch
+// the memory.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as above; `memory` came from the system's allocator, as all of ours does.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+/// The CPUs that this process may use.
+pub fn allowed_cpus() -> Vec<usize> {
+    // SAFETY: a cpu_set_t is a plain bit set; all zeroes is the empty one.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is writable for the size given, and lives through the call.
+    let result = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) };
+    if result != 0 {
+        return vec![0];
+    }
+    (0..libc::CPU_SETSIZE as usize)
+        // SAFETY: `cpu` is below the size of the set.
+        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
+        .collect()
+}
+
+/// Keeps the calling thread, and those it starts from now on, on one CPU.
+pub fn pin(cpu: usize) -> io::Result<()> {
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: as in `allowed_cpus`.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `cpu` is below the size of the set.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: `set` is readable for the size given, and lives through the call.
+    let result = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Words lie this far from one another, so that no two share a cache line or a prefetched pair.
+const WORD_STRIDE: usize = 128;
+const AREA: usize = 4096;
+
+/// Memory shared by two processes: words in the first page, then areas of a page each.
+pub struct Shared {
+    base: *mut u8,
+    bytes: usize,
+}
+
+impl Shared {
+    /// Bytes that the file must have.
+    pub const BYTES: usize = 4 * AREA;
+
+    /// Maps a file of at least [`Shared::BYTES`].
+    pub fn map(file: &File) -> io::Result<Shared> {
+        if (file.metadata()?.len() as usize) < Shared::BYTES {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        // SAFETY: a new mapping at an address of the system's choice touches no memory of ours.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                Shared::BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_POPULATE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Shared {
+            base: base.cast(),
+            bytes: Shared::BYTES,
+        })
+    }
+
+    /// One of the words.
+    pub fn word(&self, index: usize) -> &AtomicU32 {
+        assert!((index + 1) * WORD_STRIDE <= AREA);
+        // SAFETY: inside the mapping by the check above, aligned because pages and the stride are,
+        // and both processes touch these bytes only as atomics.
+        unsafe { &*self.base.add(index * WORD_STRIDE).cast::<AtomicU32>() }
+    }
+
+    /// Copies into an area. Whoever reads it waits for a word set after this.
+    pub fn write(&self, area: usize, bytes: &[u8]) {
+        assert!(area < 3 && bytes.len() <= AREA);
+        // SAFETY: inside the mapping by the check above; the words see to it that the other
+        // process does not read the area meanwhile.
+        unsafe {
+            let to = self.base.add((1 + area) * AREA);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
+        }
+    }
+
+    /// Copies out of an area, after a word said that it is written.
+    pub fn read(&self, area: usize, bytes: &mut [u8]) {
+        assert!(area < 3 && bytes.len() <= AREA);
+        // SAFETY: as in `write`.
+        unsafe {
+            let from = self.base.add((1 + area) * AREA);
+            std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len());
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and no borrow of it outlives `self`.
+        unsafe { libc::munmap(self.base.cast(), self.bytes) };
+    }
+}
+
+/// Sleeps while the word has this value, for at most a second.
+pub fn futex_wait(word: &AtomicU32, value: u32) {
+    let timeout = libc::timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    // SAFETY: the word and the timeout live through the call; the kernel only reads them.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAIT,
+            value,
+            &raw const timeout,
+        );
+    }
+}
+
+/// Wakes one that sleeps on the word.
+pub fn futex_wake(word: &AtomicU32) {
+    // SAFETY: the word lives through the call; waking does not touch it.
+    unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, 1);
+    }
+}
+
+/// Clock ticks a second, the unit of CPU time in /proc.
+pub fn ticks_per_second() -> f64 {
+    // SAFETY: takes no pointer.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    if ticks > 0 { ticks as f64 } else { 100.0 }
+}
+
+/// The most descriptors that this process may open.
+pub fn descriptors_max() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable and lives through the call.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
+    limit.rlim_cur
+}
