@@ -244,10 +244,7 @@ mod tests {
             histogram.record(value * 1000).unwrap();
         }
         let text = hgrm(&histogram);
-        let last = text
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .next_back();
+        let last = text.lines().rfind(|line| !line.starts_with('#'));
         let fields: Vec<&str> = last.unwrap().split_whitespace().collect();
         assert_eq!(fields[1], "1.000000000000");
         assert_eq!(fields[2], "1000");

@@ -1,0 +1,225 @@
+//! The daemon and the command as an operator meets them.
+
+mod support;
+
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use support::{COMMAND, Daemon, SERVER, Scratch, config};
+
+const NEW: &str = "protocol_version = 2";
+const COMPATIBILITY: &str = "[compatibility]\nenable_legacy_support = false";
+
+fn start(scratch: &Scratch, text: &str, vars: &[(&str, &str)]) -> Daemon {
+    let file = scratch.write("lapce-ipc.toml", text);
+    Daemon::start(SERVER, &file, &scratch.instance(), vars)
+}
+
+fn run(program: &str, arguments: &[&str]) -> Output {
+    Command::new(program).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn ping_reports_what_the_specification_names() {
+    let scratch = Scratch::new();
+    let daemon = start(&scratch, &config(&scratch, NEW, COMPATIBILITY), &[]);
+    let shm = format!("shm:{}", scratch.instance());
+    for (address, transport, expected) in [
+        (daemon.address.as_str(), "tcp", "tcp"),
+        (daemon.address.as_str(), "auto", "shm"),
+        (shm.as_str(), "shm", "shm"),
+    ] {
+        let output = run(
+            COMMAND,
+            &[
+                "ping",
+                address,
+                "--transport",
+                transport,
+                "--count",
+                "500",
+                "--size",
+                "100",
+                "--window",
+                "8",
+                "--idle",
+                "adaptive",
+                "--json",
+            ],
+        );
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let object = json.as_object().unwrap();
+        assert_eq!(object["transport"], expected);
+        assert_eq!(
+            (&object["size"], &object["count"], &object["window"]),
+            (&100.into(), &500.into(), &8.into())
+        );
+        for key in [
+            "p50_ns",
+            "p90_ns",
+            "p99_ns",
+            "p999_ns",
+            "max_ns",
+            "per_second",
+        ] {
+            assert!(object[key].as_f64().unwrap() > 0.0, "{key}");
+        }
+    }
+    assert_eq!(
+        run(COMMAND, &["ping", "127.0.0.1:1"]).status.code(),
+        Some(1)
+    );
+    assert_eq!(run(COMMAND, &["ping", "nowhere"]).status.code(), Some(2));
+    assert_eq!(
+        run(COMMAND, &["ping", "--count", "x"]).status.code(),
+        Some(2)
+    );
+    let missing = run(COMMAND, &["ping", "shm:nobody_at_all"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(
+        text(&missing.stderr)
+            .contains("Failed to open shared memory: /dev/shm/lapce_ipc_v2_nobody_at_all_control")
+    );
+    assert_eq!(daemon.stop(), 0);
+    assert!(
+        !std::path::Path::new(&format!(
+            "/dev/shm/lapce_ipc_v2_{}_control",
+            scratch.instance()
+        ))
+        .exists()
+    );
+}
+
+#[test]
+fn the_metrics_have_the_names_that_others_rely_on() {
+    let scratch = Scratch::new();
+    let daemon = start(&scratch, &config(&scratch, NEW, COMPATIBILITY), &[]);
+    let ping = run(
+        COMMAND,
+        &[
+            "ping",
+            &daemon.address,
+            "--transport",
+            "tcp",
+            "--count",
+            "100",
+        ],
+    );
+    assert!(ping.status.success());
+    let metrics = daemon.get("/metrics");
+    assert!(metrics.starts_with("HTTP/1.1 200 OK\r\n"));
+    assert!(metrics.contains("Content-Type: text/plain; version=0.0.4"));
+    for name in [
+        "lapce_ipc_requests_total{transport=\"tcp\"} 200",
+        "lapce_ipc_requests_total{transport=\"shm\"} 0",
+        "lapce_ipc_errors_total{code=\"crc_mismatch\"} 0",
+        "lapce_ipc_error_ratio 0",
+        "lapce_ipc_request_duration_seconds{transport=\"tcp\",quantile=\"0.999\"} ",
+        "lapce_ipc_request_duration_seconds_sum{transport=\"tcp\"} ",
+        "lapce_ipc_request_duration_seconds_count{transport=\"tcp\"} 200",
+        "lapce_ipc_connections{transport=\"shm\"} 0",
+        "lapce_ipc_connections_total{transport=\"tcp\"} 1",
+        "lapce_ipc_pool_acquired_total 0",
+        "lapce_ipc_pool_reused_total 0",
+        "lapce_ipc_pool_reuse_ratio ",
+        "lapce_ipc_bytes_total{transport=\"tcp\",direction=\"in\"} ",
+        "process_resident_memory_bytes ",
+        "process_cpu_seconds_total ",
+        "process_start_time_seconds ",
+        "lapce_ipc_build_info{version=\"1.0.0\"} 1",
+    ] {
+        assert!(metrics.contains(name), "{name} in\n{metrics}");
+    }
+    assert!(daemon.get("/health").starts_with("HTTP/1.1 200"));
+    assert!(daemon.get("/ready").starts_with("HTTP/1.1 200"));
+    assert!(daemon.get("/other").starts_with("HTTP/1.1 404"));
+    assert_eq!(daemon.stop(), 0);
+}
+
+#[test]
+fn configurations_are_checked() {
+    let scratch = Scratch::new();
+    let check = |text: &str| {
+        let file = scratch.write("checked.toml", text);
+        run(
+            SERVER,
+            &["--config", file.to_str().unwrap(), "--check-config"],
+        )
+    };
+    let good = check("[server]\nprotocol_version = 2\n[compatibility]\n");
+    assert_eq!(good.status.code(), Some(0));
+    assert!(text(&good.stdout).contains("bind_address = \"127.0.0.1:8080\""));
+    let bad = check("[server]\n\nbind_adress = \"x\"\n");
+    assert_eq!(bad.status.code(), Some(2));
+    let said = text(&bad.stderr);
+    assert!(
+        said.contains("checked.toml:3")
+            && said.contains("bind_adress")
+            && said.contains("bind_address"),
+        "{said}"
+    );
+    assert_eq!(run(SERVER, &["--confg"]).status.code(), Some(2));
+    assert_eq!(
+        run(SERVER, &["--config", "/nowhere.toml"]).status.code(),
+        Some(2)
+    );
+}
+
+#[test]
+fn a_port_in_use_is_said() {
+    let scratch = Scratch::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let file = scratch.write(
+        "taken.toml",
+        &format!("[server]\nbind_address = \"{address}\"\n[shm]\nenabled = false\n[metrics]\nbind_address = \"\"\n"),
+    );
+    let output = run(SERVER, &["--config", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(
+        said.contains(&address.to_string()) && said.contains("another port"),
+        "{said}"
+    );
+}
+
+#[test]
+fn systemd_is_told_of_readiness_reload_and_the_end() {
+    let scratch = Scratch::new();
+    let socket = scratch.0.join("notify");
+    let listener = UnixDatagram::bind(&socket).unwrap();
+    listener
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let hear = || {
+        let mut bytes = [0; 256];
+        let length = listener.recv(&mut bytes).unwrap();
+        text(&bytes[..length])
+    };
+    let vars = [("NOTIFY_SOCKET", socket.to_str().unwrap())];
+    let daemon = start(&scratch, &config(&scratch, NEW, COMPATIBILITY), &vars);
+    assert_eq!(hear(), "READY=1");
+    let legacy = "[compatibility]\nenable_legacy_support = true\n[limits]\nmax_connections = 7";
+    scratch.write("lapce-ipc.toml", &config(&scratch, NEW, legacy));
+    daemon.signal("-HUP");
+    assert!(hear().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert_eq!(hear(), "READY=1");
+    assert!(daemon.said("enable_legacy_support is now true"));
+    assert!(daemon.said("[limits] cannot change while running"));
+    // What is wrong in a new file changes nothing.
+    scratch.write("lapce-ipc.toml", "[server]\nworkers = 99\n");
+    daemon.signal("-HUP");
+    assert!(daemon.said("the configuration stays as it was"));
+    daemon.signal("-TERM");
+    let mut told = hear();
+    while told != "STOPPING=1" {
+        told = hear();
+    }
+    assert_eq!(daemon.stop(), 0);
+}
