@@ -10,8 +10,18 @@
 #define LATER 0x0101
 #define SPELL 0x0102
 
-static void calls(const char *address) {
+/* As the address says, and no other way. */
+static lapce_ipc_client *connected(const char *address, uint32_t flags) {
     lapce_ipc_client_options options = LAPCE_IPC_CLIENT_OPTIONS_INIT;
+    lapce_ipc_client *client;
+
+    options.flags = flags | LAPCE_IPC_NO_SHM_UPGRADE;
+    options.timeout_ms = 20000;
+    OK(lapce_ipc_connect(address, &options, &client));
+    return client;
+}
+
+static void calls(const char *address) {
     lapce_ipc_client_stats_t stats = LAPCE_IPC_CLIENT_STATS_INIT;
     lapce_ipc_buffer answer = LAPCE_IPC_BUFFER_INIT;
     lapce_ipc_client *client;
@@ -22,9 +32,7 @@ static void calls(const char *address) {
 
     CHECK(large != NULL);
     for (size_t i = 0; i < large_bytes; i++) large[i] = (char)(i * 7);
-    options.flags = LAPCE_IPC_RECORD_ROUND_TRIPS;
-    options.timeout_ms = 20000;
-    OK(lapce_ipc_connect(address, &options, &client));
+    client = connected(address, LAPCE_IPC_RECORD_ROUND_TRIPS);
     OK(lapce_ipc_ping(client, &ns));
     CHECK(ns > 0);
     OK(lapce_ipc_ping(client, NULL));
@@ -47,7 +55,7 @@ static void calls(const char *address) {
     OK(lapce_ipc_client_stats(client, &stats));
     CHECK(stats.size == sizeof stats && stats.in_flight == 0 && stats.connected == 1);
     CHECK(stats.received == 8 && stats.sent == 9 && stats.reconnects == 0);
-    CHECK(stats.transport == (strncmp(address, "shm:", 4) == 0 ? LAPCE_IPC_SHM : stats.transport));
+    CHECK(stats.transport == (strncmp(address, "shm:", 4) == 0 ? LAPCE_IPC_SHM : LAPCE_IPC_TCP));
     OK(lapce_ipc_client_latency(client, 1.0, &ns));
     CHECK(ns > 0);
     OK(lapce_ipc_close(client));
@@ -87,7 +95,7 @@ static void submitted(const char *address) {
     size_t count = 0;
     int code;
 
-    OK(lapce_ipc_connect(address, NULL, &client));
+    client = connected(address, 0);
     CODE(-EAGAIN, lapce_ipc_poll(client, &answer));
     for (int i = 0; i < 100; i++) OK(lapce_ipc_submit(client, 0, LAPCE_IPC_ECHO, &i, sizeof i, &ids[i]));
     OK(lapce_ipc_flush(client));
@@ -150,14 +158,12 @@ static int is_readable(int descriptor, int wait_ms) {
 }
 
 static void descriptor(const char *address) {
-    lapce_ipc_client_options options = LAPCE_IPC_CLIENT_OPTIONS_INIT;
     lapce_ipc_answer answer = LAPCE_IPC_ANSWER_INIT;
     lapce_ipc_client *client;
     uint64_t kept;
     int fd = -1, again = -1, code;
 
-    options.flags = LAPCE_IPC_NO_SHM_UPGRADE;
-    OK(lapce_ipc_connect(address, &options, &client));
+    client = connected(address, 0);
     code = lapce_ipc_descriptor(client, &fd);
     if (strncmp(address, "shm:", 4) == 0) {
         CODE(-ENOTSUP, code);
@@ -198,7 +204,7 @@ static void example_types(const char *address) {
     lapce_ipc_client *client;
     uint64_t id, other;
 
-    OK(lapce_ipc_connect(address, NULL, &client));
+    client = connected(address, 0);
     OK(lapce_ipc_call(client, UPPER, "shout", 5, &buffer));
     CHECK(buffer.length == 5 && memcmp(buffer.data, "SHOUT", 5) == 0);
     OK(lapce_ipc_call(client, LATER, NULL, 0, &buffer));

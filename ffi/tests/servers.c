@@ -326,21 +326,50 @@ static void not_started(const char *taken) {
     OK(lapce_ipc_server_stop(server));
 }
 
+static void peer_of(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
+    char peer[8];
+    (void)context;
+    CHECK(request->transport == LAPCE_IPC_SHM);
+    OK(lapce_ipc_peer(responder, peer, sizeof peer));
+    OK(lapce_ipc_reply(responder, peer, strlen(peer)));
+}
+
 static void over_shared_memory(void) {
     lapce_ipc_server_options options = LAPCE_IPC_SERVER_OPTIONS_INIT;
+    lapce_ipc_client_stats_t stats = LAPCE_IPC_CLIENT_STATS_INIT;
+    lapce_ipc_server_stats_t server_stats = LAPCE_IPC_SERVER_STATS_INIT;
+    lapce_ipc_buffer answer = LAPCE_IPC_BUFFER_INIT;
     lapce_ipc_server *server, *second;
+    lapce_ipc_client *client;
     char address[64], instance[32];
+    uint64_t ns;
+    int fd;
 
     snprintf(instance, sizeof instance, "ffi_%ld", (long)getpid());
     options.shm = instance;
     options.workers = 1;
     options.idle = IDLE;
     OK(lapce_ipc_server_new(&options, &server));
+    OK(lapce_ipc_server_handle(server, ABOUT, peer_of, NULL));
     OK(lapce_ipc_server_start(server));
     FAILS(-ENOTCONN, "TCP", lapce_ipc_server_address(server, address, sizeof address));
     OK(lapce_ipc_server_new(&options, &second));
     FAILS(-EEXIST, instance, lapce_ipc_server_start(second));
     OK(lapce_ipc_server_stop(second));
+
+    snprintf(address, sizeof address, "shm:%s", instance);
+    OK(lapce_ipc_connect(address, NULL, &client));
+    OK(lapce_ipc_call(client, ABOUT, NULL, 0, &answer));
+    CHECK(is(&answer, "shm"));
+    OK(lapce_ipc_client_stats(client, &stats));
+    CHECK(stats.transport == LAPCE_IPC_SHM && stats.connected == 1);
+    FAILS(-ENOTSUP, "NO_SHM_UPGRADE", lapce_ipc_descriptor(client, &fd));
+    OK(lapce_ipc_server_stats(server, &server_stats));
+    CHECK(server_stats.shm.requests >= 1 && server_stats.shm.connections == 1);
+    CHECK(server_stats.tcp.requests == 0);
+    OK(lapce_ipc_server_latency(server, LAPCE_IPC_SHM, 1.0, &ns));
+    lapce_ipc_buffer_free(&answer);
+    OK(lapce_ipc_close(client));
     OK(lapce_ipc_server_stop(server));
 }
 
@@ -352,6 +381,7 @@ int main(void) {
     statistics(server);
     not_started(address);
     gone(server, address);
-    over_shared_memory();
+    /* valgrind does not know pidfd_open, by which each side watches the other. */
+    if (getenv("LAPCE_IPC_TEST_SPIN") == NULL) over_shared_memory();
     return 0;
 }
