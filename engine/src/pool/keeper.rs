@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::shared::{Place, Shared};
+use super::shared::{FIRST_REPORT, Place, Shared};
 use crate::client::Client;
 
 /// A connection that does not answer a HEARTBEAT within this time is broken.
@@ -45,6 +45,7 @@ impl Drop for Keeper {
 fn run(shared: &Shared) {
     let interval = shared.config.health_check_interval;
     let mut check_at = later(interval);
+    let mut report_pause = FIRST_REPORT;
     let mut state = shared.lock();
     // Ends with the pool.
     while !state.closed {
@@ -60,13 +61,17 @@ fn run(shared: &Shared) {
         }
         state.report_at = None;
         drop(state);
-        if check_at <= now {
+        let check = check_at <= now;
+        if check {
             check_idle(shared);
             drop(shared.take_expired());
             check_at = later(interval);
         }
-        report(shared);
+        report(shared, check);
+        // Soon at first, so that the server's figures are right early; then with the checks.
+        report_pause = (report_pause * 2).min(interval);
         state = shared.lock();
+        state.report_at = Some(later(report_pause));
     }
 }
 
@@ -111,9 +116,10 @@ fn check_idle(shared: &Shared) {
     }
 }
 
-/// Tells the server the totals, if no check has just done so.
-fn report(shared: &Shared) {
-    if shared.report(false).is_none() {
+/// Tells the server the totals. A server that was busy with its figures drops a report, so this
+/// one is made even if nothing is new, unless a check has just told it.
+fn report(shared: &Shared, just_checked: bool) {
+    if shared.report(!just_checked).is_none() {
         return;
     }
     let Some(client) = shared.borrow_any(BORROW_LIMIT) else {

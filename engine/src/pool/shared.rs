@@ -16,9 +16,9 @@ use crate::wire::PoolReport;
 /// A connection that was not used for longer is looked at before it is handed out.
 const UNSEEN_MAX: Duration = Duration::from_millis(1);
 /// How soon after the first connection was handed out the server is told.
-const FIRST_REPORT: Duration = Duration::from_millis(500);
+pub(super) const FIRST_REPORT: Duration = Duration::from_millis(500);
 /// How long the last report may take.
-const GOODBYE: Duration = Duration::from_millis(200);
+const GOODBYE: Duration = Duration::from_secs(1);
 /// The share of the maximum that is kept idle before anything is known.
 const KEEP_IDLE_DIVISOR: usize = 4;
 
