@@ -77,6 +77,7 @@ impl Worker {
         let connection = self.connections.get_mut(key).expect("looked up above");
         let out = &mut connection.out;
         if out.ends.is_some() {
+            out.gathering = false;
             return out.flush_to_ring(&mut self.dispatcher.pool);
         }
         if out.staged.is_empty() || out.sending_bytes > 0 || connection.phase == Phase::Closing {

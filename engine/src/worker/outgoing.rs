@@ -3,6 +3,9 @@
 use crate::shm::{Ends, RECORD_MAX};
 use crate::wire::{self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, legacy};
 
+/// Answers gathered for a ring go in pieces of this size, so that the client works on the first
+/// while the next is written.
+const PIECE_BYTES: usize = 4096;
 /// Buffers above this are not kept for the next user: a round's answers to full receive buffers
 /// fit.
 const KEPT_BYTES_MAX: usize = 256 * 1024;
@@ -65,6 +68,11 @@ pub(crate) struct Outgoing {
     pub(super) sending_bytes: usize,
     /// How much of `staged` is in the ring already (shared memory only).
     pub(super) staged_sent: usize,
+    /// Several answers are on their way in this round: they go into the ring together, since a
+    /// client that waits takes the ring's lines away with every single record.
+    pub(super) gathering: bool,
+    /// The ring was full when it was last tried in this round.
+    pub(super) ring_full: bool,
     /// The rings of a shared-memory connection.
     pub(super) ends: Option<Box<Ends>>,
     /// Bytes encoded since the worker last asked, for its statistics.
@@ -101,6 +109,7 @@ impl Outgoing {
     ) {
         if let Some(ends) = &mut self.ends
             && self.staged.is_empty()
+            && !self.gathering
             && HEADER_BYTES + payload.len() <= RECORD_MAX
         {
             // Straight into the ring, in place.
@@ -117,6 +126,10 @@ impl Outgoing {
             ProtocolVersion::V1 => legacy::encode_to(staged, msg_type, msg_id, payload),
         }
         self.encoded_bytes += (self.staged.len() - before) as u64;
+        let waiting = self.staged.len() - self.staged_sent;
+        if self.gathering && !self.ring_full && waiting >= PIECE_BYTES {
+            self.flush_to_ring(pool);
+        }
     }
 
     /// Moves staged frames into the ring, as far as there is room, in pieces. Shared memory only.
@@ -137,7 +150,8 @@ impl Outgoing {
             }
             ends.tx.want_room(true);
         }
-        if self.staged_sent == self.staged.len() && !self.staged.is_empty() {
+        self.ring_full = self.staged_sent < self.staged.len();
+        if !self.ring_full && !self.staged.is_empty() {
             ends.tx.want_room(false);
             pool.give(std::mem::take(&mut self.staged));
             self.staged_sent = 0;

@@ -118,6 +118,7 @@ impl Worker {
 
     fn dispatch_items(&mut self, priority_only: bool) {
         let outgoing_bytes_max = self.outgoing_bytes_max();
+        let several = self.batch.items.len() > 1;
         for index in 0..self.batch.items.len() {
             let item = &self.batch.items[index];
             if priority_only {
@@ -151,6 +152,7 @@ impl Worker {
                         continue;
                     }
                     let payload = &frame[head..];
+                    connection.out.gathering = several;
                     self.dispatcher.frame(
                         &self.shared.handlers,
                         key,
