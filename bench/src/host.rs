@@ -86,6 +86,11 @@ pub fn memory(pid: u32) -> Memory {
     }
 }
 
+/// Lets a process's peak begin anew, at what it uses now.
+pub fn forget_peak(pid: u32) -> std::io::Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5")
+}
+
 /// User and system time of a process, in seconds.
 pub fn cpu_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

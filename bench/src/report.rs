@@ -62,24 +62,35 @@ fn cell(metric: &Metric) -> String {
 fn tables(context: &Context) -> String {
     let mut text = String::new();
     let mut scenario = "";
+    let mut names: Vec<&str> = Vec::new();
     for row in &context.rows {
+        let own: Vec<&str> = row.metrics.iter().map(|metric| metric.name).collect();
         if row.scenario != scenario {
             scenario = row.scenario;
-            let _ = write!(text, "\n### {scenario}\n\n| subject | case |");
-            row.metrics
-                .iter()
-                .for_each(|m| text.push_str(&format!(" {} |", m.name)));
-            let _ = write!(text, " runs | disturbed |\n|---|---|");
-            row.metrics.iter().for_each(|_| text.push_str("---|"));
-            text.push_str("---|---|\n");
+            names.clear();
+            let _ = writeln!(text, "\n### {scenario}");
         }
-        let _ = write!(text, "| {} | {} |", row.subject, row.case);
-        row.metrics
-            .iter()
-            .for_each(|m| text.push_str(&format!(" {} |", cell(m))));
+        if own != names {
+            let columns = own.join(" | ");
+            let _ = writeln!(
+                text,
+                "\n| subject | case | {columns} | runs | disturbed | cache line |"
+            );
+            let _ = writeln!(text, "|---|---|{}---|---|---|", "---|".repeat(own.len()));
+            names = own;
+        }
+        let cells: Vec<String> = row.metrics.iter().map(cell).collect();
         let runs = row.metrics.first().map_or(0, |metric| metric.values.len());
         let mark = if row.disturbed > 0 { "!" } else { "" };
-        let _ = writeln!(text, " {runs} | {}{mark} |", row.disturbed);
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {runs} | {}{mark} | {} |",
+            row.subject,
+            row.case,
+            cells.join(" | "),
+            row.disturbed,
+            line_floor(row)
+        );
     }
     if context.rows.iter().any(|row| !row.floors.is_empty()) {
         text.push_str("\n### floors\n\n| floor | median of all probes |\n|---|---|\n");
@@ -88,6 +99,18 @@ fn tables(context: &Context) -> String {
         }
     }
     text
+}
+
+/// What a cache line took there and back around this row's runs: the state of the machine.
+fn line_floor(row: &Row) -> String {
+    let floors = row
+        .floors
+        .iter()
+        .flat_map(|(before, after)| [before, after]);
+    let mut values: Vec<f64> = floors.map(|floors| floors.line).collect();
+    values.sort_by(f64::total_cmp);
+    let median = values.get(values.len() / 2);
+    median.map_or(String::new(), |ns| format!("{} ns", number(*ns)))
 }
 
 fn verdicts(context: &Context) -> String {

@@ -14,6 +14,7 @@ use crate::row::latencies;
 type Message = [u8; 64];
 
 pub fn serve(name: &str) -> Result<(), Failure> {
+    set_log_level(LogLevel::Error); // it has no configuration file, and needs none
     let node = NodeBuilder::new().create::<ipc::Service>()?;
     let service = node
         .service_builder(&name.try_into()?)
@@ -34,6 +35,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     let cpu = context.host.server_cpu.to_string();
     let duration = context.duration;
     let mut run = 0;
+    set_log_level(LogLevel::Error);
     context.measure(tcp::row("iceoryx2 request-response", false), |row| {
         run += 1;
         let name = format!("lapce-bench-{}-{run}", std::process::id());

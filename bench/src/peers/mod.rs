@@ -78,54 +78,64 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Ahead of every peer that was measured: of each in both figures.
+/// The peers that go through TCP, which our TCP is held against.
+const OVER_TCP: [&str; 4] = ["tokio", "tokio-uring", "monoio", "Redis ECHO"];
+
+/// Ahead of every peer that was measured, in each figure: our shared memory of all of them, our
+/// TCP of those that go through TCP.
 fn verdicts(context: &mut Context) {
-    for (metric, case, ours, better_is_less) in [
-        ("p50", "round trip", ("latency", "shm spin", "64 B"), true),
-        ("p99", "round trip", ("latency", "shm spin", "64 B"), true),
-        (
-            "requests",
-            "window 256",
-            ("throughput", "shm spin 64 B", "window 256"),
-            false,
-        ),
-    ] {
-        let promise = format!("ahead of every peer: {metric}, {case}");
-        let own = context
-            .find(ours.0, ours.1, ours.2)
-            .and_then(|row| row.median(metric));
-        let Some(own) = own else {
-            context.not_measured(promise, "needs the scenarios latency and throughput");
-            continue;
-        };
-        let peers = context
-            .rows
-            .iter()
-            .filter(|row| row.scenario == "peers" && row.case == case);
-        let figures: Vec<(String, f64)> = peers
-            .filter_map(|row| Some((row.subject.clone(), row.median(metric)?)))
-            .collect();
-        let best = figures.iter().min_by(|a, b| {
+    for transport in ["shm", "tcp"] {
+        let latency = ("latency", format!("{transport} spin"), "64 B");
+        let throughput = ("throughput", format!("{transport} spin 64 B"), "window 256");
+        for (metric, case, ours) in [
+            ("p50", "round trip", &latency),
+            ("p99", "round trip", &latency),
+            ("requests", "window 256", &throughput),
+        ] {
+            let promise = format!("{transport} ahead of every peer: {metric}, {case}");
+            let own = context.find(ours.0, &ours.1, ours.2);
+            let Some(own) = own.and_then(|row| row.median(metric)) else {
+                context.not_measured(promise, "needs the scenarios latency and throughput");
+                continue;
+            };
+            let less_is_better = metric != "requests";
+            let Some((name, best)) = best(context, transport, case, metric, less_is_better) else {
+                context.not_measured(promise, "no peer ran");
+                continue;
+            };
+            let kept = if less_is_better {
+                own < best
+            } else {
+                own > best
+            };
+            context.verdict(
+                promise,
+                format!("{own:.0} against {best:.0} of {name}"),
+                kept,
+            );
+        }
+    }
+}
+
+fn best(
+    context: &Context,
+    transport: &str,
+    case: &str,
+    metric: &str,
+    less_is_better: bool,
+) -> Option<(String, f64)> {
+    context
+        .rows
+        .iter()
+        .filter(|row| row.scenario == "peers" && row.case == case)
+        .filter(|row| transport == "shm" || OVER_TCP.contains(&row.subject.as_str()))
+        .filter_map(|row| Some((row.subject.clone(), row.median(metric)?)))
+        .min_by(|a, b| {
             let order = a.1.total_cmp(&b.1);
-            if better_is_less {
+            if less_is_better {
                 order
             } else {
                 order.reverse()
             }
-        });
-        let Some((name, best)) = best else {
-            context.not_measured(promise, "no peer ran");
-            continue;
-        };
-        let kept = if better_is_less {
-            own < *best
-        } else {
-            own > *best
-        };
-        context.verdict(
-            promise,
-            format!("{own:.0} against {best:.0} of {name}"),
-            kept,
-        );
-    }
+        })
 }

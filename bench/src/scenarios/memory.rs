@@ -64,6 +64,7 @@ fn senders(context: &mut Context) -> Result<(), Failure> {
         SENDERS
     };
     let served = engine::start(context, IdleMode::Adaptive)?;
+    host::forget_peak(served.pid())?;
     let sent = load::payload(MESSAGE_BYTES);
     let mut clients: Vec<Client> = Vec::with_capacity(count);
     for _ in 0..count {
