@@ -1,7 +1,7 @@
 //! What a scenario runs in: how long, how often, between which floors, and where its rows go.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
 
@@ -10,6 +10,9 @@ use crate::host::{self, Host};
 use crate::row::{Outcome, Row, Verdict};
 
 pub type Failure = Box<dyn std::error::Error>;
+
+/// The part of a run for which the client may wait for its CPU before the run is marked.
+const WAITED_MAX: f64 = 0.01;
 
 pub struct Context {
     pub host: Host,
@@ -37,10 +40,14 @@ impl Context {
             self.bar.tick();
             let before = self.probe.measure()?;
             let steal = host::steal_ticks();
+            let waited = host::waited_ns();
+            let begun = Instant::now();
             run(&mut row).map_err(|error| format!("{name}: {error}"))?;
             let stolen = host::steal_ticks() > steal;
+            let waited = (host::waited_ns() - waited) as f64;
+            let crowded = waited > WAITED_MAX * begun.elapsed().as_nanos() as f64;
             let after = self.probe.measure()?;
-            if stolen || before.moved(&after) {
+            if stolen || crowded || before.moved(&after) {
                 row.disturbed += 1;
             }
             row.floors.push((before, after));

@@ -57,6 +57,13 @@ pub fn steal_ticks() -> u64 {
     steal.and_then(|word| word.parse().ok()).unwrap_or(0)
 }
 
+/// How long this thread has waited for its CPU while others of this machine had it, in ns.
+pub fn waited_ns() -> u64 {
+    let text = fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
+    let second = text.split_whitespace().nth(1);
+    second.and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
 /// Memory of a process by kind, in kB.
 #[derive(Clone, Copy, Default)]
 pub struct Memory {

@@ -85,6 +85,15 @@ impl Row {
         }
     }
 
+    /// For verdicts: says so if most runs were disturbed, because then the figure says little.
+    pub fn remark(&self) -> &'static str {
+        if 2 * self.disturbed > self.floors.len() {
+            " (disturbed: run again on a quiet machine)"
+        } else {
+            ""
+        }
+    }
+
     pub fn median(&self, name: &str) -> Option<f64> {
         let metric = self.metrics.iter().find(|metric| metric.name == name);
         metric.map(Metric::median)

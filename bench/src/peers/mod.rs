@@ -11,6 +11,7 @@ mod uring;
 mod zmq;
 
 use crate::context::{Context, Failure};
+use crate::row::Row;
 
 /// The other process of a peer that is a library.
 pub fn serve(kind: &str, name: &str) -> Result<(), Failure> {
@@ -94,6 +95,7 @@ fn verdicts(context: &mut Context) {
         ] {
             let promise = format!("{transport} ahead of every peer: {metric}, {case}");
             let own = context.find(ours.0, &ours.1, ours.2);
+            let remark = own.map_or("", Row::remark);
             let Some(own) = own.and_then(|row| row.median(metric)) else {
                 context.not_measured(promise, "needs the scenarios latency and throughput");
                 continue;
@@ -110,7 +112,7 @@ fn verdicts(context: &mut Context) {
             };
             context.verdict(
                 promise,
-                format!("{own:.0} against {best:.0} of {name}"),
+                format!("{own:.0} against {best:.0} of {name}{remark}"),
                 kept,
             );
         }

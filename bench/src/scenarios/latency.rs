@@ -46,6 +46,7 @@ fn promise(context: &mut Context, transport: Transport) {
     let Some(p99) = row.and_then(|row| row.median("p99")) else {
         return;
     };
+    let remark = row.map_or("", Row::remark);
     let floor_tcp = context.floors().tcp;
     let measured = match transport {
         Transport::Shm => format!("{:.2} µs", p99 / 1000.0),
@@ -56,5 +57,5 @@ fn promise(context: &mut Context, transport: Transport) {
             floor_tcp / 1000.0
         ),
     };
-    context.verdict(text, measured, p99 < P99_NS_MAX);
+    context.verdict(text, measured + remark, p99 < P99_NS_MAX);
 }
