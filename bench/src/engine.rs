@@ -27,6 +27,18 @@ fn instance() -> String {
     format!("bench{}", std::process::id())
 }
 
+/// Removes what the servers of this run left under /dev/shm: they are killed, not stopped.
+pub fn sweep() {
+    let prefix = format!("lapce_ipc_v2_{}_", instance());
+    let entries = std::fs::read_dir("/dev/shm").into_iter().flatten();
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// A server process in this mode.
 pub fn start(context: &Context, idle: IdleMode) -> io::Result<Served> {
     start_at(context.host.server_cpu, idle, "127.0.0.1:0")

@@ -94,6 +94,7 @@ fn run(cli: &Cli) -> Result<bool, Failure> {
         context.bar.inc(1);
     }
     context.bar.finish_and_clear();
+    engine::sweep();
     report::print(&context);
     println!("took {:.0} s", started.elapsed().as_secs_f64());
     if let Some(path) = &cli.json {
