@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lapce_ai::ipc::{Client, Error, ErrorCode, Limits, ServerError, Transport};
+use lapce_ai::ipc::{Client, Error, ErrorCode, Limits, Server, ServerError, Transport};
 use support::*;
 
 fn limited(max_connections: u32) -> Limits {
@@ -213,4 +213,32 @@ fn child_with_few_descriptors() {
     }
     first.expect_alive();
     Peer::over(connect().unwrap()).expect_alive();
+}
+
+#[test]
+fn a_byte_now_and_then_does_not_keep_a_frame_open() {
+    let limits = Limits {
+        frame_timeout_ms: 300,
+        ..Limits::default()
+    };
+    let server = Server::builder()
+        .bind("127.0.0.1:0")
+        .limits(limits)
+        .start()
+        .unwrap();
+    let mut stream = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+    // A good header of a long message, then a byte every 50 ms: never silent, never done.
+    let header = [
+        0x49, 0x41, 0x50, 0x4C, 2, 0x10, 0xF0, 0, 0x00, 0x10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        0, 0,
+    ];
+    stream.write_all(&header).unwrap();
+    let start = std::time::Instant::now();
+    while server.stats().connections_total(Transport::Tcp) == 0
+        || server.stats().errors(ErrorCode::Timeout) == 0
+    {
+        assert!(start.elapsed() < Duration::from_secs(20));
+        let _ = stream.write_all(b"x");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Worker;
+use super::lifecycle::PROGRESS_BYTES;
 use crate::uring::{Driver, Key, Received};
 use crate::wire::{self, Flags, Header, ProtocolVersion, Refusal, Scanned, VERIFY_BATCH, legacy};
 
@@ -127,6 +128,7 @@ impl Worker {
                         header,
                         frame_bytes,
                     }) => {
+                        connection.progress_bytes += PROGRESS_BYTES;
                         self.batch.add_frame(key, version, header, chunk, at);
                         at += frame_bytes;
                         continue;
@@ -161,6 +163,7 @@ impl Worker {
                         let reserved = std::mem::take(&mut connection.reserved_bytes);
                         self.shared.release_bytes(reserved);
                         let gathered = self.batch.add_chunk(Chunk::Owned(frame));
+                        connection.progress_bytes += PROGRESS_BYTES;
                         self.batch.add_frame(key, version, header, gathered, 0);
                     }
                 }

@@ -76,6 +76,10 @@ pub(super) struct Connection {
     pub(super) discarded_bytes: u64,
     /// It counts against `max_connections`.
     pub(super) counted: bool,
+    /// The deadline is for reading answers, not for finishing a frame.
+    pub(super) deadline_is_for_reading: bool,
+    /// Bytes received since the deadline for a frame was set, or more if one was completed.
+    pub(super) progress_bytes: u64,
     /// Something was received since the last sweep.
     pub(super) active: bool,
 }
@@ -121,6 +125,8 @@ impl Connection {
             accounted_bytes: 0,
             discarded_bytes: 0,
             counted: true,
+            deadline_is_for_reading: false,
+            progress_bytes: 0,
             active: false,
         }
     }

@@ -167,6 +167,7 @@ impl Worker {
         self.stats
             .bytes(Transport::Tcp, Direction::In, bytes.len() as u64);
         connection.active = true;
+        connection.progress_bytes += bytes.len() as u64;
         if !connection.takes_requests() || connection.refusal.is_some() {
             connection.discarded_bytes += bytes.len() as u64;
             self.driver.recycle(received);

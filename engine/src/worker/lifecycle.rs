@@ -20,6 +20,8 @@ const KEPT_IN_FLIGHT_BYTES: usize = 32 * 1024;
 const LINGER_NS: u64 = 2_000_000_000;
 /// The same while draining.
 const LINGER_DRAIN_NS: u64 = 200_000_000;
+/// A peer in the middle of a frame has `frame_timeout_ms` for each piece of this size.
+pub(super) const PROGRESS_BYTES: u64 = 1024;
 /// How many bytes of it, at most.
 const LINGER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
@@ -78,7 +80,12 @@ impl Worker {
         let out = &mut connection.out;
         if out.ends.is_some() {
             out.gathering = false;
-            return out.flush_to_ring(&mut self.dispatcher.pool);
+            let before = out.buffered_bytes();
+            out.flush_to_ring(&mut self.dispatcher.pool);
+            if out.buffered_bytes() < before {
+                connection.deadline_ns = 0;
+            }
+            return;
         }
         if out.staged.is_empty() || out.sending_bytes > 0 || connection.phase == Phase::Closing {
             return;
@@ -204,19 +211,28 @@ impl Worker {
                 return;
             }
             Phase::Closing => None,
+            // Renewed when the peer reads.
             _ if connection.out.sending_bytes > 0 || !connection.out.staged.is_empty() => {
                 Some(limits.send_stall_ms)
             }
             Phase::Open if connection.assembler.is_mid_frame() && !connection.has_waiting() => {
+                // A byte now and then is not enough.
+                if connection.progress_bytes >= PROGRESS_BYTES {
+                    connection.progress_bytes = 0;
+                    connection.deadline_ns = 0;
+                }
                 Some(limits.frame_timeout_ms)
             }
             _ => None,
         };
+        let for_reading = !connection.out.is_empty();
         match allowed_ms {
             None => connection.deadline_ns = 0,
             Some(allowed_ms) => {
-                if connection.deadline_ns == 0 || connection.active {
+                if connection.deadline_ns == 0 || connection.deadline_is_for_reading != for_reading
+                {
                     connection.deadline_ns = self.now_ns + allowed_ms * 1_000_000;
+                    connection.deadline_is_for_reading = for_reading;
                 }
                 self.timed = true;
             }

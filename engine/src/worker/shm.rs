@@ -236,6 +236,7 @@ impl Worker {
             corrupt = Some(crate::shm::Corrupt("its memory was cut short"));
         }
         link.bytes_since += taken.len() as u64;
+        connection.progress_bytes += taken.len() as u64;
         self.stats
             .bytes(Transport::Shm, Direction::In, taken.len() as u64);
         if let Some(error) = corrupt {
