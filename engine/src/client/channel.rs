@@ -8,6 +8,9 @@ use crate::wire::{self, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, S
 /// Bytes received at once; longer frames make the buffer grow while they come.
 const RECEIVE_BYTES: usize = 64 * 1024;
 
+/// Buffers that grew beyond this for a long frame are given back after it.
+const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) link: Link,
@@ -138,7 +141,7 @@ impl Channel {
         self.sent_before += self.out.len() as u64;
         self.out.clear();
         self.out_sent = 0;
-        if self.out.capacity() > 4 * RECEIVE_BYTES {
+        if self.out.capacity() > KEPT_BYTES_MAX {
             self.out = Vec::new();
         }
         Ok(true)
@@ -149,7 +152,7 @@ impl Channel {
     pub(super) fn fill(&mut self) -> io::Result<usize> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-            if self.input.len() > 4 * RECEIVE_BYTES {
+            if self.input.len() > KEPT_BYTES_MAX {
                 self.input = vec![0; RECEIVE_BYTES];
             }
         } else if self.end == self.input.len() {

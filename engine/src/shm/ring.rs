@@ -227,6 +227,13 @@ impl Producer {
         true
     }
 
+    /// Whether the consumer has gone on since this producer last looked.
+    pub(crate) fn consumer_has_moved(&self) -> bool {
+        let consumed = self.segment.word64(self.places.consumed);
+        // Acquire: pairs with the release in `Consumer::publish`.
+        consumed.load(Ordering::Acquire) > self.consumed
+    }
+
     /// Asks the consumer to say when it has made room.
     pub(crate) fn want_room(&self, wanted: bool) {
         let flag = self

@@ -6,13 +6,17 @@ use crate::wire::{self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion,
 /// Answers gathered for a ring go in pieces of this size, so that the client works on the first
 /// while the next is written.
 const PIECE_BYTES: usize = 4096;
-/// Buffers above this are not kept for the next user: a round's answers to full receive buffers
-/// fit.
-const KEPT_BYTES_MAX: usize = 256 * 1024;
+/// Buffers above this are not kept for the next user.
+const KEPT_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Buffers up to this are small: a round's answers to full receive buffers fit.
+const SMALL_BYTES_MAX: usize = 256 * 1024;
 /// How many are kept.
 const KEPT_MAX: usize = 256;
-/// How much memory all of them may hold.
-const KEPT_TOTAL_BYTES_MAX: usize = 1024 * 1024;
+/// How much memory they may hold if one more small one is kept.
+const KEPT_SMALL_TOTAL_BYTES_MAX: usize = 1024 * 1024;
+/// The same for a large one: megabytes that are mapped anew for each message cost more than the
+/// message.
+const KEPT_TOTAL_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How many small ones a sleeping worker keeps.
 const KEPT_ASLEEP_MAX: usize = 2;
 /// How large those may be.
@@ -35,9 +39,13 @@ impl VecPool {
 
     pub(super) fn give(&mut self, mut buffer: Vec<u8>) {
         let bytes = buffer.capacity();
+        let total_bytes_max = match bytes {
+            0..=SMALL_BYTES_MAX => KEPT_SMALL_TOTAL_BYTES_MAX,
+            _ => KEPT_TOTAL_BYTES_MAX,
+        };
         if bytes > 0
             && bytes <= KEPT_BYTES_MAX
-            && self.kept_bytes + bytes <= KEPT_TOTAL_BYTES_MAX
+            && self.kept_bytes + bytes <= total_bytes_max
             && self.kept.len() < KEPT_MAX
         {
             self.kept_bytes += bytes;
