@@ -173,7 +173,7 @@ fn the_journey_there_and_back() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut old = OldClient::connect(&tcp);
-            for id in 1..=5_000u64 {
+            for id in 1..=100_000u64 {
                 let payload = id.to_be_bytes();
                 assert_eq!(old.call(0xF0, id, &payload), (0xF0, id, payload.to_vec()));
             }
@@ -182,7 +182,7 @@ fn the_journey_there_and_back() {
             scope.spawn(move || {
                 let client = Client::connect(address).unwrap();
                 assert_eq!(client.transport(), Transport::Shm);
-                for id in 0..5_000u64 {
+                for id in 0..100_000u64 {
                     assert_eq!(
                         client.call(msg_type::ECHO, &id.to_le_bytes()).unwrap(),
                         id.to_le_bytes()
@@ -194,7 +194,7 @@ fn the_journey_there_and_back() {
     // Monitoring.
     let metrics = daemon.get("/metrics");
     assert!(metrics.contains("lapce_ipc_error_ratio 0\n"));
-    assert!(metrics.contains("lapce_ipc_legacy_requests_total 5000\n"));
+    assert!(metrics.contains("lapce_ipc_legacy_requests_total 100000\n"));
     let check = Command::new(COMMAND)
         .args([
             "check",
