@@ -372,7 +372,10 @@ impl Inner {
                 return Ok(());
             }
             looks = looks.wrapping_add(1);
-            std::hint::spin_loop();
+            match &self.channel {
+                Some(channel) => channel.link.watch(),
+                None => std::hint::spin_loop(),
+            }
             let spin_ns = self.policy.spin_ns();
             let look_at_clock = looks == 1 && spin_ns != u64::MAX;
             if !look_at_clock && !looks.is_multiple_of(LOOKS) {

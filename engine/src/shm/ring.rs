@@ -21,6 +21,7 @@ use super::layout::{
     ALIGN, CAPACITY, FLAG_CLOSED, FLAG_WAITING, FLAG_WANTS_ROOM, HOT, RECORD_MAX, RingPlaces, WORD,
     area_left, record_bytes,
 };
+use crate::sys::prefetch;
 use crate::sys::segment::Segment;
 use crate::wire::{HEADER_BYTES, Header, crc};
 
@@ -30,6 +31,8 @@ const SKIP: u64 = 1 << 26;
 const LENGTH_MASK: u64 = (1 << 24) - 1;
 const KNOWN_BITS: u64 = LENGTH_MASK | COMMITTED | NEXT_WRAPS | SKIP;
 const ACK_SHIFT: u32 = 32;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Turn back to the start when less than this is left of the hot area.
 const EARLY_LEFT: usize = 256;
 
@@ -62,6 +65,8 @@ pub(crate) struct Consumer {
     position: u64,
     /// What the producer was last told.
     published: u64,
+    /// The last record lay in two cache lines.
+    two_lines: bool,
 }
 
 /// A committed record: `length` bytes of data at the consumer's position.
@@ -80,6 +85,12 @@ fn offset_of(position: u64) -> usize {
 #[inline]
 fn next_lap(position: u64) -> u64 {
     (position & !(CAPACITY as u64 - 1)) + CAPACITY as u64
+}
+
+/// Whether a record of so many data bytes lies in two cache lines, as small frames do.
+#[inline]
+fn is_two_lines(length: usize) -> bool {
+    WORD + length > LINE && WORD + length <= 2 * LINE
 }
 
 fn ack_of(position: u64) -> u32 {
@@ -165,6 +176,13 @@ impl Producer {
             next = next_lap(at);
             word |= NEXT_WRAPS;
             debug_assert!(next + WORD as u64 - self.consumed <= CAPACITY as u64);
+        }
+        if is_two_lines(length) {
+            // The consumer polls both. Stores become visible in order, so without this one line
+            // would be waited for after the other.
+            let begin = self.data(at, length).wrapping_sub(WORD);
+            prefetch::to_write(begin);
+            prefetch::to_write(begin.wrapping_add(LINE));
         }
         // Relaxed: published by the release of the commit.
         self.word(next).store(0, Ordering::Relaxed);
@@ -254,6 +272,7 @@ impl Consumer {
             places,
             position: 0,
             published: 0,
+            two_lines: false,
         }
     }
 
@@ -274,6 +293,18 @@ impl Consumer {
     #[inline]
     pub(crate) fn has_record(&self) -> bool {
         self.load() != 0
+    }
+
+    /// As [`Consumer::has_record`], for polling: if the last record had two lines, the next one's
+    /// second is fetched along with the first and not after it. A longer record's would only be
+    /// taken away from the producer while it writes the rest.
+    #[inline]
+    pub(crate) fn poll(&self) -> bool {
+        if self.two_lines {
+            let begin = self.places.address(offset_of(self.position));
+            prefetch::to_read(self.segment.at(begin, WORD).wrapping_add(LINE));
+        }
+        self.has_record()
     }
 
     /// The next record, if it is committed.
@@ -328,6 +359,57 @@ impl Consumer {
         }
     }
 
+    /// As [`Consumer::copy`]. If the data are one frame, that frame's CRC is computed on the way:
+    /// `true` if it is right, and the copy need not be checked again. `false` says nothing.
+    #[inline]
+    pub(crate) fn copy_frame(&self, record: &Record, to: &mut Vec<u8>) -> bool {
+        to.reserve(record.length);
+        // SAFETY: `to` has room for that many bytes, and `copy_frame_raw` writes them all.
+        unsafe {
+            let good = self.copy_frame_raw(record, to.as_mut_ptr().add(to.len()));
+            to.set_len(to.len() + record.length);
+            good
+        }
+    }
+
+    /// As [`Consumer::copy_frame`], to the front of `to`.
+    ///
+    /// # Panics
+    /// If that is shorter than the record.
+    #[inline]
+    pub(crate) fn copy_frame_to(&self, record: &Record, to: &mut [u8]) -> bool {
+        let to = &mut to[..record.length];
+        // SAFETY: `to` is as long as the record.
+        unsafe { self.copy_frame_raw(record, to.as_mut_ptr()) }
+    }
+
+    /// # Safety
+    /// `to` is private memory, writable for as many bytes as the record has.
+    #[inline]
+    unsafe fn copy_frame_raw(&self, record: &Record, to: *mut u8) -> bool {
+        let begin = self.places.address(offset_of(self.position)) + WORD;
+        let from = self.segment.at(begin, record.length);
+        let mut head = [0; HEADER_BYTES];
+        // SAFETY: as in `copy`; the parts make up the record. What the header says is looked at in
+        // private memory, and each of the payload's bytes is read once, for the copy and the CRC.
+        unsafe {
+            if record.length < HEADER_BYTES {
+                std::ptr::copy_nonoverlapping(from, to, record.length);
+                return false;
+            }
+            std::ptr::copy_nonoverlapping(from, head.as_mut_ptr(), HEADER_BYTES);
+            std::ptr::copy_nonoverlapping(head.as_ptr(), to, HEADER_BYTES);
+            let (from, to) = (from.add(HEADER_BYTES), to.add(HEADER_BYTES));
+            let length = record.length - HEADER_BYTES;
+            if Header::payload_bytes(&head) as usize != length {
+                std::ptr::copy_nonoverlapping(from, to, length);
+                return false;
+            }
+            let crc = crc::frame_copy_raw(&head, to, from, length);
+            head[HEADER_BYTES - 4..] == crc.to_le_bytes()
+        }
+    }
+
     /// Copies the first bytes of the record's data into `to`, at most what is there; says how many.
     #[inline]
     pub(crate) fn copy_part(&self, from_byte: usize, record: &Record, to: &mut [u8]) -> usize {
@@ -344,6 +426,7 @@ impl Consumer {
     /// Goes on to the next record. Returns what the producer acknowledged with this one.
     #[inline]
     pub(crate) fn advance(&mut self, record: &Record) -> u32 {
+        self.two_lines = is_two_lines(record.length);
         self.position = match record.next_wraps {
             true => next_lap(self.position),
             false => self.position + record_bytes(record.length) as u64,

@@ -79,6 +79,47 @@ proptest! {
     }
 }
 
+/// The CRC computed while copying is right for one whole frame, and nothing else passes for one.
+#[test]
+fn only_one_good_frame_is_copied_as_one() {
+    let (mut tx, mut rx, _segment) = ring();
+    let frame = |length| {
+        let mut bytes = Vec::new();
+        wire::encode_to(
+            &mut bytes,
+            Flags::REQUEST,
+            msg_type::ECHO,
+            7,
+            &pattern(length, 3),
+        );
+        bytes
+    };
+    let mut cases = Vec::new();
+    for length in [0, 1, 63, 64, 65, 200, 1024, 30_000] {
+        cases.push((frame(length), true));
+        let mut flipped = frame(length);
+        *flipped.last_mut().unwrap() ^= 1;
+        cases.push((flipped, false));
+        cases.push(([frame(length), frame(1)].concat(), false));
+        let whole = frame(length);
+        cases.push((whole[..whole.len() - 1].to_vec(), false));
+    }
+    cases.push((vec![0; 24], false));
+    for (bytes, good) in cases {
+        assert!(tx.push(&bytes, 0));
+        let record = rx.next().unwrap().unwrap();
+        let mut appended = vec![9; 3];
+        assert_eq!(rx.copy_frame(&record, &mut appended), good);
+        assert_eq!(appended, [&[9; 3][..], &bytes].concat());
+        let mut to = vec![0; bytes.len() + 5];
+        assert_eq!(rx.copy_frame_to(&record, &mut to), good);
+        assert_eq!(to[..bytes.len()], bytes);
+        assert_eq!(to[bytes.len()..], [0; 5]);
+        rx.advance(&record);
+        rx.publish();
+    }
+}
+
 #[test]
 fn small_traffic_stays_in_the_first_page() {
     let (mut tx, mut rx, segment) = ring();

@@ -5,6 +5,7 @@ pub(crate) mod affinity;
 pub(crate) mod clock;
 pub(crate) mod futex;
 pub(crate) mod memory;
+pub(crate) mod prefetch;
 pub(crate) mod process;
 pub(crate) mod segment;
 mod sigbus;

@@ -71,6 +71,12 @@ impl Header {
         bytes
     }
 
+    /// What a header that nobody has checked says of its payload's length.
+    #[inline]
+    pub(crate) fn payload_bytes(header: &[u8; HEADER_BYTES]) -> u32 {
+        u32::from_le_bytes([header[8], header[9], header[10], header[11]])
+    }
+
     /// Reads a header and checks it in the specification's order, as far as `bytes` reach, so that
     /// what is no frame is refused by its first byte. `None`: so far so good, more bytes are
     /// needed. The CRC is not checked here.

@@ -100,6 +100,8 @@ pub(crate) struct Worker {
     timed: bool,
     next_sweep_ns: u64,
     now_ns: u64,
+    /// `now_ns` was read after the last round, which found nothing.
+    now_is_fresh: bool,
     drain_deadline_ns: Option<u64>,
 }
 
@@ -170,6 +172,7 @@ impl Worker {
             timed: false,
             next_sweep_ns: now_ns,
             now_ns,
+            now_is_fresh: true,
             drain_deadline_ns: None,
         }
     }
@@ -182,6 +185,7 @@ impl Worker {
             if self.drain_deadline_ns.is_some() && self.connections.len() == 0 {
                 break;
             }
+            self.now_is_fresh = !worked;
             if worked {
                 self.idle.worked(self.now_ns);
                 self.driver.turn();
@@ -196,7 +200,7 @@ impl Worker {
             if self.idle.should_sleep(self.now_ns) {
                 self.park();
             } else {
-                std::hint::spin_loop();
+                self.watch_hot_rings();
             }
         }
         self.inbox.close();
