@@ -24,6 +24,8 @@ pub(super) struct Channel {
     input: Vec<u8>,
     start: usize,
     end: usize,
+    /// Bytes received, all in all.
+    received_bytes: u64,
     /// The bytes between `start` and `end` are one frame whose CRC was checked as it was received.
     good_frame: bool,
 }
@@ -47,6 +49,7 @@ impl Channel {
             input: vec![0; RECEIVE_BYTES],
             start: 0,
             end: 0,
+            received_bytes: 0,
             good_frame: false,
         }
     }
@@ -64,6 +67,12 @@ impl Channel {
     /// How many bytes of the stream are sent.
     pub(super) fn sent_to(&self) -> u64 {
         self.sent_before + self.out_sent as u64
+    }
+
+    /// Bytes received over this connection so far.
+    #[inline]
+    pub(super) fn received_bytes(&self) -> u64 {
+        self.received_bytes
     }
 
     pub(super) fn queued_bytes(&self) -> usize {
@@ -166,6 +175,7 @@ impl Channel {
             Ok(received) => {
                 self.good_frame = self.start == self.end && self.link.received_good_frame();
                 self.end += received;
+                self.received_bytes += received as u64;
                 Ok(received)
             }
             Err(error)

@@ -362,6 +362,7 @@ impl Inner {
         }
         let mut looks: u32 = 0;
         let mut began_ns = 0;
+        let mut received_bytes = self.received_bytes();
         // Ends with an answer or at the deadline.
         loop {
             if self.take_received(sink)? > 0 {
@@ -396,6 +397,13 @@ impl Inner {
                 continue;
             }
             let now_ns = clock::now_ns();
+            let received = self.received_bytes();
+            if received != received_bytes && began_ns != 0 {
+                // A piece of a long answer: the next is worth spinning for as the first was.
+                received_bytes = received;
+                self.policy.waited(now_ns.saturating_sub(began_ns));
+                began_ns = now_ns;
+            }
             if began_ns == 0 {
                 began_ns = now_ns;
             }
@@ -409,6 +417,10 @@ impl Inner {
                 self.lost(Some(error));
             }
         }
+    }
+
+    fn received_bytes(&self) -> u64 {
+        self.channel.as_ref().map_or(0, Channel::received_bytes)
     }
 
     /// Nobody wants the answer to this request any more.

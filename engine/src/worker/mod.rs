@@ -51,6 +51,9 @@ const RING_ENTRIES: u32 = 128;
 const EVENTS_MAX: usize = 256;
 /// How often deadlines are looked at, while there are any.
 const SWEEP_NS: u64 = 50_000_000;
+/// A worker that sleeps gives memory back after this long, not before: to page it in again for the
+/// next message costs more than a long message takes.
+const KEEP: Duration = Duration::from_millis(10);
 /// The same while draining, when connections end as soon as they are quiet.
 const SWEEP_DRAIN_NS: u64 = 10_000_000;
 
@@ -102,6 +105,8 @@ pub(crate) struct Worker {
     now_ns: u64,
     /// `now_ns` was read after the last round, which found nothing.
     now_is_fresh: bool,
+    /// There was work since memory was last given back.
+    holds_memory: bool,
     drain_deadline_ns: Option<u64>,
 }
 
@@ -173,6 +178,7 @@ impl Worker {
             next_sweep_ns: now_ns,
             now_ns,
             now_is_fresh: true,
+            holds_memory: false,
             drain_deadline_ns: None,
         }
     }
@@ -187,6 +193,7 @@ impl Worker {
             }
             self.now_is_fresh = !worked;
             if worked {
+                self.holds_memory = true;
                 self.idle.worked(self.now_ns);
                 self.driver.turn();
                 continue;
@@ -219,7 +226,6 @@ impl Worker {
         if !self.cool_rings() {
             return;
         }
-        self.dispatcher.pool.release();
         self.inbox.doorbell().fall_asleep();
         self.driver.arm_doorbell();
         // The second look: what was published before the doorbell said SLEEPING is seen here.
@@ -227,10 +233,17 @@ impl Worker {
             let limit = self
                 .needs_sweeps()
                 .then(|| Duration::from_nanos(self.next_sweep_ns.saturating_sub(self.now_ns)));
-            self.driver.wait(limit);
+            let keep = self.holds_memory.then_some(KEEP);
+            self.driver.wait(limit.into_iter().chain(keep).min());
         }
         self.inbox.doorbell().wake_up();
-        self.now_ns = clock::now_ns();
+        let slept_ns = clock::now_ns().saturating_sub(self.now_ns);
+        self.now_ns += slept_ns;
+        if self.holds_memory && u128::from(slept_ns) >= KEEP.as_nanos() {
+            self.holds_memory = false;
+            self.dispatcher.pool.release();
+            self.forget_cold_pages();
+        }
     }
 
     fn drain_asked_anew(&self) -> bool {

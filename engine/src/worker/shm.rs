@@ -350,12 +350,13 @@ impl Worker {
         self.rings.hot.push(key);
         if self.rings.hot.len() > HOT_MAX {
             let oldest = self.rings.hot[0];
-            self.cool(oldest);
+            self.cool(oldest, true);
         }
     }
 
-    /// Asks a connection's client to ring from now on. False: it has something right now.
-    fn cool(&mut self, key: Key) -> bool {
+    /// Asks a connection's client to ring from now on. False: it has something right now. If it
+    /// will not be hot again soon, its pages go back when they are many.
+    fn cool(&mut self, key: Key, for_long: bool) -> bool {
         let crowd = self.rings.by_bit.len() >= CROWD;
         let Some(connection) = self.connections.get_mut(key) else {
             self.rings.hot.retain(|&hot| hot != key);
@@ -379,11 +380,24 @@ impl Worker {
         }
         link.hot = false;
         self.rings.hot.retain(|&hot| hot != key);
-        if crowd || link.bytes_since >= LARGE_BYTES {
+        if crowd || for_long && link.bytes_since >= LARGE_BYTES {
             link.bytes_since = 0;
             ends.segment.forget_pages();
         }
         true
+    }
+
+    /// The worker has slept for a while: the pages of rings that moved much go back.
+    pub(super) fn forget_cold_pages(&mut self) {
+        for key in self.rings.by_bit.iter().copied().flatten() {
+            if let Some(connection) = self.connections.get_mut(key)
+                && let (Some(link), Some(ends)) = (&mut connection.shm, &connection.out.ends)
+                && link.bytes_since >= LARGE_BYTES
+            {
+                link.bytes_since = 0;
+                ends.segment.forget_pages();
+            }
+        }
     }
 
     fn cool_old_rings(&mut self) {
@@ -402,7 +416,7 @@ impl Worker {
                 Some(link) => self.now_ns.saturating_sub(link.last_record_ns) >= HOT_NS,
                 None => true,
             };
-            if !old || !self.cool(key) {
+            if !old || !self.cool(key, true) {
                 index += 1;
             }
         }
@@ -414,7 +428,7 @@ impl Worker {
             let Some(&key) = self.rings.hot.first() else {
                 break;
             };
-            if !self.cool(key) {
+            if !self.cool(key, false) {
                 return false;
             }
         }
