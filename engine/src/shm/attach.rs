@@ -227,7 +227,7 @@ impl<P: Placement> AttachServer<P> {
         segment
             .word64(layout::AT_MAGIC)
             .store(layout::MAGIC, Ordering::Release);
-        let ends = Ends::new(Arc::new(segment), layout::TO_CLIENT, layout::TO_SERVER);
+        let ends = Ends::new(Arc::new(segment), &layout::TO_CLIENT, &layout::TO_SERVER);
         // Until the worker has it, a client that writes rings; the worker looks when it gets it.
         ends.rx.set_waiting(true);
         Ok((

@@ -141,7 +141,7 @@ pub(crate) fn join(
     state.store(slot::MAPPED, Ordering::Release);
     control.call_server();
     drop(claim);
-    let ends = Ends::new(Arc::new(segment), layout::TO_SERVER, layout::TO_CLIENT);
+    let ends = Ends::new(Arc::new(segment), &layout::TO_SERVER, &layout::TO_CLIENT);
     Ok(ClientEnd {
         ends,
         control,

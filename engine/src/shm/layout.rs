@@ -59,14 +59,14 @@ pub(super) struct RingPlaces {
     pub(super) producer_flags: usize,
 }
 
-pub(super) const TO_SERVER: RingPlaces = RingPlaces {
+pub(super) static TO_SERVER: RingPlaces = RingPlaces {
     hot: 512,
     main: PAGE,
     consumed: 64,
     consumer_flags: 128,
     producer_flags: 256,
 };
-pub(super) const TO_CLIENT: RingPlaces = RingPlaces {
+pub(super) static TO_CLIENT: RingPlaces = RingPlaces {
     hot: 512 + HOT,
     main: PAGE + CAPACITY - HOT,
     consumed: 192,

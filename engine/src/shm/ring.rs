@@ -50,7 +50,7 @@ impl std::fmt::Display for Corrupt {
 #[derive(Debug)]
 pub(crate) struct Producer {
     segment: Arc<Segment>,
-    places: RingPlaces,
+    places: &'static RingPlaces,
     /// Where the next record begins; grows for ever.
     position: u64,
     /// How far the consumer is known to be.
@@ -61,7 +61,7 @@ pub(crate) struct Producer {
 #[derive(Debug)]
 pub(crate) struct Consumer {
     segment: Arc<Segment>,
-    places: RingPlaces,
+    places: &'static RingPlaces,
     position: u64,
     /// What the producer was last told.
     published: u64,
@@ -98,7 +98,7 @@ fn ack_of(position: u64) -> u32 {
 }
 
 impl Producer {
-    pub(super) fn new(segment: Arc<Segment>, places: RingPlaces) -> Producer {
+    pub(super) fn new(segment: Arc<Segment>, places: &'static RingPlaces) -> Producer {
         Producer {
             segment,
             places,
@@ -266,7 +266,7 @@ impl Producer {
 }
 
 impl Consumer {
-    pub(super) fn new(segment: Arc<Segment>, places: RingPlaces) -> Consumer {
+    pub(super) fn new(segment: Arc<Segment>, places: &'static RingPlaces) -> Consumer {
         Consumer {
             segment,
             places,
@@ -473,7 +473,11 @@ pub(crate) struct Ends {
 }
 
 impl Ends {
-    pub(super) fn new(segment: Arc<Segment>, tx: RingPlaces, rx: RingPlaces) -> Ends {
+    pub(super) fn new(
+        segment: Arc<Segment>,
+        tx: &'static RingPlaces,
+        rx: &'static RingPlaces,
+    ) -> Ends {
         Ends {
             tx: Producer::new(segment.clone(), tx),
             rx: Consumer::new(segment.clone(), rx),

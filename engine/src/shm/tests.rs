@@ -27,8 +27,8 @@ fn ring() -> (Producer, Consumer, Arc<Segment>) {
     let (segment, _) = Segment::create(&name, SEGMENT_BYTES).unwrap();
     segment::unlink(&name).unwrap();
     let segment = Arc::new(segment);
-    let client = Ends::new(segment.clone(), TO_SERVER, TO_CLIENT);
-    let server = Ends::new(segment.clone(), TO_CLIENT, TO_SERVER);
+    let client = Ends::new(segment.clone(), &TO_SERVER, &TO_CLIENT);
+    let server = Ends::new(segment.clone(), &TO_CLIENT, &TO_SERVER);
     (client.tx, server.rx, segment)
 }
 

@@ -139,7 +139,7 @@ impl Worker {
                         && connection.reserved_bytes == 0
                         && !self.shared.reserve_bytes(frame_bytes as u64) =>
                     {
-                        connection.behind.extend_from_slice(bytes);
+                        connection.waiting().behind.extend_from_slice(bytes);
                         self.waiting_for_room.push(key);
                         return;
                     }

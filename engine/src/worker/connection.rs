@@ -42,6 +42,19 @@ pub(super) struct TcpLink {
     pub(super) starved: bool,
 }
 
+/// What arrived on a connection and is not handled yet, in this order.
+#[derive(Default)]
+pub(super) struct Waiting {
+    /// Whole frames that were found but not handled, because the peer does not read its answers.
+    /// They come before what the assembler holds.
+    pub(super) stash: Vec<u8>,
+    /// Bytes behind both that were not looked at, because frames before them wait or memory is
+    /// short.
+    pub(super) behind: Vec<u8>,
+    /// The refusal of what follows the stash.
+    pub(super) refusal: Option<(Refusal, u64)>,
+}
+
 pub(super) struct Connection {
     /// Without a descriptor on a shared-memory connection, but `ended` counts there too.
     pub(super) tcp: TcpLink,
@@ -51,14 +64,9 @@ pub(super) struct Connection {
     pub(super) phase: Phase,
     pub(super) out: Outgoing,
     pub(super) assembler: Assembler,
-    /// Whole frames that were found but not handled, because the peer does not read its answers.
-    /// They come before what the assembler holds.
-    pub(super) stash: Vec<u8>,
-    /// Bytes behind both that were not looked at, because frames before them wait or memory is
-    /// short. While there are any here or in the stash, nothing is received.
-    pub(super) behind: Vec<u8>,
-    /// The refusal of what follows the stash.
-    pub(super) refusal: Option<(Refusal, u64)>,
+    /// What arrived and may not be handled yet. While there is any, nothing is received. Apart,
+    /// since most connections never have any.
+    pub(super) waiting: Option<Box<Waiting>>,
     /// Answers that other threads owe.
     pub(super) owed: u32,
     pub(super) shared: Option<Arc<ConnectionShared>>,
@@ -113,9 +121,7 @@ impl Connection {
             phase: Phase::Open,
             out: Outgoing::default(),
             assembler: Assembler::default(),
-            stash: Vec::new(),
-            behind: Vec::new(),
-            refusal: None,
+            waiting: None,
             owed: 0,
             shared: None,
             dirty: false,
@@ -146,7 +152,18 @@ impl Connection {
 
     /// Something that arrived is not handled yet and holds up what comes after it.
     pub(super) fn has_waiting(&self) -> bool {
-        !self.stash.is_empty() || !self.behind.is_empty() || self.refusal.is_some()
+        self.waiting.is_some()
+    }
+
+    /// Whole frames wait, so what comes after them waits too.
+    pub(super) fn has_stash(&self) -> bool {
+        self.waiting
+            .as_ref()
+            .is_some_and(|waiting| !waiting.stash.is_empty())
+    }
+
+    pub(super) fn waiting(&mut self) -> &mut Waiting {
+        self.waiting.get_or_insert_default()
     }
 
     /// Requests of this connection are handled.

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::Worker;
 use super::batch::Chunk;
-use super::connection::{Connection, Phase};
+use super::connection::{Connection, Phase, Waiting};
 use super::inbox::Message;
 use crate::stats::{Direction, Transport};
 use crate::uring::{Event, Key, Received};
@@ -168,11 +168,12 @@ impl Worker {
             .bytes(Transport::Tcp, Direction::In, bytes.len() as u64);
         connection.active = true;
         connection.progress_bytes += bytes.len() as u64;
-        if !connection.takes_requests() || connection.refusal.is_some() {
+        let refused = |waiting: &Waiting| waiting.refusal.is_some();
+        if !connection.takes_requests() || connection.waiting.as_deref().is_some_and(refused) {
             connection.discarded_bytes += bytes.len() as u64;
             self.driver.recycle(received);
         } else if connection.has_waiting() {
-            connection.behind.extend_from_slice(bytes);
+            connection.waiting().behind.extend_from_slice(bytes);
             self.driver.recycle(received);
         } else {
             let chunk = self.batch.add_chunk(Chunk::Buffer(received));

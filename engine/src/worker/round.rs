@@ -2,6 +2,7 @@
 
 use super::Worker;
 use super::batch::{Chunk, Item};
+use super::connection::Waiting;
 use super::deferred::{Answer, Body};
 use super::inbox::Message;
 use crate::stats::Transport;
@@ -145,10 +146,10 @@ impl Worker {
                     let frame = &self.batch.bytes(chunk, &self.driver)[start as usize..];
                     let frame = &frame[..head + header.length as usize];
                     // Once one of its frames waits, those behind it wait too.
-                    if !connection.stash.is_empty()
+                    if connection.has_stash()
                         || connection.out.buffered_bytes() > outgoing_bytes_max
                     {
-                        connection.stash.extend_from_slice(frame);
+                        connection.waiting().stash.extend_from_slice(frame);
                         continue;
                     }
                     let payload = &frame[head..];
@@ -174,9 +175,10 @@ impl Worker {
                         continue;
                     }
                     // The frames before it are answered first.
-                    if !connection.stash.is_empty() {
-                        connection.refusal = Some((refusal, msg_id));
-                        connection.behind = Vec::new();
+                    if connection.has_stash() {
+                        let waiting = connection.waiting();
+                        waiting.refusal = Some((refusal, msg_id));
+                        waiting.behind = Vec::new();
                         continue;
                     }
                     self.dispatcher
@@ -212,9 +214,14 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        let stash = std::mem::take(&mut connection.stash);
-        let behind = std::mem::take(&mut connection.behind);
-        let refusal = connection.refusal.take();
+        let Some(waiting) = connection.waiting.take() else {
+            return;
+        };
+        let Waiting {
+            stash,
+            behind,
+            refusal,
+        } = *waiting;
         if !stash.is_empty() {
             let gathering = std::mem::take(&mut connection.assembler);
             let chunk = self.batch.add_chunk(Chunk::Owned(stash));
