@@ -256,3 +256,48 @@ fn one_that_holds_room_and_goes_away_gives_it_back() {
         writing.join().unwrap();
     }
 }
+
+/// Ten times what the budget holds at once: room goes round, and what waits for it takes none.
+#[test]
+fn more_senders_than_the_budget_holds_are_all_answered() {
+    const SENDERS: usize = 40;
+    let server = server()
+        .limits(Limits {
+            max_message_bytes: 1024 * 1024,
+            max_buffered_bytes: 4 * 1024 * 1024,
+            ..Limits::default()
+        })
+        .start()
+        .unwrap();
+    let mut waiting: Vec<(u64, Client)> = (0..SENDERS as u64)
+        .map(|seed| {
+            let client = Client::builder()
+                .shm_upgrade(false)
+                .connect(&address(&server).to_string())
+                .unwrap();
+            (seed, client)
+        })
+        .collect();
+    let message = |seed| pattern(seed, 1024 * 1024);
+    // Nobody reads before everybody has begun to send.
+    for (seed, client) in &waiting {
+        client
+            .submit(lapce_ai::ipc::msg_type::ECHO, &message(*seed))
+            .unwrap();
+    }
+    let end = Instant::now() + Duration::from_secs(60);
+    while !waiting.is_empty() {
+        assert!(
+            Instant::now() < end,
+            "{} senders have no answer",
+            waiting.len()
+        );
+        waiting.retain(|(seed, client)| match client.poll().unwrap() {
+            Some(answer) => {
+                assert!(answer.result.unwrap() == message(*seed));
+                false
+            }
+            None => true,
+        });
+    }
+}

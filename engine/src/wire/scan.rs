@@ -97,7 +97,13 @@ impl Assembler {
         loop {
             let goal = self.frame_bytes.unwrap_or(header_bytes(version));
             let piece = &bytes[taken..][..(goal - self.gathered.len()).min(bytes.len() - taken)];
-            // Grows with what arrives, at most twofold, never on the header's word alone.
+            // Grows with what arrives, at most twofold, never on the header's word alone, and never
+            // beyond the frame.
+            let needed = self.gathered.len() + piece.len();
+            if needed > self.gathered.capacity() {
+                let room = (2 * self.gathered.capacity()).min(goal).max(needed);
+                self.gathered.reserve_exact(room - self.gathered.len());
+            }
             self.gathered.extend_from_slice(piece);
             taken += piece.len();
             if self.frame_bytes.is_some() && self.gathered.len() < goal {
@@ -111,10 +117,16 @@ impl Assembler {
         }
     }
 
-    /// The complete frame, header first, for `spare` to gather the next one in.
-    pub fn take(&mut self, mut spare: Vec<u8>) -> Vec<u8> {
+    /// Gathers the next frame in this buffer, whatever it holds. Not in the middle of a frame.
+    pub fn lend(&mut self, mut buffer: Vec<u8>) {
+        assert!(!self.is_mid_frame(), "a buffer is lent between frames");
+        buffer.clear();
+        self.gathered = buffer;
+    }
+
+    /// The complete frame, header first. Keeps no memory.
+    pub fn take(&mut self) -> Vec<u8> {
         self.frame_bytes = None;
-        spare.clear();
-        std::mem::replace(&mut self.gathered, spare)
+        std::mem::take(&mut self.gathered)
     }
 }

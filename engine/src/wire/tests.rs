@@ -77,7 +77,7 @@ fn gather(
             let (taken, complete) = assembler.push(version, piece, max)?;
             piece = &piece[taken..];
             if let Some(header) = complete {
-                found.push((header, assembler.take(Vec::new())));
+                found.push((header, assembler.take()));
             }
         }
     }
@@ -195,5 +195,14 @@ fn a_length_alone_takes_no_memory() {
         .unwrap();
     assert_eq!((taken, complete), (24, None));
     assert_eq!(assembler.gathered(), header);
-    assert!(assembler.take(Vec::new()).capacity() < 1024);
+    assert!(assembler.take().capacity() < 1024);
+    // Nor does an idle connection keep what it was lent.
+    assembler.lend(Vec::with_capacity(1 << 20));
+    let mut frame = Vec::new();
+    encode_to(&mut frame, Flags::REQUEST, msg_type::ECHO, 1, &[7; 100]);
+    assembler
+        .push(ProtocolVersion::V2, &frame, u32::MAX)
+        .unwrap();
+    assert_eq!(assembler.take(), frame);
+    assert_eq!(assembler.capacity_bytes(), 0);
 }

@@ -155,13 +155,25 @@ impl Worker {
                     }
                 }
             }
+            if !connection.assembler.is_mid_frame() {
+                let pool = &mut self.dispatcher.pool;
+                let long = connection.reserved_bytes > 0;
+                // A connection in the middle of a frame may stay there: what it is lent for a
+                // short one must be small.
+                let buffer = if long {
+                    pool.take()
+                } else {
+                    pool.take_small(SMALL_FRAME_BYTES)
+                };
+                connection.assembler.lend(buffer);
+            }
             match connection.assembler.push(version, bytes, max) {
                 Ok((taken, complete)) => {
                     at += taken;
                     if let Some(header) = complete {
-                        let frame = connection.assembler.take(self.dispatcher.pool.take());
-                        let reserved = std::mem::take(&mut connection.reserved_bytes);
-                        self.shared.release_bytes(reserved);
+                        let frame = connection.assembler.take();
+                        // Kept until its answer is accounted for.
+                        connection.handling_bytes += std::mem::take(&mut connection.reserved_bytes);
                         let gathered = self.batch.add_chunk(Chunk::Owned(frame));
                         connection.progress_bytes += PROGRESS_BYTES;
                         self.batch.add_frame(key, version, header, gathered, 0);

@@ -76,6 +76,10 @@ pub(super) struct Connection {
     pub(super) poisoned: bool,
     /// Bytes of the worker's budget that a message on its way in has reserved.
     pub(super) reserved_bytes: u64,
+    /// The same for messages that are handled in this round.
+    pub(super) handling_bytes: u64,
+    /// Bytes of the budget that what is held for this connection takes.
+    pub(super) charged_bytes: u64,
     /// When something must have happened; 0: nothing is waited for.
     pub(super) deadline_ns: u64,
     /// Part of the worker's count of bytes on their way out.
@@ -127,6 +131,8 @@ impl Connection {
             dirty: false,
             poisoned: false,
             reserved_bytes: 0,
+            handling_bytes: 0,
+            charged_bytes: 0,
             deadline_ns: 0,
             accounted_bytes: 0,
             discarded_bytes: 0,
@@ -164,6 +170,16 @@ impl Connection {
 
     pub(super) fn waiting(&mut self) -> &mut Waiting {
         self.waiting.get_or_insert_default()
+    }
+
+    /// Bytes held in memory for this connection until its peer reads. What waits for room in the
+    /// budget is not among them: it must not take the room that it waits for.
+    pub(super) fn held_bytes(&self) -> usize {
+        let stash = self
+            .waiting
+            .as_ref()
+            .map_or(0, |waiting| waiting.stash.len());
+        self.out.buffered_bytes() + stash
     }
 
     /// Requests of this connection are handled.

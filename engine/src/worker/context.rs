@@ -78,6 +78,11 @@ impl Shared {
             .is_ok()
     }
 
+    /// Takes room for bytes that are held already, whether there is any or not.
+    pub(super) fn charge_bytes(&self, bytes: u64) {
+        self.buffered_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     pub(super) fn release_bytes(&self, bytes: u64) {
         let before = self.buffered_bytes.fetch_sub(bytes, Ordering::Relaxed);
         assert!(

@@ -173,7 +173,9 @@ impl Worker {
             connection.discarded_bytes += bytes.len() as u64;
             self.driver.recycle(received);
         } else if connection.has_waiting() {
-            connection.waiting().behind.extend_from_slice(bytes);
+            let behind = &mut connection.waiting().behind;
+            behind.reserve_exact(bytes.len());
+            behind.extend_from_slice(bytes);
             self.driver.recycle(received);
         } else {
             let chunk = self.batch.add_chunk(Chunk::Buffer(received));

@@ -14,6 +14,9 @@ use crate::wire::{ErrorCode, ProtocolVersion};
 const OUTGOING_BYTES_MAX: usize = 1024 * 1024;
 /// The same while the worker as a whole holds a lot.
 const OUTGOING_BYTES_MAX_TIGHT: usize = 64 * 1024;
+/// What a connection holds is charged to the budget in steps of this, so that small traffic never
+/// touches the count that all workers share.
+const CHARGE_BYTES: u64 = 16 * 1024;
 /// Room beyond need that a buffer may have while it is sent.
 const KEPT_IN_FLIGHT_BYTES: usize = 32 * 1024;
 /// How long a connection that is shut down is read from, so that the peer can read why.
@@ -247,6 +250,19 @@ impl Worker {
         let held = connection.out.buffered_bytes();
         self.outgoing_bytes = self.outgoing_bytes - connection.accounted_bytes + held;
         connection.accounted_bytes = held;
+        // Accepted is accepted: this may go beyond the budget, and then no long message is begun
+        // before some of it was read.
+        let charge = connection.held_bytes() as u64 / CHARGE_BYTES * CHARGE_BYTES;
+        if charge > connection.charged_bytes {
+            self.shared.charge_bytes(charge - connection.charged_bytes);
+        } else if charge < connection.charged_bytes {
+            self.shared.release_bytes(connection.charged_bytes - charge);
+        }
+        connection.charged_bytes = charge;
+        let handled = std::mem::take(&mut connection.handling_bytes);
+        if handled > 0 {
+            self.shared.release_bytes(handled);
+        }
         if let Some(shared) = &connection.shared {
             shared.staged_bytes.store(held, Ordering::Relaxed);
         }
@@ -282,8 +298,10 @@ impl Worker {
 
     fn release(&mut self, connection: &mut Connection) {
         self.outgoing_bytes -= connection.accounted_bytes;
-        if connection.reserved_bytes > 0 {
-            self.shared.release_bytes(connection.reserved_bytes);
+        let budgeted =
+            connection.reserved_bytes + connection.handling_bytes + connection.charged_bytes;
+        if budgeted > 0 {
+            self.shared.release_bytes(budgeted);
         }
         if let Some(shared) = &connection.shared {
             shared.closed.store(true, Ordering::Release);

@@ -37,6 +37,19 @@ impl VecPool {
         buffer
     }
 
+    /// A buffer with no more room than this.
+    pub(super) fn take_small(&mut self, bytes_max: usize) -> Vec<u8> {
+        let small = |buffer: &Vec<u8>| buffer.capacity() <= bytes_max;
+        match self.kept.iter().rposition(small) {
+            Some(index) => {
+                let buffer = self.kept.swap_remove(index);
+                self.kept_bytes -= buffer.capacity();
+                buffer
+            }
+            None => Vec::new(),
+        }
+    }
+
     pub(super) fn give(&mut self, mut buffer: Vec<u8>) {
         let bytes = buffer.capacity();
         let total_bytes_max = match bytes {
