@@ -1,7 +1,7 @@
 //! The public face of the engine.
 
 pub use crate::client::{
-    Answer, AnswerRef, Client, ClientBuilder, ClientStats, Error, Parts, PeerLimits,
+    Answer, AnswerRef, Client, ClientBuilder, ClientStats, Error, Parts, PeerLimits, Watch,
 };
 pub use crate::config::{Config, ConfigError, IdleMode, Limits, UnknownIdleMode};
 pub use crate::pool::{

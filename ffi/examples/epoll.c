@@ -1,4 +1,4 @@
-/* Sends requests and takes the answers in an epoll loop: epoll HOST:PORT [COUNT] */
+/* Sends requests and takes the answers in an epoll loop: epoll ADDRESS [COUNT] */
 #include <errno.h>
 #include <lapce_ipc.h>
 #include <stdio.h>
@@ -12,7 +12,6 @@ static int fail(int code) {
 }
 
 int main(int argc, char **argv) {
-    lapce_ipc_client_options options = LAPCE_IPC_CLIENT_OPTIONS_INIT;
     lapce_ipc_answer answer = LAPCE_IPC_ANSWER_INIT;
     lapce_ipc_client *client;
     struct epoll_event event = { .events = EPOLLIN };
@@ -21,11 +20,10 @@ int main(int argc, char **argv) {
     int descriptor, loop, code;
 
     if (argc < 2) {
-        fprintf(stderr, "usage: epoll HOST:PORT [COUNT]\n");
+        fprintf(stderr, "usage: epoll ADDRESS [COUNT]\n");
         return 2;
     }
-    options.flags = LAPCE_IPC_NO_SHM_UPGRADE; /* shared memory has no descriptor */
-    code = lapce_ipc_connect(argv[1], &options, &client);
+    code = lapce_ipc_connect(argv[1], NULL, &client);
     if (code == 0) code = lapce_ipc_descriptor(client, &descriptor);
     if (code != 0) return fail(code);
     loop = epoll_create1(EPOLL_CLOEXEC);

@@ -100,7 +100,6 @@ enum lapce_ipc_code {
  *   EBADF            the handle is closed, of another kind, or was never one
  *   EBUSY            the client is in use: by another thread, or by the function that called back
  *   ENODATA          nothing was measured
- *   ENOTSUP          this connection has no descriptor
  *   EDEADLK          a handler asked to wait for its own server
  *   EADDRINUSE, EACCES and others of bind(2)
  *                    the server cannot listen there
@@ -282,12 +281,13 @@ int lapce_ipc_drain(lapce_ipc_client *client, uint32_t flags, lapce_ipc_sink sin
 
 /* A descriptor for poll, epoll, libuv and the like: it is readable whenever lapce_ipc_poll has something
  * to do. Then call lapce_ipc_poll (or _drain) until it returns -EAGAIN (or *count is 0); the same once
- * before first waiting for it. It stays the same over lost connections, belongs to the client, and is
- * closed by lapce_ipc_close; do not read, write or close it. A client that never asks for it pays
- * nothing for it.
+ * before first waiting for it. Now and then it is readable for nothing. It stays the same over lost
+ * connections, belongs to the client, and is closed by lapce_ipc_close; do not read, write or close it.
  *
- * -ENOTSUP if the connection goes through shared memory, where no system call tells of an answer:
- * connect with LAPCE_IPC_NO_SHM_UPGRADE, or give such a client a thread of its own. */
+ * A client that never asks for it pays nothing for it. For one that is connected through shared
+ * memory, where no system call tells of an answer, a thread of the library sleeps in the client's
+ * place and makes it readable: an answer takes two wake-ups then. Who cannot wait so long spins on
+ * lapce_ipc_poll without a descriptor. */
 int lapce_ipc_descriptor(lapce_ipc_client *client, int *descriptor);
 
 /* -------------------------------------------------------------------------- clients: statistics */

@@ -35,6 +35,9 @@ pub(crate) fn with_client(
 ) -> c_int {
     guard::run(|| {
         CLIENTS.with(handle.addr() as u64, |state| {
+            if let Some(descriptor) = &mut state.descriptor {
+                descriptor.rest(&state.client);
+            }
             let result = body(state);
             if let Some(descriptor) = &mut state.descriptor {
                 descriptor.follow(&state.client)?;

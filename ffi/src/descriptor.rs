@@ -1,21 +1,27 @@
 //! One descriptor for a client's whole life, readable whenever polling has something to do.
 //!
 //! It is an epoll of two: the socket, which changes with every new connection, and an eventfd that
-//! stands for what the socket cannot tell. Only clients that asked for it pay for it, with a look
-//! at three fields per call; there are system calls only when something changes.
+//! stands for what the socket cannot tell. Through shared memory there is no socket: a [`Watch`]
+//! raises the eventfd then. Only clients that asked for the descriptor pay for it, with a few stores
+//! and loads per call; there are system calls only when something changes.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use lapce_ai::ipc::{Client, Transport};
+use lapce_ai::ipc::{Client, Watch};
 
 use crate::error::Fault;
 
 pub(crate) struct Descriptor {
     epoll: OwnedFd,
-    event: OwnedFd,
+    event: Arc<OwnedFd>,
     raised: bool,
+    /// The watch has raised the event since this was last looked at.
+    told: Arc<AtomicBool>,
+    watch: Watch,
     watched: Option<Watched>,
 }
 
@@ -28,13 +34,7 @@ struct Watched {
 }
 
 impl Descriptor {
-    pub(crate) fn new(client: &Client) -> Result<Descriptor, Fault> {
-        if client.transport() == Transport::Shm {
-            return Err(Fault::Other(
-                -libc::ENOTSUP,
-                "a connection through shared memory has no descriptor: connect to HOST:PORT with LAPCE_IPC_NO_SHM_UPGRADE, or give the connection a thread of its own".into(),
-            ));
-        }
+    pub(crate) fn new() -> Result<Descriptor, Fault> {
         let failed = |error: io::Error| Fault::system("cannot make a descriptor", &error);
         // SAFETY: no pointers; the result is checked.
         let epoll = owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) }).map_err(failed)?;
@@ -48,10 +48,22 @@ impl Descriptor {
             libc::EPOLLIN,
         )
         .map_err(failed)?;
+        let event = Arc::new(event);
+        let told = Arc::new(AtomicBool::new(false));
+        let watch = Watch::new({
+            let (event, told) = (event.clone(), told.clone());
+            move || {
+                set(&event, true);
+                // Release, and after the event: who sees this can take the event back.
+                told.store(true, Ordering::Release);
+            }
+        });
         Ok(Descriptor {
             epoll,
             event,
             raised: false,
+            told,
+            watch,
             watched: None,
         })
     }
@@ -60,7 +72,13 @@ impl Descriptor {
         self.epoll.as_raw_fd()
     }
 
-    /// Watches what the client's state asks for.
+    /// Before a function works on the client.
+    #[inline]
+    pub(crate) fn rest(&mut self, client: &Client) {
+        self.watch.disarm(client);
+    }
+
+    /// After it: watches what the client's state asks for.
     pub(crate) fn follow(&mut self, client: &Client) -> Result<(), Fault> {
         let unsent = client.has_unsent();
         let wanted = client.poll_fd().map(|fd| Watched {
@@ -72,10 +90,17 @@ impl Descriptor {
             self.watch(wanted)
                 .map_err(|error| Fault::system("cannot watch the connection", &error))?;
         }
-        // Without a socket nobody else tells that something is left to do: always, should a new
-        // connection have come to go through shared memory.
+        // Acquire: pairs with the release in `new`.
+        if self.told.swap(false, Ordering::Acquire) {
+            self.raised = true;
+        }
+        // Without a socket nobody else tells that something is left to do.
         let raise = client.has_kept_answers()
-            || wanted.is_none() && (unsent || client.transport() == Transport::Shm);
+            || wanted.is_none()
+                && self
+                    .watch
+                    .arm(client)
+                    .map_err(|error| Fault::system("cannot watch the ring", &error))?;
         if raise != self.raised {
             self.raise(raise);
         }
@@ -103,17 +128,22 @@ impl Descriptor {
     }
 
     fn raise(&mut self, raise: bool) {
-        let mut count = 1_u64;
-        let fd = self.event.as_raw_fd();
-        // Neither can fail: the counter is 0 or 1, and the descriptor does not block.
-        // SAFETY: 8 bytes of a local variable.
-        unsafe {
-            match raise {
-                true => libc::write(fd, (&raw const count).cast(), 8),
-                false => libc::read(fd, (&raw mut count).cast(), 8),
-            };
-        }
+        set(&self.event, raise);
         self.raised = raise;
+    }
+}
+
+fn set(event: &OwnedFd, raise: bool) {
+    let mut count = 1_u64;
+    let fd = event.as_raw_fd();
+    // Neither can fail in a way that matters: the counter is small, reading 0 changes nothing, and
+    // the descriptor does not block.
+    // SAFETY: 8 bytes of a local variable.
+    unsafe {
+        match raise {
+            true => libc::write(fd, (&raw const count).cast(), 8),
+            false => libc::read(fd, (&raw mut count).cast(), 8),
+        };
     }
 }
 

@@ -122,7 +122,7 @@ unsafe extern "C" fn lapce_ipc_descriptor(client: *mut ClientHandle, fd: *mut c_
         // SAFETY: the header asks for a place for the descriptor.
         let place = unsafe { guard::place(fd, "the place for the descriptor") }?;
         if state.descriptor.is_none() {
-            state.descriptor = Some(Descriptor::new(&state.client)?);
+            state.descriptor = Some(Descriptor::new()?);
         }
         if let Some(descriptor) = &state.descriptor {
             *place = descriptor.number();

@@ -162,18 +162,14 @@ static void descriptor(const char *address) {
     lapce_ipc_client *client;
     uint64_t kept;
     int fd = -1, again = -1, code;
+    /* A ring's watcher may tell once too often. */
+    int exact = strncmp(address, "shm:", 4) != 0;
 
     client = connected(address, 0);
-    code = lapce_ipc_descriptor(client, &fd);
-    if (strncmp(address, "shm:", 4) == 0) {
-        CODE(-ENOTSUP, code);
-        OK(lapce_ipc_close(client));
-        return;
-    }
-    OK(code);
+    OK(lapce_ipc_descriptor(client, &fd));
     OK(lapce_ipc_descriptor(client, &again));
     CHECK(fd >= 0 && fd == again);
-    CHECK(!is_readable(fd, 0));
+    CHECK(!exact || !is_readable(fd, 0));
     for (int round = 0; round < 3; round++) {
         OK(lapce_ipc_submit(client, 0, LAPCE_IPC_ECHO, "x", 1, &kept));
         CHECK(is_readable(fd, 0)); /* there is something to send: polling sends it */
@@ -184,7 +180,16 @@ static void descriptor(const char *address) {
         OK(code);
         CHECK(answer.id == kept);
         CODE(-EAGAIN, lapce_ipc_poll(client, &answer));
-        CHECK(!is_readable(fd, 0));
+        CHECK(!exact || !is_readable(fd, 0));
+    }
+    /* Nothing but the descriptor tells: a lost wake-up would be seen here. */
+    for (uint32_t round = 0; round < 2000; round++) {
+        OK(lapce_ipc_submit(client, 0, LAPCE_IPC_ECHO, &round, sizeof round, &kept));
+        while ((code = lapce_ipc_poll(client, &answer)) == -EAGAIN) {
+            CHECK(is_readable(fd, 10000));
+        }
+        OK(code);
+        CHECK(answer.id == kept && memcmp(answer.payload.data, &round, sizeof round) == 0);
     }
     /* An answer that came while another was waited for. */
     OK(lapce_ipc_submit(client, 0, LAPCE_IPC_ECHO, "kept", 4, &kept));
@@ -193,7 +198,7 @@ static void descriptor(const char *address) {
     OK(lapce_ipc_poll(client, &answer));
     CHECK(answer.id == kept);
     CODE(-EAGAIN, lapce_ipc_poll(client, &answer));
-    CHECK(!is_readable(fd, 0));
+    CHECK(!exact || !is_readable(fd, 0));
     lapce_ipc_buffer_free(&answer.payload);
     OK(lapce_ipc_close(client));
 }

@@ -26,6 +26,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 mod wait;
+mod watch;
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -40,6 +41,7 @@ use collect::{collect, give, take_kept};
 use deadline::Deadline;
 pub use error::Error;
 use inner::{Inner, Keep, When};
+pub use watch::Watch;
 
 use crate::stats::Transport;
 use crate::wire::{Flags, ProtocolVersion, Refusal, msg_type};

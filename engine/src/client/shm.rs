@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::shm::{ClientEnd, Corrupt, RECORD_MAX, Record};
+use crate::shm::{ClientEnd, Corrupt, RECORD_MAX, Record, Sleeper};
 use crate::sys::{clock, futex};
 use crate::wire::{HEADER_BYTES, Header};
 
@@ -37,6 +37,10 @@ pub(super) struct ShmLink {
     took_one: bool,
     /// What was received last is one frame, whose CRC is right.
     good_frame: bool,
+    /// Nothing fitted into the ring when it was last tried.
+    was_full: bool,
+    /// The server was asked to say when there is room.
+    wants_room: bool,
     gone: bool,
 }
 
@@ -54,6 +58,8 @@ impl ShmLink {
             in_batches: false,
             took_one: false,
             good_frame: false,
+            was_full: false,
+            wants_room: false,
             gone: false,
         }
     }
@@ -101,6 +107,7 @@ impl ShmLink {
             }
             sent += piece.len();
         }
+        self.was_full = sent == 0;
         if sent == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -197,26 +204,46 @@ impl ShmLink {
         if write && self.room_comes_soon() {
             return Ok(());
         }
-        let ends = &self.end.ends;
-        ends.rx.set_waiting(true);
-        if write {
-            ends.tx.want_room(true);
-        }
-        // The server may wait for the room that we have made.
-        self.end.wake_server();
-        if !ends.rx.has_record() && !ends.peer_closed() {
+        if !self.fall_asleep(write) {
             let limit = limit.min(if write { ROOM_SLEEP_MAX } else { SLEEP_MAX });
-            let waited = futex::wait(ends.rx.waiting_word(), 1, Some(limit));
+            let word = self.end.ends.rx.waiting_word();
+            let waited = futex::wait(word, 1, Some(limit));
             if waited == futex::Waited::TimedOut && self.end.server_has_gone() {
                 self.gone = true;
             }
         }
+        self.wake_up();
+        Ok(())
+    }
+
+    /// Asks the server to be woken for records, and for room if `write`. `true`: there is something
+    /// already.
+    pub(super) fn fall_asleep(&mut self, write: bool) -> bool {
+        let ends = &self.end.ends;
+        ends.rx.set_waiting(true);
+        if write {
+            ends.tx.want_room(true);
+            self.wants_room = true;
+        }
+        // The server may wait for the room that we have made.
+        self.end.wake_server();
+        let room = write && (!self.was_full || ends.tx.consumer_has_moved());
+        self.half_taken.is_some() || ends.rx.has_record() || ends.peer_closed() || room
+    }
+
+    /// Takes back what [`ShmLink::fall_asleep`] asked for.
+    pub(super) fn wake_up(&mut self) {
         let ends = &self.end.ends;
         ends.rx.set_waiting(false);
-        if write {
+        if self.wants_room {
+            self.wants_room = false;
             ends.tx.want_room(false);
         }
-        Ok(())
+    }
+
+    /// What another thread needs to sleep in this client's place.
+    pub(super) fn sleeper(&self) -> io::Result<Sleeper> {
+        self.end.sleeper()
     }
 
     /// A server that works on what is in the ring makes room within microseconds; sleeping and

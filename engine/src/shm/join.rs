@@ -1,7 +1,8 @@
 //! The client's side of attaching.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::control::{Control, READY_BITS, SLOTS, ShmError, WORKERS_MAX, slot};
@@ -39,9 +40,58 @@ impl ClientEnd {
         self.control.ring(self.worker, self.ready_bit);
     }
 
+    /// What another thread needs to sleep until there is something in this connection.
+    pub(crate) fn sleeper(&self) -> io::Result<Sleeper> {
+        Ok(Sleeper {
+            segment: self.ends.segment.clone(),
+            word_at: self.ends.rx.waiting_word_at(),
+            closed_at: self.ends.peer_closed_at(),
+            server: PidFd::open(self.control.server_pid())?,
+        })
+    }
+
     /// Whether the server has gone, in an orderly way or not.
     pub(crate) fn server_has_gone(&self) -> bool {
         self.ends.peer_closed() || self.server.has_ended() || self.ends.segment.poisoned()
+    }
+}
+
+/// The word on which a client sleeps, for another thread.
+#[derive(Debug)]
+pub(crate) struct Sleeper {
+    segment: Arc<Segment>,
+    word_at: usize,
+    /// The server's word that it has gone.
+    closed_at: usize,
+    server: PidFd,
+}
+
+impl Sleeper {
+    /// 1 while the client waits; the server stores 0 and wakes.
+    fn word(&self) -> &AtomicU32 {
+        self.segment.word32(self.word_at)
+    }
+
+    /// Sleeps until the word says that there is something, or the server has gone, which the ring
+    /// then says too. False: neither, so far.
+    pub(crate) fn sleep(&self, limit: Duration) -> bool {
+        if futex::wait(self.word(), 1, Some(limit)) == futex::Waited::TimedOut {
+            let gone = self.server.has_ended() || self.segment.poisoned();
+            if gone {
+                // Release: as the server's own word in `Ends::close`.
+                self.segment
+                    .word32(self.closed_at)
+                    .store(1, Ordering::Release);
+            }
+            return gone;
+        }
+        // Acquire: pairs with the server's swap: what it wrote before is seen.
+        self.word().load(Ordering::Acquire) == 0
+    }
+
+    /// Lets all who sleep look again.
+    pub(crate) fn wake(&self) {
+        futex::wake(self.word(), 2);
     }
 }
 

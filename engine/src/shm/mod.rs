@@ -15,6 +15,6 @@ mod tests;
 
 pub(crate) use attach::{AttachServer, Placement, ReadyBits, ServerEnd, stop};
 pub(crate) use control::{Control, DoorbellWord, ShmError};
-pub(crate) use join::{ClientEnd, join};
+pub(crate) use join::{ClientEnd, Sleeper, join};
 pub(crate) use layout::RECORD_MAX;
 pub(crate) use ring::{Corrupt, Ends, Record};

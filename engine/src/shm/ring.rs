@@ -459,8 +459,12 @@ impl Consumer {
 
     /// The word that says whether we wait; a client sleeps on it.
     pub(crate) fn waiting_word(&self) -> &std::sync::atomic::AtomicU32 {
-        self.segment
-            .word32(self.places.consumer_flags + FLAG_WAITING)
+        self.segment.word32(self.waiting_word_at())
+    }
+
+    /// Where that word lies in the segment.
+    pub(crate) fn waiting_word_at(&self) -> usize {
+        self.places.consumer_flags + FLAG_WAITING
     }
 }
 
@@ -519,18 +523,19 @@ impl Ends {
 
     /// The other side's process has ended without saying so.
     pub(crate) fn peer_is_gone(&self) {
-        let flag = self
-            .segment
-            .word32(self.rx.places.producer_flags + FLAG_CLOSED);
+        let flag = self.segment.word32(self.peer_closed_at());
         flag.store(1, Ordering::Release);
+    }
+
+    /// Where the other side says that it is gone.
+    pub(crate) fn peer_closed_at(&self) -> usize {
+        self.rx.places.producer_flags + FLAG_CLOSED
     }
 
     /// Whether the other side has said that it is gone.
     #[inline]
     pub(crate) fn peer_closed(&self) -> bool {
-        let flag = self
-            .segment
-            .word32(self.rx.places.producer_flags + FLAG_CLOSED);
+        let flag = self.segment.word32(self.peer_closed_at());
         flag.load(Ordering::Acquire) != 0
     }
 }

@@ -27,6 +27,8 @@ const ROUNDS: u32 = 256;
 /// Looks at the hot rings alone between two rounds, and the most rings for which that is done.
 const WATCH_LOOKS: u32 = 8;
 const WATCHED_MAX: usize = 4;
+/// Threads of a client that may sleep on its word: itself, and one that watches for it.
+const SLEEPERS: u32 = 2;
 /// Bytes taken from one ring in one round, so that nobody starves the others.
 const ROUND_BYTES: usize = 64 * 1024;
 /// With this many connections, cold ones give their pages back.
@@ -448,7 +450,7 @@ impl Worker {
         if ends.peer_needs_waking() {
             let word = ends.peer_waiting_word();
             if word.swap(0, Ordering::AcqRel) != 0 {
-                futex::wake(word, 1);
+                futex::wake(word, SLEEPERS);
             }
         }
     }
@@ -483,7 +485,7 @@ impl Worker {
             ends.close();
             let word = ends.peer_waiting_word();
             word.store(0, Ordering::Release);
-            futex::wake(word, 1);
+            futex::wake(word, SLEEPERS);
             connection.out.staged = Vec::new();
             connection.out.staged_sent = 0;
             self.rings.hot.retain(|&hot| hot != key);
