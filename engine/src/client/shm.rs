@@ -204,41 +204,28 @@ impl ShmLink {
         if write && self.room_comes_soon() {
             return Ok(());
         }
-        if !self.fall_asleep(write) {
-            let limit = limit.min(if write { ROOM_SLEEP_MAX } else { SLEEP_MAX });
-            let word = self.end.ends.rx.waiting_word();
-            let waited = futex::wait(word, 1, Some(limit));
-            if waited == futex::Waited::TimedOut && self.end.server_has_gone() {
-                self.gone = true;
-            }
+        let limit = limit.min(if write { ROOM_SLEEP_MAX } else { SLEEP_MAX });
+        // The server may wait for the room that we have made.
+        let tell = || self.end.wake_server();
+        let waited = self.end.ends.sleep(write, limit, tell);
+        if waited == futex::Waited::TimedOut && self.end.server_has_gone() {
+            self.gone = true;
         }
-        self.wake_up();
         Ok(())
     }
 
-    /// Asks the server to be woken for records, and for room if `write`. `true`: there is something
-    /// already.
+    /// Asks the server to wake who sleeps on the ring's word: for records, and for room if `write`.
+    /// `true`: there is something already.
     pub(super) fn fall_asleep(&mut self, write: bool) -> bool {
-        let ends = &self.end.ends;
-        ends.rx.set_waiting(true);
-        if write {
-            ends.tx.want_room(true);
-            self.wants_room = true;
-        }
-        // The server may wait for the room that we have made.
-        self.end.wake_server();
-        let room = write && (!self.was_full || ends.tx.consumer_has_moved());
-        self.half_taken.is_some() || ends.rx.has_record() || ends.peer_closed() || room
+        let tell = || self.end.wake_server();
+        let awaited = self.end.ends.fall_asleep(write, tell);
+        self.wants_room = write;
+        awaited || self.half_taken.is_some() || write && !self.was_full
     }
 
     /// Takes back what [`ShmLink::fall_asleep`] asked for.
     pub(super) fn wake_up(&mut self) {
-        let ends = &self.end.ends;
-        ends.rx.set_waiting(false);
-        if self.wants_room {
-            self.wants_room = false;
-            ends.tx.want_room(false);
-        }
+        self.end.ends.wake_up(std::mem::take(&mut self.wants_room));
     }
 
     /// What another thread needs to sleep in this client's place.

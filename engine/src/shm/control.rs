@@ -16,8 +16,9 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::doorbell;
 use crate::sys::segment::{self, Segment};
 use crate::sys::{futex, process};
 use crate::wire::control_segment_name;
@@ -277,48 +278,19 @@ impl Control {
     pub(crate) fn ring(&self, worker: usize, bit: usize) {
         assert!(bit < READY_BITS);
         let at = self.worker(worker);
-        // Release: pairs with the acquire swaps in `take_ready`.
-        self.segment
-            .word64(at + 128 + bit / 64 * 8)
-            .fetch_or(1 << (bit % 64), Ordering::Release);
-        self.segment
-            .word64(at + 64)
-            .fetch_or(1 << (bit / 64), Ordering::Release);
-        // SeqCst: pairs with the worker's fence before its second look (worker's inbox).
-        fence(Ordering::SeqCst);
-        let doorbell = self.doorbell(worker);
-        if doorbell.load(Ordering::Relaxed) == 1 && doorbell.swap(0, Ordering::AcqRel) == 1 {
-            futex::wake(doorbell, 1);
-        }
+        doorbell::set_ready(&self.segment, at, bit);
+        doorbell::ring(self.doorbell(worker));
     }
 
     /// Whether some connection of the worker has rung.
     #[inline]
     pub(crate) fn has_ready(&self, worker: usize) -> bool {
-        self.segment
-            .word64(self.worker(worker) + 64)
-            .load(Ordering::Relaxed)
-            != 0
+        doorbell::has_ready(&self.segment, self.worker(worker))
     }
 
     /// Takes the bits of all connections that have rung.
-    pub(crate) fn take_ready(&self, worker: usize, mut each: impl FnMut(usize)) {
-        let at = self.worker(worker);
-        // Acquire (both): pair with the releases in `ring`. The summary first: a bit that is set
-        // after its word was taken sets the summary again.
-        let mut words = self.segment.word64(at + 64).swap(0, Ordering::Acquire) & 0xFFFF;
-        while words != 0 {
-            let word = words.trailing_zeros() as usize;
-            words &= words - 1;
-            let mut bits = self
-                .segment
-                .word64(at + 128 + word * 8)
-                .swap(0, Ordering::Acquire);
-            while bits != 0 {
-                each(word * 64 + bits.trailing_zeros() as usize);
-                bits &= bits - 1;
-            }
-        }
+    pub(crate) fn take_ready(&self, worker: usize, each: impl FnMut(usize)) {
+        doorbell::take_ready(&self.segment, self.worker(worker), each);
     }
 
     fn slot(&self, slot: usize) -> usize {

@@ -16,6 +16,9 @@
 //! A record is a u64 commit word, then data; it begins at a multiple of 32. The data are bytes of
 //! the stream of version 2 frames, normally whole frames.
 
+pub(crate) use super::sizes::RECORD_MAX;
+pub(super) use super::sizes::{CAPACITY, HOT, PAGE};
+
 /// "LAPSHM02" as a number.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"LAPSHM02");
 /// Changes whenever anything here does.
@@ -28,19 +31,12 @@ pub(super) const AT_SERVER_PID: usize = 16;
 pub(super) const AT_WORKER: usize = 20;
 pub(super) const AT_READY_BIT: usize = 24;
 
-/// Bytes of each ring, a power of two.
-pub(super) const CAPACITY: usize = 256 * 1024;
-/// Bytes of a ring that lie in page 0.
-pub(super) const HOT: usize = 1792;
-const PAGE: usize = 4096;
 /// Bytes of a connection's segment.
 pub(super) const SEGMENT_BYTES: usize = PAGE + 2 * (CAPACITY - HOT);
 /// Records begin at multiples of this.
 pub(super) const ALIGN: usize = 32;
 /// Bytes of a commit word.
 pub(super) const WORD: usize = 8;
-/// The most data in one record.
-pub(crate) const RECORD_MAX: usize = 32 * 1024 - WORD;
 
 /// Offsets within a line of flags.
 pub(super) const FLAG_WAITING: usize = 0;

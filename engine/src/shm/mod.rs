@@ -1,15 +1,20 @@
 //! Shared memory: the ring, the control segment, attach and detach.
 //!
 //! [`layout`] says where everything lies in a connection's segment, [`ring`] is one direction of
-//! it, [`control`] the segment by which clients find a server, [`attach`] the server's side of
-//! making a connection and [`join`] the client's.
+//! it, [`doorbell`] how a sleeping worker is woken, [`control`] the segment by which clients find a
+//! server, [`attach`] the server's side of making a connection and [`join`] the client's.
 #![allow(unsafe_code)]
 
 mod attach;
 mod control;
+pub(crate) mod doorbell;
 mod join;
 mod layout;
+#[cfg(all(test, loom))]
+mod loom_models;
 mod ring;
+mod sizes;
+mod sync;
 #[cfg(test)]
 mod tests;
 

@@ -15,14 +15,14 @@
 //! cache lines, and one page, are used over and over.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
 use super::layout::{
     ALIGN, CAPACITY, FLAG_CLOSED, FLAG_WAITING, FLAG_WANTS_ROOM, HOT, RECORD_MAX, RingPlaces, WORD,
     area_left, record_bytes,
 };
+use super::sync::{AtomicU32, AtomicU64, Ordering, Segment, fence, futex};
 use crate::sys::prefetch;
-use crate::sys::segment::Segment;
 use crate::wire::{HEADER_BYTES, Header, crc};
 
 const COMMITTED: u64 = 1 << 24;
@@ -33,6 +33,8 @@ const KNOWN_BITS: u64 = LENGTH_MASK | COMMITTED | NEXT_WRAPS | SKIP;
 const ACK_SHIFT: u32 = 32;
 /// Bytes of a cache line.
 const LINE: usize = 64;
+/// All who sleep on a client's word: itself, and whoever watches for it.
+const SLEEPERS: u32 = i32::MAX as u32;
 /// Turn back to the start when less than this is left of the hot area.
 const EARLY_LEFT: usize = 256;
 
@@ -108,7 +110,7 @@ impl Producer {
     }
 
     #[inline]
-    fn word(&self, position: u64) -> &std::sync::atomic::AtomicU64 {
+    fn word(&self, position: u64) -> &AtomicU64 {
         self.segment
             .word64(self.places.address(offset_of(position)))
     }
@@ -199,7 +201,7 @@ impl Producer {
     #[inline]
     fn data(&self, at: u64, length: usize) -> *mut u8 {
         self.segment
-            .at(self.places.address(offset_of(at)) + WORD, length)
+            .at_to_write(self.places.address(offset_of(at)) + WORD, length)
     }
 
     /// Writes one record and publishes it. False: there is no room now. `ack` is how far we have
@@ -345,7 +347,7 @@ impl Consumer {
     /// Appends the record's data to `to`: from here on they are private.
     #[inline]
     pub(crate) fn copy(&self, record: &Record, to: &mut Vec<u8>) {
-        let from = self.segment.at(
+        let from = self.segment.at_to_read(
             self.places.address(offset_of(self.position)) + WORD,
             record.length,
         );
@@ -388,7 +390,7 @@ impl Consumer {
     #[inline]
     unsafe fn copy_frame_raw(&self, record: &Record, to: *mut u8) -> bool {
         let begin = self.places.address(offset_of(self.position)) + WORD;
-        let from = self.segment.at(begin, record.length);
+        let from = self.segment.at_to_read(begin, record.length);
         let mut head = [0; HEADER_BYTES];
         // SAFETY: as in `copy`; the parts make up the record. What the header says is looked at in
         // private memory, and each of the payload's bytes is read once, for the copy and the CRC.
@@ -414,7 +416,7 @@ impl Consumer {
     #[inline]
     pub(crate) fn copy_part(&self, from_byte: usize, record: &Record, to: &mut [u8]) -> usize {
         let count = to.len().min(record.length - from_byte);
-        let from = self.segment.at(
+        let from = self.segment.at_to_read(
             self.places.address(offset_of(self.position)) + WORD,
             record.length,
         );
@@ -458,7 +460,7 @@ impl Consumer {
     }
 
     /// The word that says whether we wait; a client sleeps on it.
-    pub(crate) fn waiting_word(&self) -> &std::sync::atomic::AtomicU32 {
+    pub(crate) fn waiting_word(&self) -> &AtomicU32 {
         self.segment.word32(self.waiting_word_at())
     }
 
@@ -508,9 +510,58 @@ impl Ends {
     }
 
     /// The word on which the other side sleeps.
-    pub(crate) fn peer_waiting_word(&self) -> &std::sync::atomic::AtomicU32 {
+    pub(crate) fn peer_waiting_word(&self) -> &AtomicU32 {
         self.segment
             .word32(self.tx.places.consumer_flags + FLAG_WAITING)
+    }
+
+    /// Tells the other side how far we are, and wakes it if it sleeps (see [`Ends::sleep`]).
+    #[inline]
+    pub(crate) fn wake_peer(&mut self) {
+        self.rx.publish();
+        if self.peer_needs_waking() {
+            let word = self.peer_waiting_word();
+            if word.swap(0, Ordering::AcqRel) != 0 {
+                futex::wake(word, SLEEPERS);
+            }
+        }
+    }
+
+    /// Sleeps until there may be a record, room to produce if `for_room`, or the other side has
+    /// gone; for at most `limit`. `tell` is called once the sleep is announced: the other side may
+    /// itself wait for what we did before.
+    pub(crate) fn sleep(
+        &self,
+        for_room: bool,
+        limit: Duration,
+        tell: impl FnOnce(),
+    ) -> futex::Waited {
+        let waited = match self.fall_asleep(for_room, tell) {
+            true => futex::Waited::Changed,
+            false => futex::wait(self.rx.waiting_word(), 1, Some(limit)),
+        };
+        self.wake_up(for_room);
+        waited
+    }
+
+    /// Announces a sleep on the waiting word; `true`: there is no reason for it any more.
+    pub(crate) fn fall_asleep(&self, for_room: bool, tell: impl FnOnce()) -> bool {
+        self.rx.set_waiting(true);
+        if for_room {
+            self.tx.want_room(true);
+        }
+        tell();
+        // The second look: for all that the other side would not announce, since it was there before
+        // the other side could see that we sleep.
+        self.rx.has_record() || self.peer_closed() || for_room && self.tx.consumer_has_moved()
+    }
+
+    /// Takes back what [`Ends::fall_asleep`] announced.
+    pub(crate) fn wake_up(&self, for_room: bool) {
+        self.rx.set_waiting(false);
+        if for_room {
+            self.tx.want_room(false);
+        }
     }
 
     /// Tells the other side that we have gone.
@@ -519,6 +570,17 @@ impl Ends {
         self.segment
             .word32(self.tx.places.producer_flags + FLAG_CLOSED)
             .store(1, Ordering::Release);
+    }
+
+    /// As [`Ends::close`], and wakes the other side if it sleeps (see [`Ends::sleep`]).
+    pub(crate) fn close_and_wake(&self) {
+        self.close();
+        // SeqCst: pairs with the fence in `Consumer::set_waiting`: either the sleeper's second look
+        // sees that we have gone, or we take its flag back.
+        fence(Ordering::SeqCst);
+        let word = self.peer_waiting_word();
+        word.store(0, Ordering::Release);
+        futex::wake(word, SLEEPERS);
     }
 
     /// The other side's process has ended without saying so.

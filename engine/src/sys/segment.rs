@@ -150,6 +150,18 @@ impl Segment {
         unsafe { self.base.as_ptr().add(offset) }
     }
 
+    /// As [`Segment::at`], for reading what is there now. (The loom models check that it may be.)
+    #[inline]
+    pub(crate) fn at_to_read(&self, offset: usize, length: usize) -> *const u8 {
+        self.at(offset, length)
+    }
+
+    /// As [`Segment::at`], for writing there now. (The loom models check that it may be.)
+    #[inline]
+    pub(crate) fn at_to_write(&self, offset: usize, length: usize) -> *mut u8 {
+        self.at(offset, length)
+    }
+
     #[inline]
     pub(crate) fn word32(&self, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4));

@@ -2,21 +2,17 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 
 use super::deferred::Answer;
-use crate::shm::ServerEnd;
-use crate::sys::futex;
+use crate::shm::{ServerEnd, doorbell};
 use crate::uring::DoorbellMemory;
 
 /// Messages that may wait. Whoever finds the queue full waits; the worker never does.
 const CAPACITY: usize = 512;
-/// Values of a doorbell word.
-const AWAKE: u32 = 0;
-const SLEEPING: u32 = 1;
 
 /// A futex word on which one worker sleeps.
 #[derive(Clone)]
@@ -37,7 +33,7 @@ impl Doorbell {
                 &self.0
             }
         }
-        Doorbell::new(Arc::new(Word(AtomicU32::new(AWAKE))))
+        Doorbell::new(Arc::new(Word(AtomicU32::new(doorbell::AWAKE))))
     }
 
     pub(crate) fn memory(&self) -> DoorbellMemory {
@@ -50,26 +46,16 @@ impl Doorbell {
 
     /// Wakes the worker if it sleeps. What it is woken for has been published before.
     pub(crate) fn ring(&self) {
-        // SeqCst: pairs with the fence in `fall_asleep`. Either the worker's second look sees what
-        // was published, or this load sees SLEEPING.
-        fence(Ordering::SeqCst);
-        let word = self.word();
-        if word.load(Ordering::Relaxed) == SLEEPING
-            && word.swap(AWAKE, Ordering::AcqRel) == SLEEPING
-        {
-            futex::wake(word, 1);
-        }
+        doorbell::ring(self.word());
     }
 
     /// The worker announces its sleep; it must look at all its sources once more before it waits.
     pub(super) fn fall_asleep(&self) {
-        self.word().store(SLEEPING, Ordering::Relaxed);
-        // SeqCst: pairs with the fence in `ring`.
-        fence(Ordering::SeqCst);
+        doorbell::fall_asleep(self.word());
     }
 
     pub(super) fn wake_up(&self) {
-        self.word().store(AWAKE, Ordering::Relaxed);
+        doorbell::wake_up(self.word());
     }
 }
 

@@ -6,15 +6,14 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Connection, Phase};
 use crate::shm::{Control, ServerEnd};
 use crate::stats::{Direction, Transport};
+use crate::sys::clock;
 use crate::sys::process::PidFd;
-use crate::sys::{clock, futex};
 use crate::uring::Key;
 use crate::wire::{self, HEADER_BYTES, ProtocolVersion, Scanned};
 
@@ -27,8 +26,6 @@ const ROUNDS: u32 = 256;
 /// Looks at the hot rings alone between two rounds, and the most rings for which that is done.
 const WATCH_LOOKS: u32 = 8;
 const WATCHED_MAX: usize = 4;
-/// Threads of a client that may sleep on its word: itself, and one that watches for it.
-const SLEEPERS: u32 = 2;
 /// Bytes taken from one ring in one round, so that nobody starves the others.
 const ROUND_BYTES: usize = 64 * 1024;
 /// With this many connections, cold ones give their pages back.
@@ -446,13 +443,7 @@ impl Worker {
         let Some(ends) = &mut connection.out.ends else {
             return;
         };
-        ends.rx.publish();
-        if ends.peer_needs_waking() {
-            let word = ends.peer_waiting_word();
-            if word.swap(0, Ordering::AcqRel) != 0 {
-                futex::wake(word, SLEEPERS);
-            }
-        }
+        ends.wake_peer();
     }
 
     /// The client's process has ended, or the watch for that was taken away.
@@ -482,10 +473,7 @@ impl Worker {
             return true;
         };
         if let Some(ends) = connection.out.ends.take() {
-            ends.close();
-            let word = ends.peer_waiting_word();
-            word.store(0, Ordering::Release);
-            futex::wake(word, SLEEPERS);
+            ends.close_and_wake();
             connection.out.staged = Vec::new();
             connection.out.staged_sent = 0;
             self.rings.hot.retain(|&hot| hot != key);

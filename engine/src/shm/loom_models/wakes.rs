@@ -1,0 +1,183 @@
+//! No wake-up is lost: the futex of these models has no timer, so a lost one is a deadlock.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use loom::thread;
+
+use super::layout::RECORD_MAX;
+use super::ring::Ends;
+use super::sync::{Segment, futex};
+use super::{check, connection, doorbell, pattern, take};
+
+/// The bit of the models' only connection.
+const BIT: usize = 5;
+
+/// As `ClientEnd::wake_server`.
+fn wake_server(ends: &Ends, control: &Segment) {
+    if ends.peer_needs_waking() {
+        doorbell::set_ready(control, 0, BIT);
+        doorbell::ring(control.word32(0));
+    }
+}
+
+/// As the client's sleep; ends before the limit, or never.
+fn client_sleeps(ends: &Ends, control: &Segment, for_room: bool) {
+    ends.sleep(for_room, Duration::MAX, || wake_server(ends, control));
+}
+
+/// As `Worker::cool`, `park` and `take_rung` with one connection. Says whether it rang.
+fn server_sleeps(ends: &Ends, control: &Segment) -> bool {
+    ends.rx.set_waiting(true);
+    if ends.rx.has_record() || ends.peer_closed() {
+        ends.rx.set_waiting(false);
+        return false;
+    }
+    let word = control.word32(0);
+    doorbell::fall_asleep(word);
+    if !doorbell::has_ready(control, 0) {
+        futex::wait(word, doorbell::SLEEPING, None);
+    }
+    doorbell::wake_up(word);
+    let mut rung = false;
+    doorbell::take_ready(control, 0, |bit| {
+        assert_eq!(bit, BIT);
+        rung = true;
+    });
+    if rung {
+        ends.rx.set_waiting(false);
+    }
+    rung
+}
+
+/// The client sends and the server sleeps; `count` requests, one after the other, each answered.
+fn echo(count: usize) {
+    let (mut client, mut server) = connection();
+    let control = Arc::new(Segment::control());
+    let client_control = control.clone();
+    let caller = thread::spawn(move || {
+        for seed in 0..count {
+            assert!(client.tx.push(&pattern(20, seed), client.rx.position()));
+            wake_server(&client, &client_control);
+            while !take(&mut client.rx, &pattern(20, seed)) {
+                client_sleeps(&client, &client_control, false);
+            }
+            client.rx.publish();
+        }
+    });
+    for seed in 0..count {
+        while !take(&mut server.rx, &pattern(20, seed)) {
+            server_sleeps(&server, &control);
+        }
+        assert!(server.tx.push(&pattern(20, seed), server.rx.position()));
+        server.wake_peer();
+    }
+    caller.join().unwrap();
+}
+
+#[test]
+fn a_request_and_its_answer_wake_the_sleepers() {
+    check(4, || echo(1));
+}
+
+#[test]
+fn so_do_the_next() {
+    check(2, || echo(2));
+}
+
+/// The client fills the ring and sleeps for room; the server, awake, makes it.
+#[test]
+fn a_client_that_waits_for_room_is_woken() {
+    check(3, || {
+        let (mut client, mut server) = connection();
+        let control = Arc::new(Segment::control());
+        let client_control = control.clone();
+        // Three of the longest records fill the ring.
+        for seed in 0..3 {
+            assert!(client.tx.push(&pattern(RECORD_MAX, seed), 0));
+        }
+        let producer = thread::spawn(move || {
+            // Ends when the server has taken one.
+            while !client.tx.push(&pattern(RECORD_MAX, 3), 0) {
+                client_sleeps(&client, &client_control, true);
+            }
+            wake_server(&client, &client_control);
+        });
+        for seed in 0..4 {
+            while !take(&mut server.rx, &pattern(RECORD_MAX, seed)) {
+                server_sleeps(&server, &control);
+            }
+            server.wake_peer();
+        }
+        producer.join().unwrap();
+    });
+}
+
+/// The server's answers fill the ring and it sleeps; the client makes room.
+#[test]
+fn a_server_that_waits_for_room_is_woken() {
+    check(3, || {
+        let (mut client, mut server) = connection();
+        let control = Arc::new(Segment::control());
+        let client_control = control.clone();
+        for seed in 0..3 {
+            assert!(server.tx.push(&pattern(RECORD_MAX, seed), 0));
+        }
+        let consumer = thread::spawn(move || {
+            for seed in 0..4 {
+                while !take(&mut client.rx, &pattern(RECORD_MAX, seed)) {
+                    client_sleeps(&client, &client_control, false);
+                }
+                client.rx.publish();
+                wake_server(&client, &client_control);
+            }
+        });
+        // As `Outgoing::flush_to_ring`: once more after it has said that it wants room.
+        let mut sent = false;
+        while !sent {
+            sent = server.tx.push(&pattern(RECORD_MAX, 3), 0);
+            if !sent {
+                server.tx.want_room(true);
+                sent = server.tx.push(&pattern(RECORD_MAX, 3), 0);
+            }
+            if !sent {
+                server_sleeps(&server, &control);
+            }
+        }
+        server.tx.want_room(false);
+        server.wake_peer();
+        consumer.join().unwrap();
+    });
+}
+
+/// A side that goes in an orderly way wakes the other.
+#[test]
+fn the_end_wakes_a_server() {
+    check(4, || {
+        let (client, server) = connection();
+        let control = Arc::new(Segment::control());
+        let client_control = control.clone();
+        let client = thread::spawn(move || {
+            client.close();
+            doorbell::set_ready(&client_control, 0, BIT);
+            doorbell::ring(client_control.word32(0));
+        });
+        while !server.peer_closed() {
+            server_sleeps(&server, &control);
+        }
+        client.join().unwrap();
+    });
+}
+
+#[test]
+fn the_end_wakes_a_client() {
+    check(4, || {
+        let (client, server) = connection();
+        let control = Segment::control();
+        let server = thread::spawn(move || server.close_and_wake());
+        while !client.peer_closed() {
+            client_sleeps(&client, &control, false);
+        }
+        server.join().unwrap();
+    });
+}

@@ -1,0 +1,7 @@
+//! What [`super::ring`] and [`super::doorbell`] share memory and sleep with. The loom models compile
+//! the same two files with substitutes for these.
+
+pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+pub(super) use crate::sys::futex;
+pub(super) use crate::sys::segment::Segment;
