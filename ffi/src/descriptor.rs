@@ -94,15 +94,20 @@ impl Descriptor {
         if self.told.swap(false, Ordering::Acquire) {
             self.raised = true;
         }
+        let kept = client.has_kept_answers();
+        // Before the watch is armed: what it tells from then on must stay.
+        if self.raised && !kept {
+            self.raise(false);
+        }
         // Without a socket nobody else tells that something is left to do.
-        let raise = client.has_kept_answers()
+        let raise = kept
             || wanted.is_none()
                 && self
                     .watch
                     .arm(client)
                     .map_err(|error| Fault::system("cannot watch the ring", &error))?;
-        if raise != self.raised {
-            self.raise(raise);
+        if raise && !self.raised {
+            self.raise(true);
         }
         Ok(())
     }

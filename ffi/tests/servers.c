@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "check.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <time.h>
@@ -343,6 +344,7 @@ static void over_shared_memory(void) {
     lapce_ipc_client *client;
     char address[64], instance[32];
     lapce_ipc_answer polled = LAPCE_IPC_ANSWER_INIT;
+    struct pollfd watched = { .events = POLLIN };
     uint64_t ns;
     int fd, code;
 
@@ -373,8 +375,14 @@ static void over_shared_memory(void) {
     CHECK(server_stats.tcp.requests == 0);
     OK(lapce_ipc_server_latency(server, LAPCE_IPC_SHM, 1.0, &ns));
     lapce_ipc_buffer_free(&answer);
-    OK(lapce_ipc_close(client));
+    /* The server's end is seen on the descriptor. */
+    while ((code = lapce_ipc_poll(client, &polled)) == 0) {
+    }
+    CODE(-EAGAIN, code);
     OK(lapce_ipc_server_stop(server));
+    watched.fd = fd;
+    CHECK(poll(&watched, 1, 10000) == 1);
+    OK(lapce_ipc_close(client));
 }
 
 int main(void) {

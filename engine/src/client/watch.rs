@@ -94,20 +94,18 @@ impl Watch {
         };
         let write = channel.queued_bytes() > 0;
         let Link::Shm(link) = &mut channel.link else {
+            self.leave_ring();
             return Ok(false);
         };
         if self.connection != Some(connection) {
-            let sleeper = Some(Arc::new(link.sleeper()?));
-            let before = std::mem::replace(&mut *self.lock(), sleeper);
+            self.leave_ring();
+            *self.lock() = Some(Arc::new(link.sleeper()?));
             self.connection = Some(connection);
-            if let Some(before) = before {
-                before.wake();
-            }
         }
         if self.thread.is_none() {
             let shared = self.shared.clone();
             let thread = std::thread::Builder::new().name("lapce-ipc-watch".into());
-            self.thread = Some(thread.stack_size(64 * 1024).spawn(move || shared.run())?);
+            self.thread = Some(thread.stack_size(256 * 1024).spawn(move || shared.run())?);
         }
         // First the ring's word, then ours: a thread that finds us armed finds the word at 1, or
         // the server has been there.
@@ -135,6 +133,15 @@ impl Watch {
             && self.connection == Some(connection)
         {
             link.wake_up();
+        }
+    }
+
+    /// Forgets a connection that was lost.
+    fn leave_ring(&mut self) {
+        if self.connection.take().is_some()
+            && let Some(before) = self.lock().take()
+        {
+            before.wake();
         }
     }
 
@@ -194,8 +201,13 @@ impl Shared {
                     continue;
                 }
             }
-            let sleeper = self.sleeper.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(sleeper) = sleeper.clone() else {
+            // In a statement of its own, so that nothing is locked in sleep.
+            let sleeper = self
+                .sleeper
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            let Some(sleeper) = sleeper else {
                 continue;
             };
             if !sleeper.sleep(SLEEP_MAX) {
