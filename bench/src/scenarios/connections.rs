@@ -15,6 +15,11 @@ const SHM_COUNT_MAX: usize = 1000;
 /// How many of the others have a request on its way when the probing one sends its own.
 const LOADED_MAX: usize = 32;
 const BYTES: usize = 64;
+/// Clients attached, and how many of them are active.
+const ATTACHED: usize = 1000;
+const ACTIVE: usize = 100;
+/// What p99 is promised to stay below.
+const P99_NS_MAX: f64 = 10_000.0;
 
 pub fn run(context: &mut Context) -> Result<(), Failure> {
     let counts = if context.quick {
@@ -47,6 +52,55 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
             }
         }
     }
+    in_turn(context)
+}
+
+/// A thousand attached, of which a hundred call one after the other.
+fn in_turn(context: &mut Context) -> Result<(), Failure> {
+    let (cpu, duration) = (context.host.server_cpu, context.duration);
+    if (ATTACHED + 100) as u64 > sys::descriptors_max() {
+        context.note("connections: 1000 need more open files: raise `ulimit -Hn`");
+        return Ok(());
+    }
+    let case = format!("{ATTACHED}, {ACTIVE} in turn");
+    let row = Row::new("connections", "shm", case, ATTACHED as f64 + 0.5);
+    context.measure(row, |row| {
+        let served = engine::start_at(cpu, IdleMode::Spin, "127.0.0.1:0")?;
+        let mut clients = Vec::with_capacity(ATTACHED);
+        for _ in 0..ATTACHED {
+            let builder = engine::builder(IdleMode::Spin);
+            clients.push(engine::connect(&served, Transport::Shm, builder)?);
+        }
+        let mut histogram = latencies();
+        let mut answer = Vec::with_capacity(BYTES);
+        let mut sent = load::payload(BYTES);
+        let end = Instant::now() + duration;
+        let mut number = 0;
+        while Instant::now() < end {
+            for client in &clients[..ACTIVE] {
+                number += 1;
+                load::stamp(&mut sent, number);
+                let start = monotonic_ns();
+                client.call_into(msg_type::ECHO, &sent, &mut answer)?;
+                // The first round is not measured: their pages were never touched.
+                if number > ACTIVE as u64 {
+                    histogram.record(monotonic_ns() - start)?;
+                }
+                if answer != sent {
+                    return Err(wrong_answer().into());
+                }
+            }
+        }
+        row.push_latencies(histogram);
+        Ok(())
+    })?;
+    let row = context.rows.last().ok_or("no row")?;
+    let p99 = row.median("p99").unwrap_or(f64::INFINITY);
+    context.verdict(
+        format!("p99 below 10 µs with {ATTACHED} attached over shm, {ACTIVE} active in turn"),
+        format!("{:.2} µs{}", p99 / 1000.0, row.remark()),
+        p99 < P99_NS_MAX,
+    );
     Ok(())
 }
 
