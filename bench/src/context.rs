@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 
 use crate::floors::{Floors, Probe};
 use crate::host::{self, Host};
-use crate::row::{Outcome, Row, Verdict};
+use crate::row::{Judged, Outcome, Row, Verdict};
 
 pub type Failure = Box<dyn std::error::Error>;
 
@@ -47,9 +47,8 @@ impl Context {
             let waited = (host::waited_ns() - waited) as f64;
             let crowded = waited > WAITED_MAX * begun.elapsed().as_nanos() as f64;
             let after = self.probe.measure()?;
-            if stolen || crowded || before.moved(&after) {
-                row.disturbed += 1;
-            }
+            let disturbed = stolen || crowded || before.moved(&after);
+            row.disturbed_runs.push(disturbed);
             row.floors.push((before, after));
         }
         self.rows.push(row);
@@ -69,6 +68,24 @@ impl Context {
             measured,
             outcome: if kept { Outcome::Kept } else { Outcome::Broken },
         });
+    }
+
+    /// A verdict on a figure that a restless machine spoils: if it spoilt every run, only a promise
+    /// that is kept all the same is judged.
+    pub fn judge(
+        &mut self,
+        promise: impl Into<String>,
+        measured: String,
+        judged: Judged,
+        kept: bool,
+    ) {
+        self.verdict(promise, measured + judged.remark(), kept);
+        if !kept
+            && !judged.was_calm
+            && let Some(verdict) = self.verdicts.last_mut()
+        {
+            verdict.outcome = Outcome::NotJudged;
+        }
     }
 
     pub fn not_measured(&mut self, promise: impl Into<String>, why: impl Into<String>) {

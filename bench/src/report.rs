@@ -81,14 +81,14 @@ fn tables(context: &Context) -> String {
         }
         let cells: Vec<String> = row.metrics.iter().map(cell).collect();
         let runs = row.metrics.first().map_or(0, |metric| metric.values.len());
-        let mark = if row.disturbed > 0 { "!" } else { "" };
+        let mark = if row.disturbed() > 0 { "!" } else { "" };
         let _ = writeln!(
             text,
             "| {} | {} | {} | {runs} | {}{mark} | {} |",
             row.subject,
             row.case,
             cells.join(" | "),
-            row.disturbed,
+            row.disturbed(),
             line_floor(row)
         );
     }
@@ -170,7 +170,7 @@ fn row_json(row: &Row) -> Value {
         "scenario": row.scenario, "subject": row.subject, "case": row.case,
         "metrics": metrics.collect::<Vec<_>>(),
         "floors": floors.collect::<Vec<_>>(),
-        "disturbed": row.disturbed,
+        "disturbed": row.disturbed(),
     })
 }
 

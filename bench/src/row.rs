@@ -38,8 +38,8 @@ pub struct Row {
     pub metrics: Vec<Metric>,
     /// Floors before and after each run.
     pub floors: Vec<(Floors, Floors)>,
-    /// Runs in which the machine stalled or changed.
-    pub disturbed: usize,
+    /// Whether the machine stalled or changed in each run.
+    pub disturbed_runs: Vec<bool>,
     pub histogram: Option<Histogram<u64>>,
 }
 
@@ -57,7 +57,7 @@ impl Row {
             x,
             metrics: Vec::new(),
             floors: Vec::new(),
-            disturbed: 0,
+            disturbed_runs: Vec::new(),
             histogram: None,
         }
     }
@@ -85,18 +85,54 @@ impl Row {
         }
     }
 
-    /// For verdicts: says so if most runs were disturbed, because then the figure says little.
-    pub fn remark(&self) -> &'static str {
-        if 2 * self.disturbed > self.floors.len() {
-            " (disturbed: run again on a quiet machine)"
+    /// Runs in which the machine stalled or changed.
+    pub fn disturbed(&self) -> usize {
+        self.disturbed_runs.iter().filter(|&&run| run).count()
+    }
+
+    /// What a promise is judged by: the median of the runs that nothing disturbed.
+    pub fn judged(&self, name: &str) -> Option<Judged> {
+        let metric = self.metrics.iter().find(|metric| metric.name == name)?;
+        let calm: Vec<f64> = metric
+            .values
+            .iter()
+            .zip(&self.disturbed_runs)
+            .filter(|&(_, &disturbed)| !disturbed)
+            .map(|(&value, _)| value)
+            .collect();
+        let was_calm = !calm.is_empty();
+        let values = if was_calm {
+            calm
         } else {
-            ""
-        }
+            metric.values.clone()
+        };
+        let (name, unit) = (metric.name, metric.unit);
+        Some(Judged {
+            value: Metric { name, unit, values }.median(),
+            was_calm,
+        })
     }
 
     pub fn median(&self, name: &str) -> Option<f64> {
         let metric = self.metrics.iter().find(|metric| metric.name == name);
         metric.map(Metric::median)
+    }
+}
+
+/// A figure to judge a promise by.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Judged {
+    pub value: f64,
+    /// False: every run was disturbed. What is kept all the same is kept; the rest says nothing.
+    pub was_calm: bool,
+}
+
+impl Judged {
+    pub fn remark(self) -> &'static str {
+        match self.was_calm {
+            true => "",
+            false => " (every run was disturbed: run again on a quiet machine)",
+        }
     }
 }
 
@@ -110,6 +146,8 @@ pub enum Outcome {
     Kept,
     Broken,
     NotMeasured,
+    /// The machine was too restless to say.
+    NotJudged,
 }
 
 impl Outcome {
@@ -118,6 +156,7 @@ impl Outcome {
             Outcome::Kept => "kept",
             Outcome::Broken => "BROKEN",
             Outcome::NotMeasured => "not measured",
+            Outcome::NotJudged => "not judged",
         }
     }
 }
@@ -142,6 +181,22 @@ mod tests {
         assert_eq!(row.median("p50"), Some(5.0));
         assert_eq!(row.metrics[0].spread(), (1.0, 9.0));
         assert_eq!(row.median("p99"), None);
+    }
+
+    #[test]
+    fn promises_are_judged_by_the_runs_that_nothing_disturbed() {
+        let mut row = Row::new("latency", "tcp spin", "64 B", 64.0);
+        for value in [9.0, 1.0, 5.0, 7.0] {
+            row.push("p99", "ns", value);
+        }
+        row.disturbed_runs = vec![true, false, true, false];
+        let judged = row.judged("p99").unwrap();
+        assert_eq!((judged.value, judged.was_calm), (7.0, true));
+        row.disturbed_runs = vec![true; 4];
+        let judged = row.judged("p99").unwrap();
+        assert_eq!((judged.value, judged.was_calm), (7.0, false));
+        assert_eq!(row.judged("p50"), None);
+        assert_eq!(row.disturbed(), 4);
     }
 
     #[test]

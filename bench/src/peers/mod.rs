@@ -11,7 +11,6 @@ mod uring;
 mod zmq;
 
 use crate::context::{Context, Failure};
-use crate::row::Row;
 
 /// The other process of a peer that is a library.
 pub fn serve(kind: &str, name: &str) -> Result<(), Failure> {
@@ -95,11 +94,11 @@ fn verdicts(context: &mut Context) {
         ] {
             let promise = format!("{transport} ahead of every peer: {metric}, {case}");
             let own = context.find(ours.0, &ours.1, ours.2);
-            let remark = own.map_or("", Row::remark);
-            let Some(own) = own.and_then(|row| row.median(metric)) else {
+            let Some(judged) = own.and_then(|row| row.judged(metric)) else {
                 context.not_measured(promise, "needs the scenarios latency and throughput");
                 continue;
             };
+            let own = judged.value;
             let less_is_better = metric != "requests";
             let Some((name, best)) = best(context, transport, case, metric, less_is_better) else {
                 context.not_measured(promise, "no peer ran");
@@ -110,9 +109,10 @@ fn verdicts(context: &mut Context) {
             } else {
                 own > best
             };
-            context.verdict(
+            context.judge(
                 promise,
-                format!("{own:.0} against {best:.0} of {name}{remark}"),
+                format!("{own:.0} against {best:.0} of {name}"),
+                judged,
                 kept,
             );
         }

@@ -43,10 +43,10 @@ fn promise(context: &mut Context, transport: Transport) {
     let name = engine::transport_name(transport);
     let text = format!("p99 of a 64 B call below 10 µs over {name}, spinning");
     let row = context.find("latency", &format!("{name} spin"), "64 B");
-    let Some(p99) = row.and_then(|row| row.median("p99")) else {
+    let Some(judged) = row.and_then(|row| row.judged("p99")) else {
         return;
     };
-    let remark = row.map_or("", Row::remark);
+    let p99 = judged.value;
     let floor_tcp = context.floors().tcp;
     let measured = match transport {
         Transport::Shm => format!("{:.2} µs", p99 / 1000.0),
@@ -57,5 +57,5 @@ fn promise(context: &mut Context, transport: Transport) {
             floor_tcp / 1000.0
         ),
     };
-    context.verdict(text, measured + remark, p99 < P99_NS_MAX);
+    context.judge(text, measured, judged, p99 < P99_NS_MAX);
 }
