@@ -1,5 +1,7 @@
 //! The ring by itself, and a server among clients that break every rule.
 
+mod soak;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};

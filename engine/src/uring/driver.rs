@@ -296,8 +296,9 @@ impl Driver {
         }
     }
 
-    /// Submits what is queued and sleeps until a completion or the time limit.
-    pub(crate) fn wait(&mut self, limit: Option<Duration>) {
+    /// Submits what is queued and sleeps until a completion or the time limit. Says whether it
+    /// was the limit.
+    pub(crate) fn wait(&mut self, limit: Option<Duration>) -> bool {
         let _ = match limit {
             None => self.ring.submit_and_wait(1),
             Some(limit) => {
@@ -310,6 +311,8 @@ impl Driver {
         if self.ring.submission().is_empty() {
             self.closing.clear();
         }
+        // What the call returns does not tell: having submitted something counts for more.
+        self.ring.completion().is_empty()
     }
 
     /// Takes up to `limit` completions as events, without a system call (but for receives on

@@ -17,6 +17,7 @@ mod idle;
 mod inbox;
 mod lifecycle;
 mod outgoing;
+pub(crate) mod park_counts;
 mod round;
 mod session;
 mod shm;
@@ -234,7 +235,8 @@ impl Worker {
                 .needs_sweeps()
                 .then(|| Duration::from_nanos(self.next_sweep_ns.saturating_sub(self.now_ns)));
             let keep = self.holds_memory.then_some(KEEP);
-            self.driver.wait(limit.into_iter().chain(keep).min());
+            let by_timer = self.driver.wait(limit.into_iter().chain(keep).min());
+            park_counts::slept(by_timer && self.rings.have_rung());
         }
         self.inbox.doorbell().wake_up();
         let slept_ns = clock::now_ns().saturating_sub(self.now_ns);

@@ -34,19 +34,32 @@ impl AtomicU32 {
         self.value.load(order)
     }
 
-    /// Both sides write to such words, and one of them by exchange. What an exchange wrote comes
-    /// right after what it read, before whatever the other side stores later; loom does not know
-    /// that and would let a load see it in place of the later value. With an exchange here too it
-    /// knows the order. (Exchanges extend release sequences, but with two threads that only
-    /// synchronizes a thread with itself.)
+    /// Such words are flags. One side raises its flag, both take it back; whoever finds it taken
+    /// back changes nothing, so here that is a compare-and-exchange.
+    ///
+    /// The reason: what an exchange wrote comes right after what it read, before whatever the other
+    /// side stores later. Loom does not know that, and would let a load see it in place of a flag
+    /// that was raised again since.
     #[track_caller]
     pub(super) fn store(&self, value: u32, order: Ordering) {
-        self.value.swap(value, order);
+        match value {
+            0 => drop(self.take_back(order, Ordering::Relaxed)),
+            _ => self.value.store(value, order),
+        }
     }
 
     #[track_caller]
     pub(super) fn swap(&self, value: u32, order: Ordering) -> u32 {
-        self.value.swap(value, order)
+        assert_eq!(value, 0);
+        match self.take_back(order, Ordering::Acquire) {
+            Ok(raised) => raised,
+            Err(taken_back) => taken_back,
+        }
+    }
+
+    #[track_caller]
+    fn take_back(&self, order: Ordering, otherwise: Ordering) -> Result<u32, u32> {
+        self.value.compare_exchange(1, 0, order, otherwise)
     }
 }
 

@@ -26,51 +26,80 @@ fn client_sleeps(ends: &Ends, control: &Segment, for_room: bool) {
     ends.sleep(for_room, Duration::MAX, || wake_server(ends, control));
 }
 
-/// As `Worker::cool`, `park` and `take_rung` with one connection. Says whether it rang.
-fn server_sleeps(ends: &Ends, control: &Segment) -> bool {
-    ends.rx.set_waiting(true);
-    if ends.rx.has_record() || ends.peer_closed() {
-        ends.rx.set_waiting(false);
-        return false;
+/// The server's worker with one connection.
+struct Server {
+    ends: Ends,
+    control: Arc<Segment>,
+    /// It looks at the connection by itself. A cold one is not looked at until it rings.
+    hot: bool,
+}
+
+impl Server {
+    fn new(ends: Ends, control: &Arc<Segment>) -> Server {
+        Server {
+            ends,
+            control: control.clone(),
+            hot: true,
+        }
     }
-    let word = control.word32(0);
-    doorbell::fall_asleep(word);
-    if !doorbell::has_ready(control, 0) {
-        futex::wait(word, doorbell::SLEEPING, None);
+
+    /// As `Worker::cool`, `park` and `take_rung`. Says whether the connection rang.
+    fn sleep(&mut self) -> bool {
+        let rx = &self.ends.rx;
+        if self.hot {
+            rx.set_waiting(true);
+            if rx.has_record() || self.ends.peer_closed() {
+                rx.set_waiting(false);
+                return false;
+            }
+            self.hot = false;
+        }
+        let word = self.control.word32(0);
+        doorbell::fall_asleep(word);
+        if !doorbell::has_ready(&self.control, 0) {
+            futex::wait(word, doorbell::SLEEPING, None);
+        }
+        doorbell::wake_up(word);
+        let mut rung = false;
+        doorbell::take_ready(&self.control, 0, |bit| {
+            assert_eq!(bit, BIT);
+            rung = true;
+        });
+        if rung && !self.hot {
+            rx.set_waiting(false);
+            self.hot = true;
+        }
+        rung
     }
-    doorbell::wake_up(word);
-    let mut rung = false;
-    doorbell::take_ready(control, 0, |bit| {
-        assert_eq!(bit, BIT);
-        rung = true;
-    });
-    if rung {
-        ends.rx.set_waiting(false);
+
+    /// Takes the next record, when it is there.
+    fn wait_for(&mut self, expected: &[u8]) {
+        while !self.hot || !take(&mut self.ends.rx, expected) {
+            self.sleep();
+        }
     }
-    rung
 }
 
 /// The client sends and the server sleeps; `count` requests, one after the other, each answered.
 fn echo(count: usize) {
-    let (mut client, mut server) = connection();
+    let (mut client, server) = connection();
     let control = Arc::new(Segment::control());
-    let client_control = control.clone();
+    let mut server = Server::new(server, &control);
     let caller = thread::spawn(move || {
         for seed in 0..count {
             assert!(client.tx.push(&pattern(20, seed), client.rx.position()));
-            wake_server(&client, &client_control);
+            wake_server(&client, &control);
             while !take(&mut client.rx, &pattern(20, seed)) {
-                client_sleeps(&client, &client_control, false);
+                client_sleeps(&client, &control, false);
             }
             client.rx.publish();
         }
     });
     for seed in 0..count {
-        while !take(&mut server.rx, &pattern(20, seed)) {
-            server_sleeps(&server, &control);
-        }
-        assert!(server.tx.push(&pattern(20, seed), server.rx.position()));
-        server.wake_peer();
+        server.wait_for(&pattern(20, seed));
+        let ends = &mut server.ends;
+        assert!(ends.tx.push(&pattern(20, seed), ends.rx.position()));
+        ends.wake_peer();
     }
     caller.join().unwrap();
 }
@@ -89,9 +118,9 @@ fn so_do_the_next() {
 #[test]
 fn a_client_that_waits_for_room_is_woken() {
     check(3, || {
-        let (mut client, mut server) = connection();
+        let (mut client, server) = connection();
         let control = Arc::new(Segment::control());
-        let client_control = control.clone();
+        let mut server = Server::new(server, &control);
         // Three of the longest records fill the ring.
         for seed in 0..3 {
             assert!(client.tx.push(&pattern(RECORD_MAX, seed), 0));
@@ -99,15 +128,13 @@ fn a_client_that_waits_for_room_is_woken() {
         let producer = thread::spawn(move || {
             // Ends when the server has taken one.
             while !client.tx.push(&pattern(RECORD_MAX, 3), 0) {
-                client_sleeps(&client, &client_control, true);
+                client_sleeps(&client, &control, true);
             }
-            wake_server(&client, &client_control);
+            wake_server(&client, &control);
         });
         for seed in 0..4 {
-            while !take(&mut server.rx, &pattern(RECORD_MAX, seed)) {
-                server_sleeps(&server, &control);
-            }
-            server.wake_peer();
+            server.wait_for(&pattern(RECORD_MAX, seed));
+            server.ends.wake_peer();
         }
         producer.join().unwrap();
     });
@@ -117,35 +144,38 @@ fn a_client_that_waits_for_room_is_woken() {
 #[test]
 fn a_server_that_waits_for_room_is_woken() {
     check(3, || {
-        let (mut client, mut server) = connection();
+        let (mut client, server) = connection();
         let control = Arc::new(Segment::control());
-        let client_control = control.clone();
+        let mut server = Server::new(server, &control);
         for seed in 0..3 {
-            assert!(server.tx.push(&pattern(RECORD_MAX, seed), 0));
+            assert!(server.ends.tx.push(&pattern(RECORD_MAX, seed), 0));
         }
         let consumer = thread::spawn(move || {
             for seed in 0..4 {
                 while !take(&mut client.rx, &pattern(RECORD_MAX, seed)) {
-                    client_sleeps(&client, &client_control, false);
+                    client_sleeps(&client, &control, false);
                 }
                 client.rx.publish();
-                wake_server(&client, &client_control);
+                wake_server(&client, &control);
             }
         });
-        // As `Outgoing::flush_to_ring`: once more after it has said that it wants room.
-        let mut sent = false;
-        while !sent {
-            sent = server.tx.push(&pattern(RECORD_MAX, 3), 0);
-            if !sent {
-                server.tx.want_room(true);
-                sent = server.tx.push(&pattern(RECORD_MAX, 3), 0);
+        let last = pattern(RECORD_MAX, 3);
+        // Ends when the client has taken one.
+        loop {
+            // As `Outgoing::flush_to_ring`: once more after it has said that it wants room, and
+            // again when the connection rings.
+            let tx = &mut server.ends.tx;
+            if tx.push(&last, 0) {
+                break;
             }
-            if !sent {
-                server_sleeps(&server, &control);
+            tx.want_room(true);
+            if tx.push(&last, 0) {
+                break;
             }
+            while !server.sleep() {}
         }
-        server.tx.want_room(false);
-        server.wake_peer();
+        server.ends.tx.want_room(false);
+        server.ends.wake_peer();
         consumer.join().unwrap();
     });
 }
@@ -156,14 +186,15 @@ fn the_end_wakes_a_server() {
     check(4, || {
         let (client, server) = connection();
         let control = Arc::new(Segment::control());
-        let client_control = control.clone();
+        let mut server = Server::new(server, &control);
+        // As `ClientEnd::drop`.
         let client = thread::spawn(move || {
             client.close();
-            doorbell::set_ready(&client_control, 0, BIT);
-            doorbell::ring(client_control.word32(0));
+            doorbell::set_ready(&control, 0, BIT);
+            doorbell::ring(control.word32(0));
         });
-        while !server.peer_closed() {
-            server_sleeps(&server, &control);
+        while !server.hot || !server.ends.peer_closed() {
+            server.sleep();
         }
         client.join().unwrap();
     });

@@ -1,0 +1,157 @@
+//! Two processes that sleep for each message, both ways, with the kernel's futexes and io_uring.
+//!
+//! 20,000 sleeps of each side; `LAPCE_IPC_SOAK=1000000` makes it a million.
+//!
+//! A lost wake-up must not be hidden by a timer: the client sleeps with a limit of its own that is
+//! far beyond what a wake-up takes, and the server counts the sleeps that a timer ended although
+//! there was a request.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::ipc::{IdleMode, Server};
+use crate::shm::{ClientEnd, join};
+use crate::sys::futex::Waited;
+use crate::wire::{Flags, HEADER_BYTES, Header, msg_type};
+use crate::worker::park_counts;
+
+const INSTANCE: &str = "LAPCE_IPC_TEST_INSTANCE";
+/// Nothing but a lost wake-up makes a client sleep for so long.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A server in a process of its own, which ends when its standard input does.
+struct Process(Child);
+
+impl Process {
+    fn start(instance: &str) -> Process {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["shm::tests::soak::serve_until_told", "--exact"])
+            .args(["--ignored", "--nocapture"])
+            .env(INSTANCE, instance)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Process(child)
+    }
+
+    /// Ends it. How often it slept, and how often only a timer woke it though it had been rung for.
+    fn counts(mut self) -> (u64, u64) {
+        drop(self.0.stdin.take());
+        let mut said = String::new();
+        let mut stdout = self.0.stdout.take().unwrap();
+        stdout.read_to_string(&mut said).unwrap();
+        let number = |name: &str| {
+            let at = said.find(name).unwrap_or_else(|| panic!("{name}: {said}"));
+            let text = said[at + name.len()..].split_whitespace().next();
+            text.unwrap().parse().unwrap()
+        };
+        (number("server sleeps: "), number("late: "))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+#[ignore = "the process that the soak starts"]
+fn serve_until_told() {
+    let Ok(instance) = std::env::var(INSTANCE) else {
+        return;
+    };
+    let server = Server::builder()
+        .workers(1)
+        .idle(IdleMode::Park)
+        .shm(instance)
+        .start()
+        .unwrap();
+    // Ends when the other process closes the pipe, or has ended.
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    server.stop();
+    let sleeps = park_counts::SLEEPS.load(Ordering::Relaxed);
+    let late = park_counts::LATE.load(Ordering::Relaxed);
+    println!("server sleeps: {sleeps}\nlate: {late}");
+}
+
+fn attach(instance: &str) -> ClientEnd {
+    let name = crate::wire::control_segment_name(instance);
+    let begin = Instant::now();
+    loop {
+        match join(&name, None, LIMIT) {
+            Ok(end) => return end,
+            Err(error) => assert!(begin.elapsed() < LIMIT, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[derive(Debug, Default)]
+struct Sleeps {
+    woken: u64,
+    /// The answer came between the announcement and the sleep.
+    not_needed: u64,
+    timed_out: u64,
+}
+
+/// One request and its answer.
+fn echo(end: &mut ClientEnd, id: u64, sleeps: &mut Sleeps, answer: &mut Vec<u8>) {
+    let payload = id.to_le_bytes();
+    let header = Header::new(Flags::REQUEST, msg_type::ECHO, id, payload.len() as u32);
+    let ends = &mut end.ends;
+    assert!(ends.tx.push_frame(header, &payload, ends.rx.position()));
+    end.wake_server();
+    let record = loop {
+        if let Some(record) = end.ends.rx.next().unwrap() {
+            break record;
+        }
+        assert!(!end.server_has_gone());
+        match end.ends.sleep(false, LIMIT, || end.wake_server()) {
+            Waited::Woken => sleeps.woken += 1,
+            Waited::Changed => sleeps.not_needed += 1,
+            Waited::TimedOut => sleeps.timed_out += 1,
+        }
+    };
+    answer.clear();
+    let ends = &mut end.ends;
+    assert!(ends.rx.copy_frame(&record, answer), "the CRC of {id}");
+    assert_eq!(answer[HEADER_BYTES..], payload);
+    let ack = ends.rx.advance(&record);
+    ends.tx.acknowledged(ack);
+    ends.rx.publish();
+}
+
+#[test]
+fn no_wake_up_between_two_processes_is_lost() {
+    let wanted = std::env::var("LAPCE_IPC_SOAK").map_or(20_000, |text| text.parse().unwrap());
+    let instance = format!("soak_test_{}", std::process::id());
+    let server = Process::start(&instance);
+    let mut end = attach(&instance);
+    let mut sleeps = Sleeps::default();
+    let mut answer = Vec::new();
+    let mut longest = Duration::ZERO;
+    let mut messages = 0;
+    let begin = Instant::now();
+    // Nearly each message is a sleep; the bound is for a machine where they are not.
+    while sleeps.woken < wanted && messages < wanted * 4 {
+        let sent = Instant::now();
+        messages += 1;
+        echo(&mut end, messages, &mut sleeps, &mut answer);
+        longest = longest.max(sent.elapsed());
+    }
+    let took = begin.elapsed();
+    drop(end);
+    let (server_sleeps, late) = server.counts();
+    eprintln!(
+        "{messages} messages in {took:.1?}, the longest {longest:.1?}; client: {sleeps:?}; server: {server_sleeps} sleeps, {late} ended by a timer though it had been rung for"
+    );
+    assert_eq!(sleeps.timed_out, 0, "wake-ups by the client's timer");
+    assert_eq!(late, 0, "wake-ups by the server's timer");
+    assert!(sleeps.woken >= wanted, "{sleeps:?}");
+    assert!(server_sleeps >= wanted / 2, "the server hardly slept");
+}
