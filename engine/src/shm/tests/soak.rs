@@ -137,8 +137,9 @@ fn no_wake_up_between_two_processes_is_lost() {
     let mut longest = Duration::ZERO;
     let mut messages = 0;
     let begin = Instant::now();
-    // Nearly each message is a sleep; the bound is for a machine where they are not.
-    while sleeps.woken < wanted && messages < wanted * 4 {
+    // A tenth more than wanted, since the server sleeps for fewer messages than the client. The
+    // bound is for a machine where few messages are a sleep.
+    while sleeps.woken < wanted + wanted / 10 && messages < wanted * 4 {
         let sent = Instant::now();
         messages += 1;
         echo(&mut end, messages, &mut sleeps, &mut answer);
