@@ -1,8 +1,10 @@
 //! What a user would pick instead, with the same messages: 88 bytes each way over byte streams,
 //! which is a frame of 64 bytes with its header.
 
+mod grpc;
 mod iceoryx;
 mod monoio;
+mod nats;
 mod node;
 mod redis;
 mod tcp;
@@ -20,6 +22,8 @@ pub fn serve(kind: &str, name: &str) -> Result<(), Failure> {
         "monoio" => monoio::serve(),
         "iceoryx2" => iceoryx::serve(name),
         "zeromq" => zmq::serve(name),
+        "grpc" => grpc::serve(name),
+        "nats" => nats::serve(name),
         _ => Err(format!("no such kind: {kind}").into()),
     }
 }
@@ -27,7 +31,7 @@ pub fn serve(kind: &str, name: &str) -> Result<(), Failure> {
 type Peer = fn(&mut Context) -> Result<(), Failure>;
 
 /// How each is run, and what helps if it cannot be.
-const ALL: [(&str, Peer, &str); 7] = [
+const ALL: [(&str, Peer, &str); 9] = [
     ("tokio", |context| tcp::library(context, "tokio"), ""),
     (
         "tokio-uring",
@@ -45,6 +49,12 @@ const ALL: [(&str, Peer, &str); 7] = [
         "it needs a writable /dev/shm and /tmp",
     ),
     ("zeromq", zmq::run, ""),
+    ("gRPC", grpc::run, "it needs a writable temporary directory"),
+    (
+        "NATS",
+        nats::run,
+        "install it with `apt-get install nats-server`",
+    ),
     (
         "Redis",
         redis::run,
@@ -69,8 +79,6 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
             "crate rusteron-client and its C++ build are not part of this bench yet",
         ),
         ("NNG", "crate nng is not part of this bench yet"),
-        ("gRPC", "crate tonic is not part of this bench yet"),
-        ("NATS", "nats-server is not part of this bench yet"),
     ] {
         context.note(format!("peer {name} skipped: {help}"));
     }
@@ -79,7 +87,13 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
 }
 
 /// The peers that go through TCP, which our TCP is held against.
-const OVER_TCP: [&str; 4] = ["tokio", "tokio-uring", "monoio", "Redis ECHO"];
+const OVER_TCP: [&str; 5] = [
+    "tokio",
+    "tokio-uring",
+    "monoio",
+    "Redis ECHO",
+    "NATS request and reply",
+];
 
 /// Ahead of every peer that was measured, in each figure: our shared memory of all of them, our
 /// TCP of those that go through TCP.

@@ -1,0 +1,226 @@
+//! gRPC by the crate tonic: a unary call over a Unix socket. The message is the 64 bytes themselves,
+//! so that no time goes into protobuf.
+
+use std::convert::Infallible;
+use std::future::{Future, Ready, ready};
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context as Task, Poll};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use hyper_util::rt::TokioIo;
+use lapce_ai::ipc::monotonic_ns;
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::body::Body;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::codegen::{Service, http};
+use tonic::server::{NamedService, UnaryService};
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Response, Status};
+
+use super::tcp::{self, WINDOW};
+use crate::child::Served;
+use crate::context::{Context, Failure, wrong_answer};
+use crate::load::{payload, stamp};
+use crate::row::{Row, latencies};
+
+const WARM_UP: u64 = 300;
+const PATH: &str = "/bench.Echo/Call";
+
+/// Bytes as they are.
+#[derive(Clone, Copy, Default)]
+struct Plain;
+
+impl Codec for Plain {
+    type Encode = Vec<u8>;
+    type Decode = Vec<u8>;
+    type Encoder = Plain;
+    type Decoder = Plain;
+
+    fn encoder(&mut self) -> Plain {
+        Plain
+    }
+
+    fn decoder(&mut self) -> Plain {
+        Plain
+    }
+}
+
+impl Encoder for Plain {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        bytes::BufMut::put_slice(to, &item);
+        Ok(())
+    }
+}
+
+impl Decoder for Plain {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
+        let mut item = vec![0; bytes::Buf::remaining(from)];
+        bytes::Buf::copy_to_slice(from, &mut item);
+        Ok(Some(item))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Echo;
+
+impl UnaryService<Vec<u8>> for Echo {
+    type Response = Vec<u8>;
+    type Future = Ready<Result<Response<Vec<u8>>, Status>>;
+
+    fn call(&mut self, request: Request<Vec<u8>>) -> Self::Future {
+        ready(Ok(Response::new(request.into_inner())))
+    }
+}
+
+impl Service<http::Request<Body>> for Echo {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Task<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(async { Ok(tonic::server::Grpc::new(Plain).unary(Echo, request).await) })
+    }
+}
+
+impl NamedService for Echo {
+    const NAME: &'static str = "bench.Echo";
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
+
+pub fn serve(name: &str) -> Result<(), Failure> {
+    runtime()?.block_on(async {
+        let listener = UnixListener::bind(name)?;
+        println!("ready {name}");
+        Server::builder()
+            .add_service(Echo)
+            .serve_with_incoming(UnixListenerStream::new(listener))
+            .await?;
+        Ok(())
+    })
+}
+
+pub fn run(context: &mut Context) -> Result<(), Failure> {
+    let cpu = context.host.server_cpu.to_string();
+    let duration = context.duration.as_nanos() as u64;
+    let path = std::env::temp_dir().join(format!("lapce-bench-{}.grpc", std::process::id()));
+    let name = path.display().to_string();
+    for windowed in [false, true] {
+        context.measure(tcp::row("gRPC (tonic)", windowed), |row| {
+            let _ = std::fs::remove_file(&path); // of the run before
+            let _served = Served::start(&["--kind", "grpc", "--cpu", &cpu, "--name", &name])?;
+            runtime()?.block_on(async {
+                let client = connect(&path).await?;
+                match windowed {
+                    true => window(client, row, duration).await,
+                    false => one_by_one(client, row, duration).await,
+                }
+            })
+        })?;
+    }
+    // The server was killed and could not remove it.
+    let _ = std::fs::remove_file(&path);
+    Ok(())
+}
+
+async fn connect(path: &Path) -> Result<tonic::client::Grpc<Channel>, Failure> {
+    let path = path.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // The address is not used: the connector knows where.
+    let channel = Endpoint::from_static("http://localhost")
+        .connect_with_connector(connector)
+        .await?;
+    Ok(tonic::client::Grpc::new(channel))
+}
+
+async fn call(
+    mut client: tonic::client::Grpc<Channel>,
+    sent: Vec<u8>,
+) -> Result<(Vec<u8>, Vec<u8>), Failure> {
+    client.ready().await?;
+    let request = Request::new(sent.clone());
+    let answer = client
+        .unary(request, PathAndQuery::from_static(PATH), Plain)
+        .await?;
+    Ok((sent, answer.into_inner()))
+}
+
+async fn one_by_one(
+    client: tonic::client::Grpc<Channel>,
+    row: &mut Row,
+    duration: u64,
+) -> Result<(), Failure> {
+    let mut histogram = latencies();
+    let mut message = payload(64);
+    let mut begun = 0;
+    for number in 0u64.. {
+        stamp(&mut message, number);
+        let start = monotonic_ns();
+        let (sent, answer) = call(client.clone(), message.clone()).await?;
+        let now = monotonic_ns();
+        if answer != sent {
+            return Err(wrong_answer().into());
+        }
+        if number == WARM_UP {
+            begun = now;
+        }
+        if number >= WARM_UP {
+            histogram.record(now - start)?;
+            if now - begun > duration {
+                break;
+            }
+        }
+    }
+    row.push_latencies(histogram);
+    Ok(())
+}
+
+async fn window(
+    client: tonic::client::Grpc<Channel>,
+    row: &mut Row,
+    duration: u64,
+) -> Result<(), Failure> {
+    let mut calls = FuturesUnordered::new();
+    let mut message = payload(64);
+    let begun = monotonic_ns();
+    let mut answered = 0u64;
+    let mut number = 0;
+    while monotonic_ns() - begun < duration {
+        while calls.len() < WINDOW {
+            number += 1;
+            stamp(&mut message, number);
+            calls.push(call(client.clone(), message.clone()));
+        }
+        let Some(result) = calls.next().await else {
+            break;
+        };
+        let (sent, answer) = result?;
+        if answer != sent {
+            return Err(wrong_answer().into());
+        }
+        answered += 1;
+    }
+    let took = (monotonic_ns() - begun) as f64 / 1e9;
+    row.push("requests", "/s", answered as f64 / took);
+    Ok(())
+}
