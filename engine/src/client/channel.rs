@@ -3,6 +3,8 @@
 use std::io;
 
 use super::link::Link;
+use super::shm::Held;
+use crate::shm::Reservation;
 use crate::wire::{self, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, Scanned, legacy};
 
 /// Bytes received at once; longer frames make the buffer grow while they come.
@@ -109,6 +111,34 @@ impl Channel {
             self.sent_before += (HEADER_BYTES + payload.len()) as u64;
         }
         sent
+    }
+
+    /// Room to write a payload where it is sent from, where the link has such and nothing is queued.
+    pub(super) fn reserve(&mut self, payload_bytes: usize) -> Option<Reservation> {
+        match &mut self.link {
+            Link::Shm(link) if self.out.is_empty() => link.reserve(payload_bytes),
+            _ => None,
+        }
+    }
+
+    /// What has become of reserved room. Behind frames that are queued it cannot be sent in place.
+    pub(super) fn look_at(&self, reservation: &Reservation) -> Held {
+        match &self.link {
+            Link::Shm(link) => match link.look_at(reservation) {
+                Held::Here if !self.out.is_empty() => Held::Elsewhere,
+                held => held,
+            },
+            Link::Tcp(_) => Held::Elsewhere,
+        }
+    }
+
+    /// Sends a frame whose payload was written to reserved room that is held here.
+    pub(super) fn commit(&mut self, reservation: &Reservation, header: Header) {
+        let Link::Shm(link) = &mut self.link else {
+            unreachable!("looked at before");
+        };
+        link.commit(reservation, header);
+        self.sent_before += (HEADER_BYTES + header.length as usize) as u64;
     }
 
     /// The queued frames of which not all bytes are sent, oldest first: nobody can have acted on

@@ -12,6 +12,7 @@ use super::connect::{self, Opened};
 use super::deadline::Deadline;
 use super::flights::Flights;
 use super::kept::Kept;
+use super::reserve::Reserved;
 use super::wait::WaitPolicy;
 use super::{Error, histogram};
 use crate::stats::Transport;
@@ -41,6 +42,8 @@ pub(super) struct Inner {
     pub(super) peer: PeerLimits,
     pub(super) round_trips: Option<Histogram<u64>>,
     pub(super) inflated: Vec<u8>,
+    /// The request whose payload is being written in place.
+    pub(super) reserved: Option<Reserved>,
     last_used_ns: u64,
     pub(super) closed: bool,
     transport: Transport,
@@ -64,6 +67,7 @@ impl Inner {
             stats: ClientStats::default(),
             peer,
             inflated: Vec::new(),
+            reserved: None,
             last_used_ns: clock::now_ns(),
             closed: false,
         })
@@ -81,7 +85,7 @@ impl Inner {
     }
 
     /// Makes sure that there is a connection, making a new one if the old one is gone.
-    fn ready_to_send(&mut self, deadline: &mut Deadline) -> Result<&mut Channel, Error> {
+    pub(super) fn ready_to_send(&mut self, deadline: &mut Deadline) -> Result<&mut Channel, Error> {
         if self.closed {
             return Err(Error::Closed);
         }
@@ -174,14 +178,24 @@ impl Inner {
         self.stats.reconnects += 1;
     }
 
-    fn check_length(&self, payload: &[u8]) -> Result<(), Error> {
+    pub(super) fn check_length(&self, length: usize) -> Result<(), Error> {
         let own = self.options.max_message_bytes;
         let max = own.min(self.peer.max_message_bytes.unwrap_or(own));
-        if payload.len() > max as usize {
-            return Err(Error::TooLarge {
-                length: payload.len(),
-                max,
-            });
+        if length > max as usize {
+            return Err(Error::TooLarge { length, max });
+        }
+        Ok(())
+    }
+
+    /// Makes sure that there is a connection and that one more request may be in flight.
+    #[inline]
+    pub(super) fn ready_to_submit(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
+        // Each turn takes at least one answer; most end a request.
+        while self.flights.is_full() {
+            self.wait_some(deadline, &mut |_| Keep::Queue)?;
+        }
+        if self.flights.count() == 0 || self.channel.is_none() {
+            self.ready_to_send(deadline)?;
         }
         Ok(())
     }
@@ -197,14 +211,8 @@ impl Inner {
         when: When,
         deadline: &mut Deadline,
     ) -> Result<u64, Error> {
-        self.check_length(payload)?;
-        // Each turn takes at least one answer; most end a request.
-        while self.flights.is_full() {
-            self.wait_some(deadline, &mut |_| Keep::Queue)?;
-        }
-        if self.flights.count() == 0 || self.channel.is_none() {
-            self.ready_to_send(deadline)?;
-        }
+        self.check_length(payload.len())?;
+        self.ready_to_submit(deadline)?;
         let began_ns = match &self.round_trips {
             Some(_) => clock::now_ns(),
             None => 0,
@@ -232,7 +240,7 @@ impl Inner {
         last: bool,
         deadline: &mut Deadline,
     ) -> Result<(), Error> {
-        self.check_length(payload)?;
+        self.check_length(payload.len())?;
         if !self.flights.contains(id) {
             return Err(Error::InvalidRequest("no such request is in flight"));
         }
@@ -256,7 +264,7 @@ impl Inner {
         payload: &[u8],
         deadline: &mut Deadline,
     ) -> Result<(), Error> {
-        self.check_length(payload)?;
+        self.check_length(payload.len())?;
         let channel = self.ready_to_send(deadline)?;
         if channel.is_v1() {
             return Err(Error::InvalidRequest("version 1 has no one-way messages"));
@@ -437,6 +445,7 @@ impl Inner {
             }
         }
         self.ready.clear();
+        self.reserved = None;
         matches!(self.send_some(), Ok(true)) && self.is_connected()
     }
 

@@ -1,8 +1,9 @@
 //! The blocking client.
 //!
 //! [`Client`] is the face; [`inner`] holds its state, sends and waits; [`receive`] makes answers of
-//! what comes and [`collect`] hands them out; [`loss`] deals with lost connections; [`channel`] is
-//! one connection's buffers; [`link`] is the way its bytes go.
+//! what comes and [`collect`] hands them out; [`loss`] deals with lost connections; [`reserve`]
+//! lets payloads be written in place; [`channel`] is one connection's buffers; [`link`] is the way
+//! its bytes go.
 
 mod address;
 mod answer;
@@ -21,6 +22,7 @@ mod kept;
 mod link;
 mod loss;
 mod receive;
+mod reserve;
 mod shm;
 mod tcp;
 #[cfg(test)]
@@ -265,6 +267,36 @@ impl Client {
         let inner = &mut *self.inner.borrow_mut();
         let mut deadline = inner.deadline();
         inner.send_queued(&mut deadline)
+    }
+
+    /// For the C library: memory for the payload of a request, and how much. It is good until
+    /// [`Client::commit`], [`Client::abort`] or the client's end; nothing else may be sent before.
+    #[doc(hidden)]
+    pub fn reserve(&self, msg_type: u16, length: usize) -> Result<(*mut u8, usize), Error> {
+        let inner = &mut *self.inner.borrow_mut();
+        let mut deadline = inner.deadline();
+        inner.reserve(msg_type, length, &mut deadline)
+    }
+
+    /// For the C library: sends what was written to reserved memory as a request, as
+    /// [`Client::submit`] does. The reservation ends, unless the length is more than was reserved.
+    #[doc(hidden)]
+    pub fn commit(&self, length: usize) -> Result<u64, Error> {
+        let inner = &mut *self.inner.borrow_mut();
+        let mut deadline = inner.deadline();
+        inner.commit(length, &mut deadline)
+    }
+
+    /// For the C library: gives up what was reserved.
+    #[doc(hidden)]
+    pub fn abort(&self) -> Result<(), Error> {
+        self.inner.borrow_mut().abort()
+    }
+
+    /// For the C library: whether a reservation is open.
+    #[doc(hidden)]
+    pub fn has_reservation(&self) -> bool {
+        self.inner.borrow().reserved.is_some()
     }
 
     /// The next answer that is here, to whichever request, without waiting for one. Sends what is

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::shm::{ClientEnd, Corrupt, RECORD_MAX, Record, Sleeper};
+use crate::shm::{ClientEnd, Corrupt, RECORD_MAX, Record, Reservation, Sleeper};
 use crate::sys::{clock, futex};
 use crate::wire::{HEADER_BYTES, Header};
 
@@ -42,6 +42,17 @@ pub(super) struct ShmLink {
     /// The server was asked to say when there is room.
     wants_room: bool,
     gone: bool,
+}
+
+/// What has become of reserved room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// It can be sent as it is.
+    Here,
+    /// It belongs to a connection that is gone: its bytes are whole and must be copied.
+    Elsewhere,
+    /// Something else was sent, and lies over it.
+    Overwritten,
 }
 
 fn corrupt(error: Corrupt) -> io::Error {
@@ -83,6 +94,32 @@ impl ShmLink {
             self.taken_since_told = 0;
         }
         pushed
+    }
+
+    /// Room for a frame with so many bytes of payload, if it fits one record and there is room now.
+    pub(super) fn reserve(&mut self, payload_bytes: usize) -> Option<Reservation> {
+        match self.gone {
+            true => None,
+            false => self.end.ends.tx.reserve(payload_bytes),
+        }
+    }
+
+    /// What has become of room reserved here or over another connection.
+    pub(super) fn look_at(&self, reservation: &Reservation) -> Held {
+        let tx = &self.end.ends.tx;
+        match (tx.made(reservation), tx.holds(reservation)) {
+            (true, false) => Held::Overwritten,
+            (true, true) if !self.gone => Held::Here,
+            _ => Held::Elsewhere,
+        }
+    }
+
+    /// Sends what was written to the reserved room, which is held here.
+    pub(super) fn commit(&mut self, reservation: &Reservation, header: Header) {
+        let ends = &mut self.end.ends;
+        ends.tx.commit(reservation, header, ends.rx.position());
+        self.end.wake_server();
+        self.taken_since_told = 0;
     }
 
     /// Puts what fits into the ring.

@@ -1,8 +1,9 @@
 //! Shared memory: the ring, the control segment, attach and detach.
 //!
 //! [`layout`] says where everything lies in a connection's segment, [`ring`] is one direction of
-//! it, [`doorbell`] how a sleeping worker is woken, [`control`] the segment by which clients find a
-//! server, [`attach`] the server's side of making a connection and [`join`] the client's.
+//! it and [`reserve`] sends through it without a copy, [`doorbell`] is how a sleeping worker is
+//! woken, [`control`] the segment by which clients find a server, [`attach`] the server's side of
+//! making a connection and [`join`] the client's.
 #![allow(unsafe_code)]
 
 mod attach;
@@ -12,6 +13,7 @@ mod join;
 mod layout;
 #[cfg(all(test, loom))]
 mod loom_models;
+mod reserve;
 mod ring;
 mod sizes;
 mod sync;
@@ -22,4 +24,5 @@ pub(crate) use attach::{AttachServer, Placement, ReadyBits, ServerEnd, stop};
 pub(crate) use control::{Control, DoorbellWord, ShmError};
 pub(crate) use join::{ClientEnd, Sleeper, join};
 pub(crate) use layout::RECORD_MAX;
+pub(crate) use reserve::Reservation;
 pub(crate) use ring::{Corrupt, Ends, Record};

@@ -51,10 +51,10 @@ impl std::fmt::Display for Corrupt {
 /// Writes records.
 #[derive(Debug)]
 pub(crate) struct Producer {
-    segment: Arc<Segment>,
+    pub(super) segment: Arc<Segment>,
     places: &'static RingPlaces,
     /// Where the next record begins; grows for ever.
-    position: u64,
+    pub(super) position: u64,
     /// How far the consumer is known to be.
     consumed: u64,
 }
@@ -144,16 +144,13 @@ impl Producer {
         end - self.consumed <= CAPACITY as u64
     }
 
-    /// Finds the place for a record and puts 0 where the next will begin. Returns the record's
-    /// position and its commit word.
+    /// Finds the place for a record, which lasts while the position does. Stores nothing.
     #[inline]
-    fn place(&mut self, length: usize, ack: u64) -> Option<(u64, u64)> {
+    pub(super) fn plan(&mut self, length: usize) -> Option<u64> {
         assert!(length <= RECORD_MAX);
         let bytes = record_bytes(length);
         let mut at = self.position;
-        let mut skipped = None;
         if area_left(offset_of(at)) < bytes {
-            skipped = Some(at);
             at += area_left(offset_of(at)) as u64;
             // From the end of the hot area a record goes to the other, which holds any.
             debug_assert!(area_left(offset_of(at)) >= bytes || offset_of(at) == 0);
@@ -162,9 +159,14 @@ impl Producer {
             }
         }
         let end = at + bytes as u64;
-        if !self.has_room(end + WORD as u64) {
-            return None;
-        }
+        self.has_room(end + WORD as u64).then_some(at)
+    }
+
+    /// Leads the consumer to the place that [`Producer::plan`] found for a record of at least this
+    /// length, and puts 0 where the next will begin. Returns the record's commit word.
+    #[inline]
+    pub(super) fn settle(&mut self, at: u64, length: usize, ack: u64) -> u64 {
+        let end = at + record_bytes(length) as u64;
         let mut word = length as u64 | COMMITTED | u64::from(ack_of(ack)) << ACK_SHIFT;
         let mut next = end;
         let lap_begin = next_lap(at) - CAPACITY as u64;
@@ -188,20 +190,40 @@ impl Producer {
         }
         // Relaxed: published by the release of the commit.
         self.word(next).store(0, Ordering::Relaxed);
-        if let Some(from) = skipped {
+        let from = self.position;
+        if at != from {
             self.word(at).store(0, Ordering::Relaxed);
             // Release: pairs with the acquire in `Consumer::next`: where it goes on is cleared.
             self.word(from)
                 .store(COMMITTED | SKIP | (at - from), Ordering::Release);
         }
         self.position = next;
-        Some((at, word))
+        word
+    }
+
+    /// Finds the place for a record and leads there: its position and its commit word.
+    #[inline]
+    fn place(&mut self, length: usize, ack: u64) -> Option<(u64, u64)> {
+        let at = self.plan(length)?;
+        Some((at, self.settle(at, length, ack)))
+    }
+
+    /// Publishes the record whose data are written.
+    #[inline]
+    pub(super) fn publish(&self, at: u64, word: u64) {
+        // Release: pairs with the acquire in `Consumer::next`.
+        self.word(at).store(word, Ordering::Release);
     }
 
     #[inline]
     fn data(&self, at: u64, length: usize) -> *mut u8 {
-        self.segment
-            .at_to_write(self.places.address(offset_of(at)) + WORD, length)
+        self.segment.at_to_write(self.data_offset(at), length)
+    }
+
+    /// Where in the segment the data of a record lie.
+    #[inline]
+    pub(super) fn data_offset(&self, at: u64) -> usize {
+        self.places.address(offset_of(at)) + WORD
     }
 
     /// Writes one record and publishes it. False: there is no room now. `ack` is how far we have
@@ -215,8 +237,7 @@ impl Producer {
         // SAFETY: `data` is valid for that many bytes (checked), and private memory does not
         // overlap the segment.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), data, bytes.len()) };
-        // Release: pairs with the acquire in `Consumer::next`.
-        self.word(at).store(word, Ordering::Release);
+        self.publish(at, word);
         true
     }
 
@@ -242,8 +263,7 @@ impl Producer {
             head[20..].copy_from_slice(&crc.to_le_bytes());
             std::ptr::copy_nonoverlapping(head.as_ptr(), data, HEADER_BYTES);
         }
-        // Release: pairs with the acquire in `Consumer::next`.
-        self.word(at).store(word, Ordering::Release);
+        self.publish(at, word);
         true
     }
 
@@ -287,7 +307,7 @@ impl Consumer {
         let word = self
             .segment
             .word64(self.places.address(offset_of(self.position)));
-        // Acquire: pairs with the releases in `Producer::push`, `push_frame` and `place`.
+        // Acquire: pairs with the releases in `Producer::publish` and `settle`.
         word.load(Ordering::Acquire)
     }
 

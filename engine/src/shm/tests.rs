@@ -1,5 +1,6 @@
 //! The ring by itself, and a server among clients that break every rule.
 
+mod reserve;
 mod soak;
 
 use std::sync::Arc;
