@@ -98,7 +98,8 @@ enum lapce_ipc_code {
  *   E2BIG            a struct has a field set that this version does not know
  *   EFAULT           a pointer is NULL or misaligned
  *   EBADF            the handle is closed, of another kind, or was never one
- *   EBUSY            the client is in use: by another thread, or by the function that called back
+ *   EBUSY            the client is in use: by another thread, by the function that called back, or by
+ *                    a reservation that is open
  *   ENODATA          nothing was measured
  *   EDEADLK          a handler asked to wait for its own server
  *   EADDRINUSE, EACCES and others of bind(2)
@@ -182,7 +183,8 @@ typedef struct lapce_ipc_client_options {
 int lapce_ipc_connect(const char *address, const lapce_ipc_client_options *options,
                       lapce_ipc_client **client);
 
-/* Ends the connection and the handle; requests in flight are forgotten. Does not wait. NULL is fine. */
+/* Ends the connection and the handle; requests in flight are forgotten, and memory of lapce_ipc_reserve is
+ * gone. Does not wait. NULL is fine. */
 int lapce_ipc_close(lapce_ipc_client *client);
 
 /* Sends a request and waits for its answer, which replaces what is in *answer. An answer that is a
@@ -218,6 +220,39 @@ int lapce_ipc_submit_part(lapce_ipc_client *client, uint32_t flags, uint64_t id,
 
 /* Sends what is queued. Waits while the system takes no more. */
 int lapce_ipc_flush(lapce_ipc_client *client);
+
+/* Memory in which the program makes a request's payload, instead of making it elsewhere and having it
+ * copied: *data becomes the address, a multiple of 32, of *capacity bytes (NULL is fine), at least
+ * length. Over shared memory that is the place from which the server reads, if the message fits one
+ * record (32,736 bytes) and there is room; else it is memory of the library, and sent as
+ * lapce_ipc_submit does. What the memory holds at first is nobody's: write all that is committed.
+ *
+ * Sends what is queued as far as that goes without waiting, for the request comes after it. Waits only
+ * if max_inflight requests are in flight, or to replace a lost connection. -EMSGSIZE if length is more
+ * than max_message_bytes.
+ *
+ * The memory is the program's, for reading and writing by any of its threads, until lapce_ipc_commit,
+ * lapce_ipc_abort or lapce_ipc_close; it stays good if the connection is lost meanwhile. Do not touch
+ * it afterwards: it is part of later messages, or unmapped. The server may see, and could change, what
+ * is in it before it is committed.
+ *
+ * There is one reservation at a time; while it is open, any function but these three on this client
+ * returns -EBUSY. lapce_ipc_close is allowed. */
+int lapce_ipc_reserve(lapce_ipc_client *client, uint16_t msg_type, size_t length, void **data,
+                      size_t *capacity);
+
+/* Sends the first length bytes of the reserved memory as a request; *id becomes its id, as that of
+ * lapce_ipc_submit, and the answer is had in the same ways. Made in shared memory, it is on its way at
+ * once and nothing is waited for; else it is queued as by lapce_ipc_submit. If the connection was lost
+ * meanwhile, a new one is made and the request goes over that. The bytes must not change while this
+ * runs.
+ *
+ * -EINVAL if nothing is reserved, or less than length, and -EFAULT if id cannot be: then a reservation
+ * stays open. After anything else it has ended, sent or not. */
+int lapce_ipc_commit(lapce_ipc_client *client, size_t length, uint64_t *id);
+
+/* Ends the reservation with nothing sent. -EINVAL if there is none. Does not wait. */
+int lapce_ipc_abort(lapce_ipc_client *client);
 
 /* Tells the server that the answer to this request is no longer wanted, and forgets it. Whether it is
  * carried out is not known. An id that is not in flight is fine. */

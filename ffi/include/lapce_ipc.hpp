@@ -47,6 +47,21 @@ public:
         check(lapce_ipc_call(handle_, type, payload.data(), payload.size(), &answer_));
         return {reinterpret_cast<const char *>(answer_.data), answer_.length};
     }
+    // The same with a payload of at most so many bytes, which write(char *) makes where it is sent from and
+    // says the length of. It must not use the client.
+    template <class Write> std::string_view call_in_place(uint16_t type, size_t most, Write &&write) {
+        void *memory;
+        uint64_t id;
+        check(lapce_ipc_reserve(handle_, type, most, &memory, nullptr));
+        try {
+            check(lapce_ipc_commit(handle_, write(static_cast<char *>(memory)), &id));
+        } catch (...) {
+            lapce_ipc_abort(handle_); // refused if the commit ended it
+            throw;
+        }
+        check(lapce_ipc_wait(handle_, id, &answer_));
+        return {reinterpret_cast<const char *>(answer_.data), answer_.length};
+    }
     void send(uint16_t type, std::string_view payload) {
         check(lapce_ipc_send(handle_, type, payload.data(), payload.size()));
     }

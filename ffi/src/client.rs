@@ -12,6 +12,7 @@ use crate::error::Fault;
 use crate::guard;
 use crate::handles::{Handles, Kind};
 use crate::options::{self, ClientOptions};
+use crate::reserve;
 
 /// lapce_ipc_client: opaque to C, and no memory either.
 pub(crate) enum ClientHandle {}
@@ -20,6 +21,8 @@ pub(crate) struct ClientState {
     pub(crate) client: Client,
     /// There once the program asked for it.
     pub(crate) descriptor: Option<Descriptor>,
+    /// The program is writing a payload in place: all else must wait.
+    pub(crate) reserved: bool,
 }
 
 static CLIENTS: Handles<ClientState> = Handles::new(Kind::Client);
@@ -27,9 +30,21 @@ static CLIENTS: Handles<ClientState> = Handles::new(Kind::Client);
 const PRIORITY: u32 = 1;
 const MORE: u32 = 2;
 
-/// Runs a function's body on its client.
+/// Runs a function's body on its client, unless a reservation is open.
 #[inline]
 pub(crate) fn with_client(
+    handle: *mut ClientHandle,
+    body: impl FnOnce(&mut ClientState) -> Result<(), Fault>,
+) -> c_int {
+    with_any_client(handle, |state| match state.reserved {
+        false => body(state),
+        true => Err(reserve::open()),
+    })
+}
+
+/// Runs a function's body on its client.
+#[inline]
+pub(crate) fn with_any_client(
     handle: *mut ClientHandle,
     body: impl FnOnce(&mut ClientState) -> Result<(), Fault>,
 ) -> c_int {
@@ -67,6 +82,7 @@ unsafe extern "C" fn lapce_ipc_connect(
         let state = ClientState {
             client,
             descriptor: None,
+            reserved: false,
         };
         let handle = CLIENTS
             .insert(state)

@@ -19,6 +19,7 @@ mod guard;
 mod handles;
 mod options;
 mod receive;
+mod reserve;
 mod responder;
 mod server;
 mod stats;

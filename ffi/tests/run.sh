@@ -61,7 +61,7 @@ build() { # directory, more flags
     local to=$1 name
     shift
     mkdir -p "$to"
-    for name in abi calls errors; do
+    for name in abi calls errors reserve; do
         gcc -std=c99 -g -O1 "${warn[@]}" "$@" "ffi/tests/$name.c" -o "$to/$name" -L"$work" -llapce_ipc -pthread
     done
     # Handlers run on other threads: atomics, and with them C11.
@@ -101,7 +101,7 @@ all() { # directory, command before each
     local from=$1
     shift
     local one
-    for one in abi "calls $address" ${instance:+"calls shm:$instance"} errors servers wrapper; do
+    for one in abi "calls $address" ${instance:+"calls shm:$instance"} "reserve $address" ${instance:+"reserve shm:$instance"} errors servers wrapper; do
         # Words on purpose: a test's name and its arguments.
         # shellcheck disable=SC2086
         timeout --kill-after=5 120 "$@" "$from"/$one || {

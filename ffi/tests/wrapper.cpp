@@ -20,6 +20,21 @@ int main() {
     first = std::move(second);
     CHECK(first.call(0x0100, "c") == "c!");
     first.send(0x0100, "d");
+    auto write = [](char *memory) { return std::string_view("in place").copy(memory, 100); };
+    CHECK(first.call_in_place(0x0100, 100, write) == "in place!");
+    try {
+        first.call_in_place(0x0100, 100, [](char *) -> size_t { throw 5; });
+        CHECK(!"the function threw");
+    } catch (int thrown) {
+        CHECK(thrown == 5);
+    }
+    try {
+        first.call_in_place(0x0100, 100, [](char *) { return size_t(101); });
+        CHECK(!"more than was reserved");
+    } catch (const lapce_ipc::error &error) {
+        CHECK(error.code == -EINVAL);
+    }
+    CHECK(first.call(0x0100, "e") == "e!");
     try {
         second.call(0x0100, "");
         CHECK(!"a client that was moved from must not work");
