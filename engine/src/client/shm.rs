@@ -173,7 +173,7 @@ impl ShmLink {
                 },
             };
             let count = if records_max == 1 && from == 0 && record.length <= buffer.len() {
-                self.good_frame = ends.rx.copy_frame_to(&record, buffer);
+                self.good_frame = ends.rx.copy_frame_to(&record, buffer).is_some();
                 record.length
             } else {
                 ends.rx.copy_part(from, &record, &mut buffer[taken..])

@@ -29,6 +29,7 @@ pub use frame::encode;
 pub use frame::{VERIFY_BATCH, encode_to, verify, verify_batch};
 pub use handshake::{Hello, capability};
 pub use header::{HEADER_BYTES, Header, ProtocolVersion, VERSION};
+pub(crate) use header::{HEADER_WORDS, words_to_bytes};
 pub use instance::{control_segment_name, is_control_segment_name, is_instance_name};
 pub use pool_report::PoolReport;
 pub use scan::{Assembler, Scanned, header_bytes, scan};
