@@ -206,6 +206,11 @@ impl ShmLink {
         Ok(taken)
     }
 
+    /// Whether this thread is on the CPU that the server's worker needs.
+    pub(super) fn is_in_the_way(&self) -> bool {
+        self.end.is_in_the_way()
+    }
+
     /// Looks for a record up to `looks` times.
     #[inline]
     pub(super) fn watch(&self, looks: u32) {

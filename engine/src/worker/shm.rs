@@ -12,6 +12,7 @@ use super::batch::Chunk;
 use super::connection::{Connection, Phase};
 use crate::shm::{Control, Corrupt, ServerEnd};
 use crate::stats::{Direction, Transport};
+use crate::sys::affinity;
 use crate::sys::clock;
 use crate::sys::process::PidFd;
 use crate::uring::Key;
@@ -69,6 +70,13 @@ impl Rings {
             hot: Vec::with_capacity(HOT_MAX + 1),
             rounds: 0,
             rung: Vec::new(),
+        }
+    }
+
+    /// Tells clients which CPU they had better leave to this worker.
+    pub(super) fn tell_cpu(&self) {
+        if let Some(control) = &self.control {
+            control.set_worker_cpu(self.worker, affinity::current_cpu());
         }
     }
 
