@@ -5,6 +5,7 @@ mod connections;
 mod crc;
 mod idle;
 mod latency;
+mod layouts;
 mod memory;
 mod open_loop;
 mod peers;
@@ -12,6 +13,8 @@ mod reconnect;
 mod throughput;
 
 use crate::context::{Context, Failure};
+
+pub use layouts::serve as serve_layouts;
 
 pub struct Scenario {
     pub name: &'static str,
@@ -25,6 +28,11 @@ pub const ALL: &[Scenario] = &[
         name: "latency",
         about: "one request in flight, 24 B to 1 MiB",
         run: latency::run,
+    },
+    Scenario {
+        name: "ring-layouts",
+        about: "where the word that tells of a message lies: in the record, or on a line of its own",
+        run: layouts::run,
     },
     Scenario {
         name: "open-loop",
