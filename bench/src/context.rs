@@ -93,9 +93,22 @@ impl Context {
         judged: Judged,
         kept: bool,
     ) {
+        self.judge_beside(promise, measured, judged, kept, true);
+    }
+
+    /// As [`Context::judge`], beside a floor that was measured in turn with it: where the floor does
+    /// not keep the promise either, it says nothing that the engine does not.
+    pub fn judge_beside(
+        &mut self,
+        promise: impl Into<String>,
+        measured: String,
+        judged: Judged,
+        kept: bool,
+        floor_keeps: bool,
+    ) {
         self.verdict(promise, measured + judged.remark(), kept);
         if !kept
-            && !judged.was_calm
+            && !(judged.was_calm && floor_keeps)
             && let Some(verdict) = self.verdicts.last_mut()
         {
             verdict.outcome = Outcome::NotJudged;

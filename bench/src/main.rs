@@ -9,6 +9,7 @@ mod engine;
 mod floors;
 mod host;
 mod load;
+mod paced;
 #[cfg(feature = "peers")]
 mod peers;
 mod plot;
