@@ -120,6 +120,16 @@ pub fn windowed(
     }
 }
 
+/// How much slower than asked for a fixed rate is. A period that divides the kernel's tick (4 ms,
+/// say) would meet each tick at the same place, in one run all of them and in the next none; so it
+/// drifts through all of them.
+const DRIFT: f64 = 1.004;
+
+/// When a request is due, in ns from the start.
+pub fn due_ns(number: u64, rate: f64) -> u64 {
+    (number as f64 * DRIFT * 1e9 / rate) as u64
+}
+
 /// Requests at a fixed rate: latency from when each was due, so that a stall counts for all whom
 /// it delays. The client polls without sleeping, and at most `inflight_max` are on their way.
 pub fn at_rate(
@@ -148,7 +158,7 @@ pub fn at_rate(
             return Err("the rate was not reached by far".into());
         }
         while submitted < total && due.len() < inflight_max {
-            let at = start + (submitted as f64 * 1e9 / rate) as u64;
+            let at = start + due_ns(submitted, rate);
             if at > now {
                 break;
             }

@@ -12,6 +12,7 @@ use lapce_ai::ipc::monotonic_ns;
 use crate::bare::until;
 use crate::context::{Failure, wrong_answer};
 use crate::floors::{ANSWER, ECHO_BYTES, Probe, REQUEST};
+use crate::load::due_ns;
 use crate::row::latencies;
 use crate::sys::{futex_wait, futex_wake};
 
@@ -75,7 +76,7 @@ impl Probe {
         let mut histogram = latencies();
         let start = monotonic_ns();
         for number in 0..total {
-            let due = start + (f64::from(number) * 1e9 / rate) as u64;
+            let due = start + due_ns(u64::from(number), rate);
             until(|| monotonic_ns() >= due);
             let answered = round_trip(self, warm_up + 1 + number)?;
             histogram.saturating_record(answered - due);
