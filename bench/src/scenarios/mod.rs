@@ -1,6 +1,7 @@
 //! The scenarios, one file each.
 
 mod allocations;
+mod bulk;
 mod connections;
 mod crc;
 mod idle;
@@ -14,6 +15,7 @@ mod throughput;
 
 use crate::context::{Context, Failure};
 
+pub use bulk::serve as serve_bulk;
 pub use layouts::serve as serve_layouts;
 
 pub struct Scenario {
@@ -43,6 +45,11 @@ pub const ALL: &[Scenario] = &[
         name: "throughput",
         about: "windows of 1 to 1,024 requests in flight",
         run: throughput::run,
+    },
+    Scenario {
+        name: "bulk",
+        about: "1 MiB over shared memory, beside two memcpys each way",
+        run: bulk::run,
     },
     Scenario {
         name: "connections",
