@@ -2,6 +2,7 @@
 //! would pick instead. See docs/benchmarks.md.
 
 mod bare;
+mod c_loop;
 mod child;
 mod cli;
 mod context;

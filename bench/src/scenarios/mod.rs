@@ -2,6 +2,7 @@
 
 mod allocations;
 mod bulk;
+mod c_client;
 mod connections;
 mod crc;
 mod idle;
@@ -50,6 +51,11 @@ pub const ALL: &[Scenario] = &[
         name: "bulk",
         about: "1 MiB over shared memory, beside two memcpys each way",
         run: bulk::run,
+    },
+    Scenario {
+        name: "c-client",
+        about: "calls through the C library, beside Rust's",
+        run: c_client::run,
     },
     Scenario {
         name: "connections",
