@@ -107,10 +107,8 @@ impl Context {
         floor_keeps: bool,
     ) {
         self.verdict(promise, measured + judged.remark(), kept);
-        if !kept
-            && !(judged.was_calm && floor_keeps)
-            && let Some(verdict) = self.verdicts.last_mut()
-        {
+        let can_judge = kept || judged.was_calm && floor_keeps;
+        if let Some(verdict) = self.verdicts.last_mut().filter(|_| !can_judge) {
             verdict.outcome = Outcome::NotJudged;
         }
     }
