@@ -17,6 +17,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::copy::copy;
 use super::layout::{
     ALIGN, CAPACITY, FLAG_CLOSED, FLAG_WAITING, FLAG_WANTS_ROOM, HOT, RECORD_MAX, RingPlaces, WORD,
     area_left, record_bytes,
@@ -236,7 +237,7 @@ impl Producer {
         let data = self.data(at, bytes.len());
         // SAFETY: `data` is valid for that many bytes (checked), and private memory does not
         // overlap the segment.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), data, bytes.len()) };
+        unsafe { copy(bytes.as_ptr(), data, bytes.len()) };
         self.publish(at, word);
         true
     }
@@ -384,7 +385,7 @@ impl Consumer {
         // private memory does not overlap the segment. Another process may write meanwhile: then
         // the bytes are whatever they are, and their CRC is checked in private memory.
         unsafe {
-            std::ptr::copy_nonoverlapping(from, to.as_mut_ptr().add(to.len()), record.length);
+            copy(from, to.as_mut_ptr().add(to.len()), record.length);
             to.set_len(to.len() + record.length);
         }
     }
@@ -426,7 +427,7 @@ impl Consumer {
         // read once too, for the copy and the CRC.
         unsafe {
             if record.length < HEADER_BYTES {
-                std::ptr::copy_nonoverlapping(from, to, record.length);
+                copy(from, to, record.length);
                 return None;
             }
             let words: [u64; HEADER_WORDS] =
@@ -439,7 +440,7 @@ impl Consumer {
             let header = Header::from_words(words, u32::MAX)
                 .filter(|header| header.length as usize == length);
             let Some(header) = header else {
-                std::ptr::copy_nonoverlapping(from, to, length);
+                copy(from, to, length);
                 return None;
             };
             let crc = crc::frame_copy_raw(&head, to, from, length);
@@ -456,7 +457,7 @@ impl Consumer {
             record.length,
         );
         // SAFETY: as in `copy`; `from_byte + count` is at most the record's length.
-        unsafe { std::ptr::copy_nonoverlapping(from.add(from_byte), to.as_mut_ptr(), count) };
+        unsafe { copy(from.add(from_byte), to.as_mut_ptr(), count) };
         count
     }
 

@@ -1,6 +1,6 @@
 //! Whole version 2 frames.
 
-use super::{Flags, HEADER_BYTES, Header, Refusal, crc};
+use super::{Flags, HEADER_BYTES, Header, Refusal, append, crc};
 
 /// Frames that [`verify_batch`] takes at once.
 pub const VERIFY_BATCH: usize = 16;
@@ -37,7 +37,7 @@ pub fn encode_to(out: &mut Vec<u8>, flags: Flags, msg_type: u16, msg_id: u64, pa
     }
     header.crc32 = crc::frame_crc(&header.to_bytes(), payload);
     out.extend_from_slice(&header.to_bytes());
-    out.extend_from_slice(payload);
+    append(out, payload);
 }
 
 /// Piece by piece, so that a payload too large for the cache comes from memory once, not twice.
@@ -48,7 +48,7 @@ fn encode_large_to(out: &mut Vec<u8>, mut header: Header, payload: &[u8]) {
     let mut crc = crc::header_seed(&header.to_bytes());
     for piece in payload.chunks(PIECE_BYTES) {
         crc = crc::append(crc, piece);
-        out.extend_from_slice(piece);
+        append(out, piece);
     }
     header.crc32 = crc;
     out[start..start + HEADER_BYTES].copy_from_slice(&header.to_bytes());

@@ -4,6 +4,7 @@
 //! [`frame`] writes and verifies version 2 frames, [`legacy`] version 1; [`scan`] finds frames in
 //! bytes that come in any split; [`handshake`], [`pool_report`] and [`compress`] are payloads.
 
+mod append;
 mod compress;
 pub mod crc;
 mod error;
@@ -19,6 +20,7 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use append::append;
 #[cfg(test)]
 pub use compress::compress;
 pub use compress::decompress;
