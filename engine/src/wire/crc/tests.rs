@@ -209,6 +209,12 @@ fn batch_refuses_too_few_places() {
     batch(&[(0, b"a"), (0, b"b")], &mut [0]);
 }
 
+#[test]
+#[should_panic(expected = "a frame has a header")]
+fn frame_batch_refuses_a_part_of_a_header() {
+    frame_batch(&[&[0; 24], &[0; 23]], &mut [0; 2]);
+}
+
 proptest! {
     #[test]
     fn append_in_parts_is_the_whole(
@@ -241,7 +247,8 @@ proptest! {
         ),
     ) {
         let seeded: Vec<(u32, &[u8])> = parts.iter().map(|p| (p.0, &p.2[..])).collect();
-        let framed: Vec<(&[u8; 24], &[u8])> = parts.iter().map(|p| (&p.1, &p.2[..])).collect();
+        let whole: Vec<Vec<u8>> = parts.iter().map(|p| [&p.1[..], &p.2].concat()).collect();
+        let framed: Vec<&[u8]> = whole.iter().map(|frame| &frame[..]).collect();
         let expected: Vec<u32> =
             parts.iter().map(|p| crc32c::crc32c_append(p.0, &p.2)).collect();
         let expected_frames: Vec<u32> = parts
