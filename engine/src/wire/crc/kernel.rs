@@ -95,11 +95,9 @@ impl Kernel {
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx512 if len <= chains::len_max(COPY) => {
+                Self::Avx512 | Self::Pclmul if len <= chains::len_max(COPY) => {
                     chains::run::<COPY>(dst, src, len, state)
                 }
-                #[cfg(target_arch = "x86_64")]
-                Self::Pclmul if len <= chains::LEN_MAX => chains::run::<COPY>(dst, src, len, state),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx512 => avx512::run::<COPY>(dst, src, len, state),
                 #[cfg(target_arch = "x86_64")]
@@ -130,11 +128,7 @@ impl Kernel {
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx512 if len <= chains::len_max(COPY) => {
-                    chains::frame::<COPY>(header, dst, src, len)
-                }
-                #[cfg(target_arch = "x86_64")]
-                Self::Pclmul if len <= chains::LEN_MAX => {
+                Self::Avx512 | Self::Pclmul if len <= chains::len_max(COPY) => {
                     chains::frame::<COPY>(header, dst, src, len)
                 }
                 #[cfg(target_arch = "x86_64")]

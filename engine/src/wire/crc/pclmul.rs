@@ -146,6 +146,10 @@ pub(super) unsafe fn run<const COPY: bool>(
     let mut left = len;
     // SAFETY: every part lies within the `left` bytes at `src` and `dst`.
     unsafe {
+        // Copies between what is too long for chains where vectors have 64 bytes, and here.
+        if COPY && len <= chains::LEN_MAX {
+            return chains::run::<COPY>(dst, src, len, state);
+        }
         // When copying, the lanes' stores would cost more than the lanes save.
         if !COPY && left >= FOLD_MIN {
             let blocks = (left - STEP) / BLOCK;
@@ -176,7 +180,11 @@ pub(super) unsafe fn frame<const COPY: bool>(
     src: *const u8,
     len: usize,
 ) -> u32 {
-    let state = sse42::header(header);
     // SAFETY: the caller's promises.
-    unsafe { run::<COPY>(dst, src, len, state) }
+    unsafe {
+        if COPY && len <= chains::LEN_MAX {
+            return chains::frame::<COPY>(header, dst, src, len);
+        }
+        run::<COPY>(dst, src, len, sse42::header(header))
+    }
 }
