@@ -74,17 +74,11 @@ pub fn verify(header: &Header, payload: &[u8]) -> Result<(), Refusal> {
 /// # Panics
 /// If there are more, or one is shorter than a header.
 pub fn verify_batch(frames: &[&[u8]]) -> Result<(), (usize, Refusal)> {
-    const NO_HEADER: [u8; HEADER_BYTES] = [0; HEADER_BYTES];
     assert!(frames.len() <= VERIFY_BATCH);
-    let mut parts: [(&[u8; HEADER_BYTES], &[u8]); VERIFY_BATCH] = [(&NO_HEADER, &[]); VERIFY_BATCH];
-    for (part, frame) in parts.iter_mut().zip(frames) {
-        *part = frame.split_first_chunk().expect("a frame has a header");
-    }
-    let parts = &parts[..frames.len()];
     let mut crcs = [0u32; VERIFY_BATCH];
-    crc::frame_batch(parts, &mut crcs[..frames.len()]);
-    for (index, ((header, _), &got)) in parts.iter().zip(&crcs).enumerate() {
-        let expected = u32::from_le_bytes([header[20], header[21], header[22], header[23]]);
+    crc::frame_batch(frames, &mut crcs[..frames.len()]);
+    for (index, (frame, &got)) in frames.iter().zip(&crcs).enumerate() {
+        let expected = u32::from_le_bytes([frame[20], frame[21], frame[22], frame[23]]);
         if got != expected {
             return Err((index, Refusal::CrcMismatch { expected, got }));
         }
