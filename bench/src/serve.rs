@@ -4,6 +4,7 @@ use crate::cli::Serve;
 use crate::context::Failure;
 
 pub fn serve(arguments: &Serve) -> Result<(), Failure> {
+    crate::sys::end_with_parent();
     crate::sys::pin(arguments.cpu)?;
     match arguments.kind.as_str() {
         "engine" => crate::engine::serve(arguments.idle, &arguments.bind, &arguments.name),

@@ -155,6 +155,12 @@ impl Drop for Shared {
     }
 }
 
+/// Has this process killed when the one that started it ends: it may be spinning on an answer.
+pub fn end_with_parent() {
+    // SAFETY: takes no pointer.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+}
+
 /// Sleeps while the word has this value, for at most a second.
 pub fn futex_wait(word: &AtomicU32, value: u32) {
     let timeout = libc::timespec {

@@ -6,7 +6,9 @@ mod iceoryx;
 mod monoio;
 mod nats;
 mod node;
+mod program;
 mod redis;
+mod scratch;
 mod tcp;
 mod tokio;
 mod uring;
@@ -21,6 +23,7 @@ pub fn serve(kind: &str, name: &str) -> Result<(), Failure> {
         "tokio-uring" => uring::serve(),
         "monoio" => monoio::serve(),
         "iceoryx2" => iceoryx::serve(name),
+        "iceoryx2-topics" => iceoryx::serve_topics(name),
         "zeromq" => zmq::serve(name),
         "grpc" => grpc::serve(name),
         "nats" => nats::serve(name),
@@ -68,6 +71,7 @@ const ALL: [(&str, Peer, &str); 9] = [
 ];
 
 pub fn run(context: &mut Context) -> Result<(), Failure> {
+    scratch::sweep();
     for (name, peer, help) in ALL {
         if let Err(error) = peer(context) {
             context.note(format!("peer {name} skipped: {error}; {help}"));
