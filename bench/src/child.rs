@@ -40,8 +40,8 @@ impl Served {
 
     pub fn wait_ready(&mut self) -> io::Result<()> {
         let line = self.line()?;
-        match line.strip_prefix("ready ") {
-            Some(address) => self.address = address.to_owned(),
+        match line.strip_prefix("ready") {
+            Some(address) => self.address = address.trim().to_owned(),
             None => return Err(io::Error::other(format!("the server said: {line}"))),
         }
         Ok(())

@@ -31,27 +31,41 @@ impl Context {
     /// started and ended inside `run`: a spinning one would be in the probes' way.
     pub fn measure(
         &mut self,
-        mut row: Row,
+        row: Row,
         mut run: impl FnMut(&mut Row) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let name = format!("{}: {}, {}", row.scenario, row.subject, row.case);
-        for _ in 0..self.runs {
-            self.bar.set_message(name.clone());
-            self.bar.tick();
-            let before = self.probe.measure()?;
-            let steal = host::steal_ticks();
-            let waited = host::waited_ns();
-            let begun = Instant::now();
-            run(&mut row).map_err(|error| format!("{name}: {error}"))?;
-            let stolen = host::steal_ticks() > steal;
-            let waited = (host::waited_ns() - waited) as f64;
-            let crowded = waited > WAITED_MAX * begun.elapsed().as_nanos() as f64;
-            let after = self.probe.measure()?;
-            let disturbed = stolen || crowded || before.moved(&after);
-            row.disturbed_runs.push(disturbed);
-            row.floors.push((before, after));
+        self.measure_in_turn(vec![row], self.runs, |_, _, row| run(row))
+    }
+
+    /// Measures rows to be held against each other: they take turns, run by run, so that a change
+    /// of the machine meets all alike. `run` is told which row is next.
+    pub fn measure_in_turn(
+        &mut self,
+        mut rows: Vec<Row>,
+        runs: usize,
+        mut run: impl FnMut(&mut Probe, usize, &mut Row) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut before = self.probe.measure()?;
+        for _ in 0..runs {
+            for (index, row) in rows.iter_mut().enumerate() {
+                let name = format!("{}: {}, {}", row.scenario, row.subject, row.case);
+                self.bar.set_message(name.clone());
+                self.bar.tick();
+                let steal = host::steal_ticks();
+                let waited = host::waited_ns();
+                let begun = Instant::now();
+                run(&mut self.probe, index, row).map_err(|error| format!("{name}: {error}"))?;
+                let stolen = host::steal_ticks() > steal;
+                let waited = (host::waited_ns() - waited) as f64;
+                let crowded = waited > WAITED_MAX * begun.elapsed().as_nanos() as f64;
+                let after = self.probe.measure()?;
+                let disturbed = stolen || crowded || before.moved(&after);
+                row.disturbed_runs.push(disturbed);
+                row.floors.push((before, after));
+                before = after;
+            }
         }
-        self.rows.push(row);
+        self.rows.append(&mut rows);
         Ok(())
     }
 
@@ -79,11 +93,22 @@ impl Context {
         judged: Judged,
         kept: bool,
     ) {
+        self.judge_beside(promise, measured, judged, kept, true);
+    }
+
+    /// As [`Context::judge`], beside a floor that was measured in turn with it: where the floor does
+    /// not keep the promise either, it says nothing that the engine does not.
+    pub fn judge_beside(
+        &mut self,
+        promise: impl Into<String>,
+        measured: String,
+        judged: Judged,
+        kept: bool,
+        floor_keeps: bool,
+    ) {
         self.verdict(promise, measured + judged.remark(), kept);
-        if !kept
-            && !judged.was_calm
-            && let Some(verdict) = self.verdicts.last_mut()
-        {
+        let can_judge = kept || judged.was_calm && floor_keeps;
+        if let Some(verdict) = self.verdicts.last_mut().filter(|_| !can_judge) {
             verdict.outcome = Outcome::NotJudged;
         }
     }

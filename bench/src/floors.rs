@@ -1,14 +1,12 @@
 //! What the machine itself costs: nothing built on it can be faster. Measured right before and
 //! right after every run, because shared machines change their state by themselves.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::Instant;
 
-use crate::child::Served;
+use crate::bare::{self, Bare, until};
 use crate::sys::{Shared, futex_wait, futex_wake};
 
 /// Bytes of an echo: a header of 24 bytes and a payload of 64.
@@ -17,7 +15,12 @@ const LINE_ROUNDS: u32 = 10_000;
 const SHM_ROUNDS: u32 = 10_000;
 const TCP_ROUNDS: u32 = 500;
 const FUTEX_ROUNDS: u32 = 60;
-/// Spins until the other side's turn before the CPU is offered to others.
+/// Where the bytes of a request and of an answer lie, each in a page of its own.
+pub const REQUEST: usize = Shared::PAGE;
+pub const ANSWER: usize = 2 * Shared::PAGE;
+/// Memory of the floors.
+pub const BYTES: usize = 3 * Shared::PAGE;
+/// Spins on a socket before the CPU is offered to others.
 const SPINS_MAX: u32 = 100_000;
 
 /// Medians in nanoseconds of a round trip.
@@ -49,34 +52,17 @@ impl Floors {
 
 /// The client's side, and the process of the other side.
 pub struct Probe {
-    path: PathBuf,
-    shared: Shared,
+    pub bare: Bare,
     stream: TcpStream,
-    served: Served,
 }
 
 impl Probe {
     pub fn start(server_cpu: usize) -> io::Result<Probe> {
-        let path = PathBuf::from(format!("/dev/shm/lapce-bench-{}", std::process::id()));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)?;
-        file.set_len(Shared::BYTES as u64)?;
-        let shared = Shared::map(&file)?;
-        let cpu = server_cpu.to_string();
-        let name = path.display().to_string();
-        let served = Served::start(&["--kind", "floor", "--cpu", &cpu, "--name", &name])?;
-        let stream = TcpStream::connect(served.address())?;
+        let bare = Bare::start(server_cpu, "floor", BYTES)?;
+        let stream = TcpStream::connect(bare.served.address())?;
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        Ok(Probe {
-            path,
-            shared,
-            stream,
-            served,
-        })
+        Ok(Probe { bare, stream })
     }
 
     pub fn measure(&mut self) -> io::Result<Floors> {
@@ -88,17 +74,9 @@ impl Probe {
         })
     }
 
-    fn begin(&mut self, kind: &str) -> io::Result<()> {
-        for index in 0..4 {
-            self.shared.word(index).store(0, Release);
-        }
-        self.served.tell(kind)?;
-        self.served.line().map(drop)
-    }
-
     fn line(&mut self) -> io::Result<f64> {
-        self.begin("line")?;
-        let (mine, other) = (self.shared.word(0), self.shared.word(1));
+        self.bare.begin(&format!("line {LINE_ROUNDS}"))?;
+        let (mine, other) = self.bare.shared.words();
         Ok(median(LINE_ROUNDS, |round| {
             mine.store(round, Release); // pairs with the load in `serve`
             until(|| other.load(Acquire) == round);
@@ -106,22 +84,22 @@ impl Probe {
     }
 
     fn shm(&mut self) -> io::Result<f64> {
-        self.begin("shm")?;
-        let (mine, other) = (self.shared.word(0), self.shared.word(1));
+        self.bare.begin(&format!("shm {SHM_ROUNDS}"))?;
+        let (mine, other) = self.bare.shared.words();
         let mut sent = [7; ECHO_BYTES];
         let mut got = [0; ECHO_BYTES];
         Ok(median(SHM_ROUNDS, |round| {
             sent[..4].copy_from_slice(&round.to_le_bytes());
-            self.shared.write(0, &sent);
+            self.bare.shared.write(REQUEST, &sent);
             mine.store(round, Release); // pairs with the load in `serve`
             until(|| other.load(Acquire) == round);
-            self.shared.read(1, &mut got);
+            self.bare.shared.read(ANSWER, &mut got);
             assert_eq!(got, sent);
         }))
     }
 
     fn tcp(&mut self) -> io::Result<f64> {
-        self.begin("tcp")?;
+        self.bare.begin(&format!("tcp {TCP_ROUNDS}"))?;
         let mut error = None;
         let mut sent = [7; ECHO_BYTES];
         let mut got = [0; ECHO_BYTES];
@@ -136,8 +114,8 @@ impl Probe {
     }
 
     fn futex(&mut self) -> io::Result<f64> {
-        self.begin("futex")?;
-        let (mine, other) = (self.shared.word(0), self.shared.word(1));
+        self.bare.begin(&format!("futex {FUTEX_ROUNDS}"))?;
+        let (mine, other) = self.bare.shared.words();
         Ok(median(FUTEX_ROUNDS, |round| {
             mine.store(round, Release); // pairs with the load in `serve`
             futex_wake(mine);
@@ -146,13 +124,6 @@ impl Probe {
                 futex_wait(other, round - 1);
             }
         }))
-    }
-}
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        // If it is gone already, all is well.
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -166,17 +137,6 @@ fn median(rounds: u32, mut round_trip: impl FnMut(u32)) -> f64 {
         .collect();
     times.sort_unstable();
     times[times.len() / 2] as f64
-}
-
-fn until(mut done: impl FnMut() -> bool) {
-    let mut spins = 0u32;
-    while !done() {
-        spins += 1;
-        if spins.is_multiple_of(SPINS_MAX) {
-            std::thread::yield_now(); // both sides may share one CPU
-        }
-        std::hint::spin_loop();
-    }
 }
 
 /// Writes all of it to a stream that does not block.
@@ -217,45 +177,45 @@ pub fn read_spinning(stream: &mut TcpStream, bytes: &mut [u8]) -> io::Result<()>
     Ok(())
 }
 
-/// The other side. Between probes it sleeps in a read of its standard input, and costs nothing.
+/// The other side. A command says what, and how many times.
 pub fn serve(name: &str) -> io::Result<()> {
-    let file = File::options().read(true).write(true).open(name)?;
-    let shared = Shared::map(&file)?;
+    let shared = bare::open(name)?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("ready {}", listener.local_addr()?);
     let (mut stream, _) = listener.accept()?;
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;
-    let (theirs, mine) = (shared.word(0), shared.word(1));
+    let (theirs, mine) = shared.words();
     let mut buffer = [0; ECHO_BYTES];
-    for line in io::stdin().lines() {
-        let line = line?;
-        println!("going");
-        match line.as_str() {
-            "line" => (1..=LINE_ROUNDS).for_each(|round| {
-                until(|| theirs.load(Acquire) == round);
-                mine.store(round, Release); // pairs with the load in `Probe`
-            }),
-            "shm" => (1..=SHM_ROUNDS).for_each(|round| {
-                until(|| theirs.load(Acquire) == round);
-                shared.read(0, &mut buffer);
-                shared.write(1, &buffer);
-                mine.store(round, Release); // pairs with the load in `Probe`
-            }),
-            "tcp" => {
-                for _ in 0..TCP_ROUNDS {
+    bare::commands(|command| {
+        let (what, rounds) = command.split_once(' ').unwrap_or_default();
+        let rounds: u32 = rounds.parse().map_err(io::Error::other)?;
+        for round in 1..=rounds {
+            // Acquire and Release: pair with those of `Probe`, and of `paced`.
+            match what {
+                "line" => {
+                    until(|| theirs.load(Acquire) == round);
+                    mine.store(round, Release);
+                }
+                "shm" => {
+                    until(|| theirs.load(Acquire) == round);
+                    shared.read(REQUEST, &mut buffer);
+                    shared.write(ANSWER, &buffer);
+                    mine.store(round, Release);
+                }
+                "tcp" => {
                     read_spinning(&mut stream, &mut buffer)?;
                     write_spinning(&mut stream, &buffer)?;
                 }
-            }
-            _ => (1..=FUTEX_ROUNDS).for_each(|round| {
-                while theirs.load(Acquire) != round {
-                    futex_wait(theirs, round - 1);
+                _ => {
+                    while theirs.load(Acquire) != round {
+                        futex_wait(theirs, round - 1);
+                    }
+                    mine.store(round, Release);
+                    futex_wake(mine);
                 }
-                mine.store(round, Release); // pairs with the load in `Probe`
-                futex_wake(mine);
-            }),
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }

@@ -11,6 +11,12 @@ use crate::row::latencies;
 
 /// Calls before the clock starts.
 const WARM_UP: u64 = 500;
+/// Comparing a message longer than this takes as long as carrying it, or longer.
+const LARGE: usize = 65_536;
+const WARM_UP_LARGE: u64 = 10;
+/// How much of a large message is compared while the clock runs, and in which steps.
+const SAMPLE: usize = 64;
+const SAMPLE_STEP: usize = 32_768;
 
 /// A payload that differs from call to call in its first bytes.
 pub fn payload(bytes: usize) -> Vec<u8> {
@@ -23,6 +29,28 @@ pub fn stamp(payload: &mut [u8], number: u64) {
     payload[..count].copy_from_slice(&bytes[..count]);
 }
 
+fn warm_up(bytes: usize) -> u64 {
+    if bytes > LARGE {
+        WARM_UP_LARGE
+    } else {
+        WARM_UP
+    }
+}
+
+/// Whether samples of a large message are as expected: its ends, and what lies between in steps.
+pub fn samples_match(got: &[u8], expected: &[u8]) -> bool {
+    let tail = got.len().saturating_sub(SAMPLE);
+    got.len() == expected.len()
+        && got[tail..] == expected[tail..]
+        && got
+            .chunks(SAMPLE_STEP)
+            .zip(expected.chunks(SAMPLE_STEP))
+            .all(|(got, expected)| {
+                let count = got.len().min(SAMPLE);
+                got[..count] == expected[..count]
+            })
+}
+
 /// One request in flight: the latency of each call.
 pub fn closed(
     client: &Client,
@@ -32,7 +60,7 @@ pub fn closed(
     let mut sent = payload(bytes);
     let mut answer = Vec::with_capacity(bytes);
     let mut histogram = latencies();
-    let warm_up = if bytes > 65_536 { 10 } else { WARM_UP };
+    let warm_up = warm_up(bytes);
     let mut end = u64::MAX;
     // Ends when the time is over; each call has the client's timeout.
     for number in 0.. {
@@ -60,21 +88,24 @@ struct InOrder {
     expected: Vec<u8>,
     next: u64,
     wrong: bool,
+    /// Of large messages only samples are compared now.
+    samples: bool,
 }
 
 impl InOrder {
     fn take(&mut self, answer: &AnswerRef<'_>) {
         stamp(&mut self.expected, self.next);
         self.next += 1;
-        let right = answer
-            .result
-            .as_ref()
-            .is_ok_and(|got| *got == self.expected);
+        let right = answer.result.as_ref().is_ok_and(|got| match self.samples {
+            true => samples_match(got, &self.expected),
+            false => *got == self.expected,
+        });
         self.wrong |= !right;
     }
 }
 
-/// A window of requests in flight: requests a second.
+/// A window of requests in flight: requests a second. Large messages are compared whole before and
+/// after the timed part, and by samples within it.
 pub fn windowed(
     client: &Client,
     bytes: usize,
@@ -86,9 +117,10 @@ pub fn windowed(
         expected: sent.clone(),
         next: 0,
         wrong: false,
+        samples: false,
     };
     let mut submitted = 0;
-    let warm_up = WARM_UP.max(2 * window);
+    let warm_up = warm_up(bytes).max(2 * window);
     let mut begun: Option<(u64, u64)> = None;
     loop {
         while submitted < check.next + window {
@@ -102,13 +134,20 @@ pub fn windowed(
         }
         let now = monotonic_ns();
         match begun {
-            None if check.next >= warm_up => begun = Some((now, check.next)),
+            None if check.next >= warm_up => {
+                begun = Some((now, check.next));
+                check.samples = bytes > LARGE;
+            }
             Some((start, first)) if now - start >= duration.as_nanos() as u64 => {
                 while check.next < submitted {
                     client.wait_with(|answer| check.take(&answer))?;
                 }
                 let answers = (check.next - first) as f64;
                 let end = monotonic_ns();
+                check.samples = false;
+                stamp(&mut sent, submitted);
+                client.submit(msg_type::ECHO, &sent)?;
+                client.wait_with(|answer| check.take(&answer))?;
                 return if check.wrong {
                     Err(wrong_answer().into())
                 } else {
@@ -118,6 +157,16 @@ pub fn windowed(
             _ => {}
         }
     }
+}
+
+/// How much slower than asked for a fixed rate is. A period that divides the kernel's tick (4 ms,
+/// say) would meet each tick at the same place, in one run all of them and in the next none; so it
+/// drifts through all of them.
+const DRIFT: f64 = 1.004;
+
+/// When a request is due, in ns from the start.
+pub fn due_ns(number: u64, rate: f64) -> u64 {
+    (number as f64 * DRIFT * 1e9 / rate) as u64
 }
 
 /// Requests at a fixed rate: latency from when each was due, so that a stall counts for all whom
@@ -135,6 +184,7 @@ pub fn at_rate(
         expected: sent.clone(),
         next: 0,
         wrong: false,
+        samples: false,
     };
     let total = (rate * duration.as_secs_f64()).ceil().max(1.0) as u64;
     let mut due = VecDeque::with_capacity(inflight_max);
@@ -148,7 +198,7 @@ pub fn at_rate(
             return Err("the rate was not reached by far".into());
         }
         while submitted < total && due.len() < inflight_max {
-            let at = start + (submitted as f64 * 1e9 / rate) as u64;
+            let at = start + due_ns(submitted, rate);
             if at > now {
                 break;
             }
@@ -167,4 +217,22 @@ pub fn at_rate(
         return Err(wrong_answer().into());
     }
     Ok(histogram)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_see_both_ends_and_each_step() {
+        let expected = payload(1 << 20);
+        assert!(samples_match(&expected, &expected));
+        for at in [0, SAMPLE_STEP, 5 * SAMPLE_STEP + SAMPLE - 1, (1 << 20) - 1] {
+            let mut got = expected.clone();
+            got[at] ^= 1;
+            assert!(!samples_match(&got, &expected), "{at}");
+        }
+        assert!(!samples_match(&expected[1..], &expected));
+        assert!(!samples_match(&[], &expected));
+    }
 }

@@ -1,6 +1,8 @@
 //! Measures every promise of the engine, beside the floor of the machine and the peers that a user
 //! would pick instead. See docs/benchmarks.md.
 
+mod bare;
+mod c_loop;
 mod child;
 mod cli;
 mod context;
@@ -8,6 +10,7 @@ mod engine;
 mod floors;
 mod host;
 mod load;
+mod paced;
 #[cfg(feature = "peers")]
 mod peers;
 mod plot;

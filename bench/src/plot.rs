@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use hdrhistogram::Histogram;
 
 use crate::context::Context;
+use crate::report::grouped;
 use crate::row::Row;
 
 const WIDTH: f64 = 860.0;
@@ -37,12 +38,18 @@ pub fn all(context: &Context) -> Vec<(String, String, String)> {
             .filter_map(percentile_line)
             .collect();
         if !lines.is_empty() {
-            let title = format!("{scenario}, {case}: latency by percentile");
+            let title = format!("{scenario}, {case}: latency by percentile, all runs together");
             let svg = percentiles(&title, &lines);
             plots.push((file.to_owned(), title, svg));
         }
     }
-    let lines = throughput_lines(context);
+    let lines = lines_by_x(context, "open-loop", "p99", |rate| rate.log10());
+    if !lines.is_empty() {
+        let title = "open-loop: p99 by rate, median of the runs".to_owned();
+        let svg = rates(&title, &in_us(lines));
+        plots.push(("open-loop-p99.svg".to_owned(), title, svg));
+    }
+    let lines = lines_by_x(context, "throughput", "requests", |window| window.log2());
     if !lines.is_empty() {
         let title = "Requests a second by window".to_owned();
         let svg = windows(&title, &lines);
@@ -98,17 +105,14 @@ fn percentile_line(row: &Row) -> Option<Line> {
     })
 }
 
-fn throughput_lines(context: &Context) -> Vec<Line> {
+/// A line for each subject of a scenario: the median of a metric, as a power of ten, over the case.
+fn lines_by_x(context: &Context, scenario: &str, metric: &str, x_of: fn(f64) -> f64) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
-    for row in context
-        .rows
-        .iter()
-        .filter(|row| row.scenario == "throughput")
-    {
-        let Some(rate) = row.median("requests") else {
+    for row in context.rows.iter().filter(|row| row.scenario == scenario) {
+        let Some(value) = row.median(metric) else {
             continue;
         };
-        let point = (row.x.log2(), rate.log10());
+        let point = (x_of(row.x), value.log10());
         match lines.iter_mut().find(|line| line.name == row.subject) {
             Some(line) => line.points.push(point),
             None => lines.push(Line {
@@ -118,6 +122,25 @@ fn throughput_lines(context: &Context) -> Vec<Line> {
         }
     }
     lines
+}
+
+/// Powers of ten of nanoseconds, as those of microseconds.
+fn in_us(mut lines: Vec<Line>) -> Vec<Line> {
+    for point in lines.iter_mut().flat_map(|line| &mut line.points) {
+        point.1 -= 3.0;
+    }
+    lines
+}
+
+fn rates(title: &str, lines: &[Line]) -> String {
+    let ticks = [
+        (3.0, "1,000"),
+        (4.0, "10,000"),
+        (5.0, "100,000"),
+        (6.0, "1 M"),
+    ]
+    .map(|(x, name)| (x, name.to_owned()));
+    chart(title, lines, (3.0, 6.0), &ticks, "requests a second", "µs")
 }
 
 fn percentiles(title: &str, lines: &[Line]) -> String {
@@ -142,7 +165,7 @@ fn percentiles(title: &str, lines: &[Line]) -> String {
 fn windows(title: &str, lines: &[Line]) -> String {
     let ticks: Vec<(f64, String)> = (0..=10)
         .step_by(2)
-        .map(|power| (f64::from(power), (1u32 << power).to_string()))
+        .map(|power| (f64::from(power), grouped(f64::from(1u32 << power))))
         .collect();
     chart(
         title,
@@ -200,11 +223,18 @@ fn chart(
              <text x='{:.1}' y='{:.1}' text-anchor='end'>{}</text>",
             LEFT - 8.0,
             y + 4.0,
-            10f64.powi(power)
+            power_text(power)
         );
     }
     for (index, line) in lines.iter().enumerate() {
-        let colour = COLOURS[index % COLOURS.len()];
+        // What the machine itself costs is drawn apart from what is measured on it.
+        let (colour, dash) = match line.name.split_once(' ') {
+            Some(("bare", what)) if what.starts_with("futex") => {
+                ("#444", " stroke-dasharray='2 2'")
+            }
+            Some(("bare", _)) => ("#444", " stroke-dasharray='6 3'"),
+            _ => (COLOURS[index % COLOURS.len()], ""),
+        };
         let mut path = String::new();
         for (x, y) in line.points.iter().filter(|point| point.0 <= x_max) {
             let _ = write!(path, "{:.1},{:.1} ", x_of(*x), y_of(*y));
@@ -212,8 +242,8 @@ fn chart(
         let y = TOP + 14.0 + 20.0 * index as f64;
         let _ = write!(
             svg,
-            "<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>\
-             <path d='M{:.1} {:.1}h20' stroke='{colour}' stroke-width='3'/>\
+            "<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'{dash}/>\
+             <path d='M{:.1} {:.1}h20' stroke='{colour}' stroke-width='3'{dash}/>\
              <text x='{:.1}' y='{y:.1}'>{}</text>",
             right + 16.0,
             y - 4.0,
@@ -230,6 +260,15 @@ fn chart(
         (TOP + bottom) / 2.0
     );
     svg
+}
+
+/// A power of ten at an axis.
+fn power_text(power: i32) -> String {
+    match power {
+        6.. => format!("{} M", 10f64.powi(power - 6)),
+        3.. => grouped(10f64.powi(power)),
+        _ => 10f64.powi(power).to_string(),
+    }
 }
 
 struct Bar {

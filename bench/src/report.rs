@@ -32,7 +32,7 @@ fn number(value: f64) -> String {
 }
 
 /// Whole, with a comma between thousands.
-fn grouped(value: f64) -> String {
+pub fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

@@ -79,6 +79,7 @@ impl Row {
         for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
             self.push(name, "ns", run.value_at_quantile(quantile) as f64);
         }
+        self.push("max", "ns", run.max() as f64);
         match &mut self.histogram {
             Some(all) => all.add(&run).expect("all have the same bounds"),
             None => self.histogram = Some(run),
@@ -209,5 +210,7 @@ mod tests {
         }
         assert_eq!(row.histogram.as_ref().unwrap().len(), 3);
         assert_eq!(row.median("p50"), Some(200.0));
+        assert_eq!(row.median("max"), Some(200.0));
+        assert_eq!(row.metrics.last().unwrap().spread(), (100.0, 300.0));
     }
 }

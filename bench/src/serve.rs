@@ -9,6 +9,8 @@ pub fn serve(arguments: &Serve) -> Result<(), Failure> {
     match arguments.kind.as_str() {
         "engine" => crate::engine::serve(arguments.idle, &arguments.bind, &arguments.name),
         "floor" => Ok(crate::floors::serve(&arguments.name)?),
+        "bulk" => Ok(crate::scenarios::serve_bulk(&arguments.name)?),
+        "layouts" => Ok(crate::scenarios::serve_layouts(&arguments.name)?),
         #[cfg(feature = "peers")]
         kind => crate::peers::serve(kind, &arguments.name),
         #[cfg(not(feature = "peers"))]

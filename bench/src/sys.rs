@@ -81,28 +81,28 @@ pub fn pin(cpu: usize) -> io::Result<()> {
 
 /// Words lie this far from one another, so that no two share a cache line or a prefetched pair.
 const WORD_STRIDE: usize = 128;
-const AREA: usize = 4096;
 
-/// Memory shared by two processes: words in the first page, then areas of a page each.
+/// Memory shared by two processes: words in the first page, whatever is wanted after it.
 pub struct Shared {
     base: *mut u8,
     bytes: usize,
 }
 
 impl Shared {
-    /// Bytes that the file must have.
-    pub const BYTES: usize = 4 * AREA;
+    /// The first page, which holds the words.
+    pub const PAGE: usize = 4096;
 
-    /// Maps a file of at least [`Shared::BYTES`].
+    /// Maps all of a file.
     pub fn map(file: &File) -> io::Result<Shared> {
-        if (file.metadata()?.len() as usize) < Shared::BYTES {
+        let bytes = file.metadata()?.len() as usize;
+        if bytes < Shared::PAGE {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         // SAFETY: a new mapping at an address of the system's choice touches no memory of ours.
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                Shared::BYTES,
+                bytes,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED | libc::MAP_POPULATE,
                 file.as_raw_fd(),
@@ -114,36 +114,77 @@ impl Shared {
         }
         Ok(Shared {
             base: base.cast(),
-            bytes: Shared::BYTES,
+            bytes,
         })
     }
 
-    /// One of the words.
+    /// One of the words, each on a line of its own.
+    #[inline]
     pub fn word(&self, index: usize) -> &AtomicU32 {
-        assert!((index + 1) * WORD_STRIDE <= AREA);
-        // SAFETY: inside the mapping by the check above, aligned because pages and the stride are,
-        // and both processes touch these bytes only as atomics.
-        unsafe { &*self.base.add(index * WORD_STRIDE).cast::<AtomicU32>() }
+        assert!((index + 1) * WORD_STRIDE <= Shared::PAGE);
+        self.word_at(index * WORD_STRIDE)
     }
 
-    /// Copies into an area. Whoever reads it waits for a word set after this.
-    pub fn write(&self, area: usize, bytes: &[u8]) {
-        assert!(area < 3 && bytes.len() <= AREA);
+    /// The two first: what the client says, and what the server says.
+    #[inline]
+    pub fn words(&self) -> (&AtomicU32, &AtomicU32) {
+        (self.word(0), self.word(1))
+    }
+
+    /// A word anywhere.
+    #[inline]
+    pub fn word_at(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.bytes);
+        // SAFETY: inside the mapping and aligned by the check above. Both processes touch these
+        // bytes only as atomics, as long as they use them as a word.
+        unsafe { &*self.base.add(offset).cast::<AtomicU32>() }
+    }
+
+    /// Copies in. Whoever reads it waits for a word set after this.
+    #[inline]
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset <= self.bytes && bytes.len() <= self.bytes - offset);
         // SAFETY: inside the mapping by the check above; the words see to it that the other
-        // process does not read the area meanwhile.
+        // process does not read there meanwhile.
         unsafe {
-            let to = self.base.add((1 + area) * AREA);
+            let to = self.base.add(offset);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len());
         }
     }
 
-    /// Copies out of an area, after a word said that it is written.
-    pub fn read(&self, area: usize, bytes: &mut [u8]) {
-        assert!(area < 3 && bytes.len() <= AREA);
+    /// Copies out, after a word said that it is written.
+    #[inline]
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
+        assert!(offset <= self.bytes && bytes.len() <= self.bytes - offset);
         // SAFETY: as in `write`.
         unsafe {
-            let from = self.base.add((1 + area) * AREA);
+            let from = self.base.add(offset);
             std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len());
+        }
+    }
+
+    /// Asks the processor for a line that is about to be read.
+    #[inline]
+    pub fn prefetch(&self, offset: usize) {
+        assert!(offset < self.bytes);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: inside the mapping by the check above; and only a hint.
+        unsafe {
+            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(self.base.add(offset).cast());
+        }
+    }
+
+    /// Asks the processor for a line that is about to be written, as the engine's ring does.
+    #[inline]
+    pub fn prefetch_to_write(&self, offset: usize) {
+        assert!(offset < self.bytes);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: inside the mapping by the check above; and only a hint, for which the intrinsic
+        // would only be used if the whole program were compiled for newer processors.
+        unsafe {
+            let address = self.base.add(offset);
+            core::arch::asm!("prefetchw [{0}]", in(reg) address, options(nostack, preserves_flags));
         }
     }
 }

@@ -1,10 +1,13 @@
 //! The scenarios, one file each.
 
 mod allocations;
+mod bulk;
+mod c_client;
 mod connections;
 mod crc;
 mod idle;
 mod latency;
+mod layouts;
 mod memory;
 mod open_loop;
 mod peers;
@@ -12,6 +15,9 @@ mod reconnect;
 mod throughput;
 
 use crate::context::{Context, Failure};
+
+pub use bulk::serve as serve_bulk;
+pub use layouts::serve as serve_layouts;
 
 pub struct Scenario {
     pub name: &'static str,
@@ -27,6 +33,11 @@ pub const ALL: &[Scenario] = &[
         run: latency::run,
     },
     Scenario {
+        name: "ring-layouts",
+        about: "where the word that tells of a message lies: in the record, or on a line of its own",
+        run: layouts::run,
+    },
+    Scenario {
         name: "open-loop",
         about: "a fixed rate, latency from when each request was due",
         run: open_loop::run,
@@ -35,6 +46,16 @@ pub const ALL: &[Scenario] = &[
         name: "throughput",
         about: "windows of 1 to 1,024 requests in flight",
         run: throughput::run,
+    },
+    Scenario {
+        name: "bulk",
+        about: "1 MiB over shared memory, beside two memcpys each way",
+        run: bulk::run,
+    },
+    Scenario {
+        name: "c-client",
+        about: "calls through the C library, beside Rust's",
+        run: c_client::run,
     },
     Scenario {
         name: "connections",

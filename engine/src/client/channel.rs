@@ -233,12 +233,27 @@ impl Channel {
     }
 
     /// Takes the next whole frame, verified, out of what was received.
-    #[inline]
+    ///
+    /// Inlined, lest a header that was just read goes through memory.
+    #[inline(always)]
     pub(super) fn next(&mut self) -> Result<Option<Incoming>, Refusal> {
         let bytes = &self.input[self.start..self.end];
         if bytes.is_empty() {
             return Ok(None);
         }
+        // Found to be one frame already: all that is left to check is the limit.
+        if std::mem::take(&mut self.good_frame)
+            && let Ok(Some(header)) = Header::parse(bytes, self.max_message_bytes)
+        {
+            let payload_at = self.start + HEADER_BYTES;
+            self.start = self.end;
+            return Ok(Some(Incoming { header, payload_at }));
+        }
+        self.scan_next()
+    }
+
+    fn scan_next(&mut self) -> Result<Option<Incoming>, Refusal> {
+        let bytes = &self.input[self.start..self.end];
         let scanned = wire::scan(self.version, bytes, self.max_message_bytes);
         match scanned.map_err(|refusal| other_version(self.version, refusal))? {
             Scanned::Part { .. } => Ok(None),
@@ -248,8 +263,7 @@ impl Channel {
             } => {
                 let payload_at = self.start + frame_bytes - header.length as usize;
                 let incoming = Incoming { header, payload_at };
-                let checked = std::mem::take(&mut self.good_frame);
-                if self.version == ProtocolVersion::V2 && !checked {
+                if self.version == ProtocolVersion::V2 {
                     wire::verify(&header, self.payload(&incoming))?;
                 }
                 self.start += frame_bytes;

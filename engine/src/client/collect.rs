@@ -4,6 +4,7 @@ use super::answer::{Answer, AnswerRef};
 use super::deadline::Deadline;
 use super::inner::{Inner, Keep};
 use super::{Client, Error};
+use crate::wire::append;
 
 pub(super) const NOT_IN_FLIGHT: Error = Error::InvalidRequest("no such request is in flight");
 
@@ -21,7 +22,7 @@ pub(super) fn collect(
         while !inner.ready.is_empty()
             && let Some(answer) = inner.ready.take(id)
         {
-            to.extend_from_slice(&answer.result?);
+            append(to, &answer.result?);
             if answer.last {
                 return Ok(());
             }
@@ -35,7 +36,7 @@ pub(super) fn collect(
             }
             match &answer.result {
                 Ok(payload) => {
-                    to.extend_from_slice(payload);
+                    append(to, payload);
                     if answer.last {
                         outcome = Some(Ok(()));
                     }

@@ -370,11 +370,13 @@ impl Inner {
         }
         let mut looks: u32 = 0;
         let mut began_ns = 0;
+        let mut in_the_way = false;
         let mut received_bytes = self.received_bytes();
         // Ends with an answer or at the deadline.
         loop {
             if self.take_received(sink)? > 0 {
-                if began_ns != 0 {
+                // How long the answer took says nothing if it was kept from being made.
+                if began_ns != 0 && !in_the_way {
                     let waited_ns = clock::now_ns().saturating_sub(began_ns);
                     self.policy.waited(waited_ns);
                 }
@@ -385,10 +387,15 @@ impl Inner {
                 Some(channel) => channel.link.watch(),
                 None => std::hint::spin_loop(),
             }
-            let spin_ns = self.policy.spin_ns();
+            let mut spin_ns = self.policy.spin_ns();
             let look_at_clock = looks == 1 && spin_ns != u64::MAX;
-            if !look_at_clock && !looks.is_multiple_of(LOOKS) {
+            let looked_long = looks.is_multiple_of(LOOKS);
+            if !look_at_clock && !looked_long {
                 continue;
+            }
+            if looked_long && spin_ns != u64::MAX && self.is_in_the_way() {
+                in_the_way = true;
+                spin_ns = 0;
             }
             if self.channel.is_none() {
                 if self.flights.count() == 0 {
@@ -425,6 +432,12 @@ impl Inner {
                 self.lost(Some(error));
             }
         }
+    }
+
+    /// Whether waiting awake is in vain, since it keeps the server from running.
+    pub(super) fn is_in_the_way(&self) -> bool {
+        let channel = self.channel.as_ref();
+        channel.is_some_and(|channel| channel.link.is_in_the_way())
     }
 
     fn received_bytes(&self) -> u64 {

@@ -70,6 +70,14 @@ impl Link {
         }
     }
 
+    /// Whether waiting awake is in vain, since it keeps the server from running.
+    pub(super) fn is_in_the_way(&self) -> bool {
+        match self {
+            Link::Tcp(_) => false,
+            Link::Shm(link) => link.is_in_the_way(),
+        }
+    }
+
     /// Sleeps until there is something to receive, or room to send if `write`, or the limit.
     pub(super) fn sleep(&mut self, write: bool, limit: Duration) -> io::Result<()> {
         match self {

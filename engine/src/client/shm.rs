@@ -173,7 +173,7 @@ impl ShmLink {
                 },
             };
             let count = if records_max == 1 && from == 0 && record.length <= buffer.len() {
-                self.good_frame = ends.rx.copy_frame_to(&record, buffer);
+                self.good_frame = ends.rx.copy_frame_to(&record, buffer).is_some();
                 record.length
             } else {
                 ends.rx.copy_part(from, &record, &mut buffer[taken..])
@@ -204,6 +204,11 @@ impl ShmLink {
             self.end.wake_server();
         }
         Ok(taken)
+    }
+
+    /// Whether this thread is on the CPU that the server's worker needs.
+    pub(super) fn is_in_the_way(&self) -> bool {
+        self.end.is_in_the_way()
     }
 
     /// Looks for a record up to `looks` times.

@@ -6,6 +6,7 @@
 //!           64  a futex word, counted up when a slot needs the server
 //! page 1   256 bytes for each of 16 workers:
 //!            0  its doorbell, a futex word
+//!            4  one more than the number of the CPU that it runs on, 0 if that is not known (u32)
 //!           64  which of the words below are not zero (u64)
 //!          128  a bit for each of 1,024 connections that has something (16 u64)
 //! page 2.. 128 bytes for each of 64 slots:
@@ -24,7 +25,7 @@ use crate::sys::{futex, process};
 use crate::wire::control_segment_name;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"LAPCTL02");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const AT_VERSION: usize = 8;
 const AT_BYTES: usize = 12;
 const AT_SERVER_PID: usize = 16;
@@ -33,6 +34,7 @@ const AT_NONCE: usize = 32;
 const AT_ATTACH: usize = 64;
 const WORKERS_AT: usize = 4096;
 const WORKER_BYTES: usize = 256;
+const AT_WORKER_CPU: usize = 4;
 /// Workers that a control segment has room for.
 pub(crate) const WORKERS_MAX: usize = 16;
 /// Connections of one worker.
@@ -272,6 +274,22 @@ impl Control {
 
     fn doorbell(&self, worker: usize) -> &AtomicU32 {
         self.segment.word32(self.worker(worker))
+    }
+
+    fn cpu_word(&self, worker: usize) -> &AtomicU32 {
+        self.segment.word32(self.worker(worker) + AT_WORKER_CPU)
+    }
+
+    /// Says on which CPU the worker runs at the moment.
+    pub(crate) fn set_worker_cpu(&self, worker: usize, cpu: Option<u32>) {
+        // Relaxed: a hint, which orders nothing.
+        let word = cpu.map_or(0, |cpu| cpu.saturating_add(1));
+        self.cpu_word(worker).store(word, Ordering::Relaxed);
+    }
+
+    /// On which CPU the worker was last seen.
+    pub(super) fn worker_cpu(&self, worker: usize) -> Option<u32> {
+        self.cpu_word(worker).load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// A client has something for the worker, on the connection with this bit.

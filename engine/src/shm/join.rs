@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::control::{Control, READY_BITS, SLOTS, ShmError, WORKERS_MAX, slot};
 use super::layout::{self, AT_CAPACITY, AT_READY_BIT, AT_VERSION, AT_WORKER};
 use super::ring::Ends;
+use crate::sys::affinity;
 use crate::sys::futex;
 use crate::sys::process::PidFd;
 use crate::sys::segment::{self, Segment};
@@ -26,6 +27,12 @@ pub(crate) struct ClientEnd {
 }
 
 impl ClientEnd {
+    /// Whether this thread keeps the server's worker from running: both are on one CPU at the moment.
+    pub(crate) fn is_in_the_way(&self) -> bool {
+        let worker = self.control.worker_cpu(self.worker);
+        worker.is_some() && worker == affinity::current_cpu()
+    }
+
     /// Tells the server's worker that there is something, if it does not look by itself.
     #[inline]
     pub(crate) fn wake_server(&self) {

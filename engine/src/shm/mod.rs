@@ -1,13 +1,14 @@
 //! Shared memory: the ring, the control segment, attach and detach.
 //!
 //! [`layout`] says where everything lies in a connection's segment, [`ring`] is one direction of
-//! it and [`reserve`] sends through it without a copy, [`doorbell`] is how a sleeping worker is
-//! woken, [`control`] the segment by which clients find a server, [`attach`] the server's side of
-//! making a connection and [`join`] the client's.
+//! it, [`mod@copy`] how bytes get there and [`reserve`] how they are sent without, [`doorbell`] is
+//! how a sleeping worker is woken, [`control`] the segment by which clients find a server,
+//! [`attach`] the server's side of making a connection and [`join`] the client's.
 #![allow(unsafe_code)]
 
 mod attach;
 mod control;
+mod copy;
 pub(crate) mod doorbell;
 mod join;
 mod layout;

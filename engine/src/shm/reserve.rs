@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::layout::RECORD_MAX;
 use super::ring::Producer;
 use crate::sys::segment::Segment;
-use crate::wire::{HEADER_BYTES, Header, crc};
+use crate::wire::{HEADER_BYTES, Header, crc, words_to_bytes};
 
 /// Payloads are summed in pieces of this size, which stay in the nearest cache.
 const PIECE_BYTES: usize = 4096;
@@ -113,16 +113,11 @@ impl Producer {
     pub(crate) fn commit(&mut self, reservation: &Reservation, header: Header, ack: u64) {
         assert!(self.holds(reservation));
         let payload_bytes = header.length as usize;
-        let mut head = header.to_bytes();
-        let crc = reservation.frame_crc(&head, payload_bytes);
-        head[HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+        let words = header.to_words();
+        let crc = reservation.frame_crc(&words_to_bytes(words), payload_bytes);
         let length = HEADER_BYTES + payload_bytes;
         let word = self.settle(reservation.at, length, ack);
-        let begin = self
-            .segment
-            .at_to_write(self.data_offset(reservation.at), HEADER_BYTES);
-        // SAFETY: `begin` is valid for a header (checked), and `head` is private memory.
-        unsafe { std::ptr::copy_nonoverlapping(head.as_ptr(), begin, HEADER_BYTES) };
+        self.write_head(reservation.at, words, crc);
         self.publish(reservation.at, word);
     }
 }

@@ -17,13 +17,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::copy::copy;
 use super::layout::{
     ALIGN, CAPACITY, FLAG_CLOSED, FLAG_WAITING, FLAG_WANTS_ROOM, HOT, RECORD_MAX, RingPlaces, WORD,
     area_left, record_bytes,
 };
 use super::sync::{AtomicU32, AtomicU64, Ordering, Segment, fence, futex};
 use crate::sys::prefetch;
-use crate::wire::{HEADER_BYTES, Header, crc};
+use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header, crc, words_to_bytes};
 
 const COMMITTED: u64 = 1 << 24;
 const NEXT_WRAPS: u64 = 1 << 25;
@@ -236,7 +237,7 @@ impl Producer {
         let data = self.data(at, bytes.len());
         // SAFETY: `data` is valid for that many bytes (checked), and private memory does not
         // overlap the segment.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), data, bytes.len()) };
+        unsafe { copy(bytes.as_ptr(), data, bytes.len()) };
         self.publish(at, word);
         true
     }
@@ -250,21 +251,29 @@ impl Producer {
             return false;
         };
         let data = self.data(at, length);
-        let mut head = header.to_bytes();
+        let words = header.to_words();
         // SAFETY: `data` is valid for header and payload (checked); private memory does not
         // overlap the segment.
-        unsafe {
-            let crc = crc::frame_copy_raw(
-                &head,
-                data.add(HEADER_BYTES),
-                payload.as_ptr(),
-                payload.len(),
-            );
-            head[20..].copy_from_slice(&crc.to_le_bytes());
-            std::ptr::copy_nonoverlapping(head.as_ptr(), data, HEADER_BYTES);
-        }
+        let crc = unsafe {
+            let to = data.add(HEADER_BYTES);
+            let head = words_to_bytes(words);
+            crc::frame_copy_raw(&head, to, payload.as_ptr(), payload.len())
+        };
+        self.write_head(at, words, crc);
         self.publish(at, word);
         true
+    }
+
+    /// Writes the header of the frame in the record at `at`, with its CRC.
+    #[inline]
+    pub(super) fn write_head(&self, at: u64, mut words: [u64; HEADER_WORDS], crc: u32) {
+        words[HEADER_WORDS - 1] |= u64::from(crc) << 32;
+        let head = self.data(at, HEADER_BYTES).cast::<u64>();
+        for (index, word) in words.into_iter().enumerate() {
+            // SAFETY: `head` is valid for a header (checked), and a multiple of 8 as records and
+            // their commit words are.
+            unsafe { head.add(index).write_volatile(word.to_le()) };
+        }
     }
 
     /// Whether the consumer has gone on since this producer last looked.
@@ -376,19 +385,21 @@ impl Consumer {
         // private memory does not overlap the segment. Another process may write meanwhile: then
         // the bytes are whatever they are, and their CRC is checked in private memory.
         unsafe {
-            std::ptr::copy_nonoverlapping(from, to.as_mut_ptr().add(to.len()), record.length);
+            copy(from, to.as_mut_ptr().add(to.len()), record.length);
             to.set_len(to.len() + record.length);
         }
     }
 
     /// As [`Consumer::copy`]. If the data are one frame, that frame's CRC is computed on the way:
-    /// `true` if it is right, and the copy need not be checked again. `false` says nothing.
+    /// its header, if that and the CRC are right, and the copy need not be checked again (only a
+    /// limit on messages that is below a record's is not known here). `None` says nothing.
     #[inline]
-    pub(crate) fn copy_frame(&self, record: &Record, to: &mut Vec<u8>) -> bool {
+    pub(crate) fn copy_frame(&self, record: &Record, to: &mut Vec<u8>) -> Option<Header> {
         to.reserve(record.length);
         // SAFETY: `to` has room for that many bytes, and `copy_frame_raw` writes them all.
         unsafe {
-            let good = self.copy_frame_raw(record, to.as_mut_ptr().add(to.len()));
+            let to_end = to.as_mut_ptr().add(to.len());
+            let good = self.copy_frame_raw(record, to_end);
             to.set_len(to.len() + record.length);
             good
         }
@@ -399,7 +410,7 @@ impl Consumer {
     /// # Panics
     /// If that is shorter than the record.
     #[inline]
-    pub(crate) fn copy_frame_to(&self, record: &Record, to: &mut [u8]) -> bool {
+    pub(crate) fn copy_frame_to(&self, record: &Record, to: &mut [u8]) -> Option<Header> {
         let to = &mut to[..record.length];
         // SAFETY: `to` is as long as the record.
         unsafe { self.copy_frame_raw(record, to.as_mut_ptr()) }
@@ -408,27 +419,32 @@ impl Consumer {
     /// # Safety
     /// `to` is private memory, writable for as many bytes as the record has.
     #[inline]
-    unsafe fn copy_frame_raw(&self, record: &Record, to: *mut u8) -> bool {
+    unsafe fn copy_frame_raw(&self, record: &Record, to: *mut u8) -> Option<Header> {
         let begin = self.places.address(offset_of(self.position)) + WORD;
         let from = self.segment.at_to_read(begin, record.length);
-        let mut head = [0; HEADER_BYTES];
-        // SAFETY: as in `copy`; the parts make up the record. What the header says is looked at in
-        // private memory, and each of the payload's bytes is read once, for the copy and the CRC.
+        // SAFETY: as in `copy`; the parts make up the record, which begins at a multiple of 8. What
+        // the header says is looked at in registers, read once, and each of the payload's bytes is
+        // read once too, for the copy and the CRC.
         unsafe {
             if record.length < HEADER_BYTES {
-                std::ptr::copy_nonoverlapping(from, to, record.length);
-                return false;
+                copy(from, to, record.length);
+                return None;
             }
-            std::ptr::copy_nonoverlapping(from, head.as_mut_ptr(), HEADER_BYTES);
-            std::ptr::copy_nonoverlapping(head.as_ptr(), to, HEADER_BYTES);
+            let words: [u64; HEADER_WORDS] =
+                std::array::from_fn(|index| from.cast::<u64>().add(index).read_volatile())
+                    .map(u64::from_le);
+            let head = words_to_bytes(words);
+            to.cast::<[u8; HEADER_BYTES]>().write(head);
             let (from, to) = (from.add(HEADER_BYTES), to.add(HEADER_BYTES));
             let length = record.length - HEADER_BYTES;
-            if Header::payload_bytes(&head) as usize != length {
-                std::ptr::copy_nonoverlapping(from, to, length);
-                return false;
-            }
+            let header = Header::from_words(words, u32::MAX)
+                .filter(|header| header.length as usize == length);
+            let Some(header) = header else {
+                copy(from, to, length);
+                return None;
+            };
             let crc = crc::frame_copy_raw(&head, to, from, length);
-            head[HEADER_BYTES - 4..] == crc.to_le_bytes()
+            (header.crc32 == crc).then_some(header)
         }
     }
 
@@ -441,7 +457,7 @@ impl Consumer {
             record.length,
         );
         // SAFETY: as in `copy`; `from_byte + count` is at most the record's length.
-        unsafe { std::ptr::copy_nonoverlapping(from.add(from_byte), to.as_mut_ptr(), count) };
+        unsafe { copy(from.add(from_byte), to.as_mut_ptr(), count) };
         count
     }
 

@@ -19,6 +19,12 @@ pub(crate) fn allowed_cpus() -> Vec<usize> {
         .collect()
 }
 
+/// The CPU that the calling thread runs on right now.
+pub(crate) fn current_cpu() -> Option<u32> {
+    // SAFETY: takes and touches nothing.
+    u32::try_from(unsafe { libc::sched_getcpu() }).ok()
+}
+
 /// Keeps the calling thread on one CPU.
 pub(crate) fn pin_current_thread(cpu: usize) -> io::Result<()> {
     if cpu >= libc::CPU_SETSIZE as usize {
@@ -47,9 +53,9 @@ mod tests {
         let last = *cpus.last().expect("we run somewhere");
         let now = std::thread::spawn(move || {
             pin_current_thread(last).unwrap();
-            allowed_cpus()
+            (allowed_cpus(), current_cpu())
         });
-        assert_eq!(now.join().unwrap(), [last]);
+        assert_eq!(now.join().unwrap(), (vec![last], Some(last as u32)));
         assert!(pin_current_thread(1 << 20).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! Whole version 2 frames.
 
-use super::{Flags, HEADER_BYTES, Header, Refusal, crc};
+use super::{Flags, HEADER_BYTES, Header, Refusal, append, crc};
 
 /// Frames that [`verify_batch`] takes at once.
 pub const VERIFY_BATCH: usize = 16;
@@ -37,7 +37,7 @@ pub fn encode_to(out: &mut Vec<u8>, flags: Flags, msg_type: u16, msg_id: u64, pa
     }
     header.crc32 = crc::frame_crc(&header.to_bytes(), payload);
     out.extend_from_slice(&header.to_bytes());
-    out.extend_from_slice(payload);
+    append(out, payload);
 }
 
 /// Piece by piece, so that a payload too large for the cache comes from memory once, not twice.
@@ -48,7 +48,7 @@ fn encode_large_to(out: &mut Vec<u8>, mut header: Header, payload: &[u8]) {
     let mut crc = crc::header_seed(&header.to_bytes());
     for piece in payload.chunks(PIECE_BYTES) {
         crc = crc::append(crc, piece);
-        out.extend_from_slice(piece);
+        append(out, piece);
     }
     header.crc32 = crc;
     out[start..start + HEADER_BYTES].copy_from_slice(&header.to_bytes());
@@ -74,17 +74,11 @@ pub fn verify(header: &Header, payload: &[u8]) -> Result<(), Refusal> {
 /// # Panics
 /// If there are more, or one is shorter than a header.
 pub fn verify_batch(frames: &[&[u8]]) -> Result<(), (usize, Refusal)> {
-    const NO_HEADER: [u8; HEADER_BYTES] = [0; HEADER_BYTES];
     assert!(frames.len() <= VERIFY_BATCH);
-    let mut parts: [(&[u8; HEADER_BYTES], &[u8]); VERIFY_BATCH] = [(&NO_HEADER, &[]); VERIFY_BATCH];
-    for (part, frame) in parts.iter_mut().zip(frames) {
-        *part = frame.split_first_chunk().expect("a frame has a header");
-    }
-    let parts = &parts[..frames.len()];
     let mut crcs = [0u32; VERIFY_BATCH];
-    crc::frame_batch(parts, &mut crcs[..frames.len()]);
-    for (index, ((header, _), &got)) in parts.iter().zip(&crcs).enumerate() {
-        let expected = u32::from_le_bytes([header[20], header[21], header[22], header[23]]);
+    crc::frame_batch(frames, &mut crcs[..frames.len()]);
+    for (index, (frame, &got)) in frames.iter().zip(&crcs).enumerate() {
+        let expected = u32::from_le_bytes([frame[20], frame[21], frame[22], frame[23]]);
         if got != expected {
             return Err((index, Refusal::CrcMismatch { expected, got }));
         }

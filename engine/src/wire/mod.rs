@@ -4,6 +4,7 @@
 //! [`frame`] writes and verifies version 2 frames, [`legacy`] version 1; [`scan`] finds frames in
 //! bytes that come in any split; [`handshake`], [`pool_report`] and [`compress`] are payloads.
 
+mod append;
 mod compress;
 pub mod crc;
 mod error;
@@ -19,6 +20,7 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use append::append;
 #[cfg(test)]
 pub use compress::compress;
 pub use compress::decompress;
@@ -29,6 +31,7 @@ pub use frame::encode;
 pub use frame::{VERIFY_BATCH, encode_to, verify, verify_batch};
 pub use handshake::{Hello, capability};
 pub use header::{HEADER_BYTES, Header, ProtocolVersion, VERSION};
+pub(crate) use header::{HEADER_WORDS, words_to_bytes};
 pub use instance::{control_segment_name, is_control_segment_name, is_instance_name};
 pub use pool_report::PoolReport;
 pub use scan::{Assembler, Scanned, header_bytes, scan};

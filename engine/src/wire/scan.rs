@@ -4,7 +4,7 @@
 //! is used where it lies, without a copy. Only a frame that a run of bytes cuts in two is gathered,
 //! by an [`Assembler`], in memory that grows as its bytes arrive.
 
-use super::{Header, ProtocolVersion, Refusal, legacy};
+use super::{Header, ProtocolVersion, Refusal, append, legacy};
 
 /// What lies at the front of a run of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl Assembler {
                 let room = (2 * self.gathered.capacity()).min(goal).max(needed);
                 self.gathered.reserve_exact(room - self.gathered.len());
             }
-            self.gathered.extend_from_slice(piece);
+            append(&mut self.gathered, piece);
             taken += piece.len();
             if self.frame_bytes.is_some() && self.gathered.len() < goal {
                 return Ok((taken, None));

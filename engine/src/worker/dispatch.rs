@@ -7,7 +7,9 @@ use std::sync::Arc;
 use super::connection::{Connection, Phase};
 use super::context::Shared;
 use super::deferred::Deferred;
-use super::handler::{HandlerTable, Outcome, ReplyTo, Request, Responder};
+use super::handler::{
+    HandlerTable, Outcome, ReplyTo, Request, RequestParts, Responder, ResponderParts,
+};
 use super::inbox::Inbox;
 use super::outgoing::VecPool;
 use super::session::{Decision, Rules, same_secret};
@@ -87,13 +89,7 @@ impl Dispatcher {
                 };
                 match plain {
                     Ok(payload) => {
-                        let request = Request {
-                            header: *header,
-                            payload,
-                            transport,
-                            peer: connection.peer,
-                        };
-                        self.call(key, connection, handler, request, arrived_ns);
+                        self.call(key, connection, handler, header, payload, arrived_ns);
                     }
                     Err(refusal) => self.refuse_frame(connection, header, &refusal),
                 }
@@ -135,29 +131,33 @@ impl Dispatcher {
         key: Key,
         connection: &mut Connection,
         handler: &dyn super::handler::Handler,
-        request: Request<'_>,
+        header: &Header,
+        payload: &[u8],
         arrived_ns: u64,
     ) {
-        let transport = request.transport;
+        let transport = connection.transport();
         let to = ReplyTo {
             key,
-            msg_type: request.header.msg_type,
-            msg_id: request.header.msg_id,
+            msg_type: header.msg_type,
+            msg_id: header.msg_id,
             version: connection.version(),
-            priority: request.header.flags.contains(Flags::PRIORITY),
-            wanted: request.expects_answer(),
+            priority: header.flags.contains(Flags::PRIORITY),
+            wanted: header.flags.contains(Flags::REQUEST),
             arrived_ns,
             transport,
         };
         let limits = &self.shared.limits;
         if connection.owed >= limits.max_inflight_per_connection {
             let text = "too many requests of this connection are in flight: collect answers first";
-            return self.error(connection, &request.header, ErrorCode::Overloaded, text);
+            return self.error(connection, header, ErrorCode::Overloaded, text);
         }
         let mut outcome = Outcome::Open;
-        let part = request.is_stream_part();
         let Connection {
-            out, shared, owed, ..
+            out,
+            shared,
+            owed,
+            peer,
+            ..
         } = connection;
         let (inbox, max_message_bytes) = (&self.inbox, limits.max_message_bytes);
         let mut detach = |to: ReplyTo| {
@@ -165,15 +165,22 @@ impl Dispatcher {
             let shared = shared.get_or_insert_default();
             Deferred::new(to, inbox.clone(), shared.clone(), max_message_bytes)
         };
-        let responder = Responder {
+        let request = RequestParts {
+            header,
+            payload,
+            transport,
+            peer: peer.as_ref(),
+        };
+        let mut responder = ResponderParts {
             to,
             out,
             pool: &mut self.pool,
             outcome: &mut outcome,
             detach: &mut detach,
             max_message_bytes,
-            part,
+            part: header.flags.contains(Flags::STREAM),
         };
+        let (request, responder) = (Request::new(&request), Responder::new(&mut responder));
         // A handler that panics has dropped its responder, which answered HANDLER_FAILED.
         let _ = catch_unwind(AssertUnwindSafe(|| handler.handle(request, responder)));
         match outcome {

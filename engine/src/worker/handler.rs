@@ -57,48 +57,66 @@ impl HandlerTable {
 
 /// One message from a client. The payload is private memory that nobody changes while the handler
 /// runs.
-#[derive(Debug)]
+#[derive(Clone, Copy)]
 pub struct Request<'a> {
-    pub(super) header: Header,
+    /// A reference, so that a request goes from hand to hand in a register: a struct that was just
+    /// put together costs ten nanoseconds to move.
+    parts: &'a RequestParts<'a>,
+}
+
+/// What a request consists of.
+#[derive(Debug)]
+pub(super) struct RequestParts<'a> {
+    pub(super) header: &'a Header,
     pub(super) payload: &'a [u8],
     pub(super) transport: Transport,
-    pub(super) peer: Option<SocketAddr>,
+    pub(super) peer: Option<&'a SocketAddr>,
 }
 
 impl<'a> Request<'a> {
+    pub(super) fn new(parts: &'a RequestParts<'a>) -> Request<'a> {
+        Request { parts }
+    }
+
     /// The message type.
     pub fn msg_type(&self) -> u16 {
-        self.header.msg_type
+        self.parts.header.msg_type
     }
 
     /// The id that the requester chose; 0 for a one-way message that has none.
     pub fn msg_id(&self) -> u64 {
-        self.header.msg_id
+        self.parts.header.msg_id
     }
 
     /// The payload, decompressed where it came compressed.
     pub fn payload(&self) -> &'a [u8] {
-        self.payload
+        self.parts.payload
     }
 
     /// Whether the requester waits for an answer; a one-way message's answer goes nowhere.
     pub fn expects_answer(&self) -> bool {
-        self.header.flags.contains(Flags::REQUEST)
+        self.parts.header.flags.contains(Flags::REQUEST)
     }
 
     /// Whether more frames of this request follow (flag STREAM).
     pub fn is_stream_part(&self) -> bool {
-        self.header.flags.contains(Flags::STREAM)
+        self.parts.header.flags.contains(Flags::STREAM)
     }
 
     /// How it came.
     pub fn transport(&self) -> Transport {
-        self.transport
+        self.parts.transport
     }
 
     /// The client's address; `None` for shared memory.
     pub fn peer(&self) -> Option<SocketAddr> {
-        self.peer
+        self.parts.peer.copied()
+    }
+}
+
+impl std::fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.parts.fmt(f)
     }
 }
 
@@ -143,6 +161,12 @@ pub(super) enum Outcome {
 /// How a handler answers: once, or with parts of a stream and then once, or later by
 /// [`Responder::detach`]. Dropped without an answer it answers HANDLER_FAILED.
 pub struct Responder<'a> {
+    /// A reference for the same reason as a request's.
+    parts: &'a mut ResponderParts<'a>,
+}
+
+/// What a responder needs.
+pub(super) struct ResponderParts<'a> {
     pub(super) to: ReplyTo,
     pub(super) out: &'a mut Outgoing,
     pub(super) pool: &'a mut VecPool,
@@ -153,7 +177,11 @@ pub struct Responder<'a> {
     pub(super) part: bool,
 }
 
-impl Responder<'_> {
+impl<'a> Responder<'a> {
+    pub(super) fn new(parts: &'a mut ResponderParts<'a>) -> Responder<'a> {
+        Responder { parts }
+    }
+
     /// Answers with this payload. An answer longer than the server's `max_message_bytes` becomes
     /// HANDLER_FAILED, since no client could receive it.
     pub fn reply(mut self, payload: &[u8]) {
@@ -161,12 +189,12 @@ impl Responder<'_> {
             let text = format!(
                 "the answer has {} bytes, more than max_message_bytes ({})",
                 payload.len(),
-                self.max_message_bytes
+                self.parts.max_message_bytes
             );
             return self.error(ErrorCode::HandlerFailed, &text);
         }
         self.write(payload, true);
-        *self.outcome = Outcome::Answered;
+        *self.parts.outcome = Outcome::Answered;
     }
 
     /// Sends one part of an answer that is a stream; [`Responder::reply`] sends the last. Parts are
@@ -183,72 +211,79 @@ impl Responder<'_> {
 
     /// Answers with an error; the connection stays.
     pub fn error(self, code: ErrorCode, text: &str) {
-        if self.to.wanted {
-            self.out
-                .error(self.pool, self.to.version, code, text, self.to.msg_id, true);
+        if self.parts.to.wanted {
+            self.parts.out.error(
+                self.parts.pool,
+                self.parts.to.version,
+                code,
+                text,
+                self.parts.to.msg_id,
+                true,
+            );
         }
-        *self.outcome = Outcome::Failed(code);
+        *self.parts.outcome = Outcome::Failed(code);
     }
 
     /// Takes the duty to answer away from the handler; the result may be sent to another thread.
     pub fn detach(self) -> Deferred {
-        *self.outcome = Outcome::Detached;
-        (self.detach)(self.to)
+        *self.parts.outcome = Outcome::Detached;
+        (self.parts.detach)(self.parts.to)
     }
 
     /// Whether the requester waits for an answer.
     pub fn expects_answer(&self) -> bool {
-        self.to.wanted
+        self.parts.to.wanted
     }
 
     fn too_long(&self, payload: &[u8]) -> bool {
-        payload.len() > self.max_message_bytes as usize
+        payload.len() > self.parts.max_message_bytes as usize
     }
 
     fn write(&mut self, payload: &[u8], last: bool) {
-        if self.to.wanted {
-            let flags = self.to.flags(last);
+        if self.parts.to.wanted {
+            let flags = self.parts.to.flags(last);
             let ReplyTo {
                 version,
                 msg_type,
                 msg_id,
                 ..
-            } = self.to;
-            self.out
-                .frame(self.pool, version, flags, msg_type, msg_id, payload);
+            } = self.parts.to;
+            self.parts
+                .out
+                .frame(self.parts.pool, version, flags, msg_type, msg_id, payload);
         }
     }
 }
 
 impl Drop for Responder<'_> {
     fn drop(&mut self) {
-        if *self.outcome != Outcome::Open {
+        if *self.parts.outcome != Outcome::Open {
             return;
         }
-        if self.part || !self.to.wanted {
-            *self.outcome = Outcome::Answered;
+        if self.parts.part || !self.parts.to.wanted {
+            *self.parts.outcome = Outcome::Answered;
             return;
         }
         let text = match std::thread::panicking() {
             true => "the handler panicked",
             false => "the handler gave no answer",
         };
-        self.out.error(
-            self.pool,
-            self.to.version,
+        self.parts.out.error(
+            self.parts.pool,
+            self.parts.to.version,
             ErrorCode::HandlerFailed,
             text,
-            self.to.msg_id,
+            self.parts.to.msg_id,
             true,
         );
-        *self.outcome = Outcome::Failed(ErrorCode::HandlerFailed);
+        *self.parts.outcome = Outcome::Failed(ErrorCode::HandlerFailed);
     }
 }
 
 impl std::fmt::Debug for Responder<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Responder")
-            .field("to", &self.to)
+            .field("to", &self.parts.to)
             .finish_non_exhaustive()
     }
 }

@@ -186,6 +186,7 @@ impl Worker {
 
     fn work(&mut self) {
         self.accept();
+        self.rings.tell_cpu();
         // Unbounded by design: ends when the server asks the worker to drain and it has.
         loop {
             let worked = self.round();
@@ -239,6 +240,8 @@ impl Worker {
             park_counts::slept(by_timer && self.rings.have_rung());
         }
         self.inbox.doorbell().wake_up();
+        // Where a worker is not pinned, it may have been woken elsewhere.
+        self.rings.tell_cpu();
         let slept_ns = clock::now_ns().saturating_sub(self.now_ns);
         self.now_ns += slept_ns;
         if self.holds_memory && u128::from(slept_ns) >= KEEP.as_nanos() {

@@ -16,14 +16,15 @@ const MESSAGES_MAX: usize = 256;
 impl Worker {
     /// Says whether there was work.
     pub(super) fn round(&mut self) -> bool {
-        // First what the ring has taken; only if that is nothing may a receive of our own look for
-        // more, since bytes must stay in order.
-        let mut worked = self.take_events() || self.take_hot();
-        worked |= self.take_messages();
-        if worked {
+        // The rings first: whoever polls one has just seen something there.
+        let mut worked = self.take_rings();
+        // Of TCP, first what io_uring has taken; only if that is nothing may a receive of our own
+        // look for more, since bytes must stay in order.
+        let others = self.take_events() || self.take_hot();
+        if others | self.take_messages() {
             self.now_ns = clock::now_ns();
+            worked = true;
         }
-        worked |= self.take_rings();
         worked |= self.resume();
         self.handle_batch();
         if self.drain_asked_anew() {

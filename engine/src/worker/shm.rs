@@ -10,12 +10,13 @@ use std::sync::Arc;
 use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Connection, Phase};
-use crate::shm::{Control, ServerEnd};
+use crate::shm::{Control, Corrupt, ServerEnd};
 use crate::stats::{Direction, Transport};
+use crate::sys::affinity;
 use crate::sys::clock;
 use crate::sys::process::PidFd;
 use crate::uring::Key;
-use crate::wire::{self, HEADER_BYTES, ProtocolVersion, Scanned};
+use crate::wire::{HEADER_BYTES, Header};
 
 /// Rings that are looked at in every round.
 const HOT_MAX: usize = 32;
@@ -32,15 +33,6 @@ const ROUND_BYTES: usize = 64 * 1024;
 const CROWD: usize = 64;
 /// A connection that moved this much gives its pages back when it gets cold.
 const LARGE_BYTES: u64 = 64 * 1024;
-
-/// What came out of a ring.
-enum Taken {
-    /// Nothing, or nothing that may be used.
-    Nothing,
-    /// One frame, whose CRC is right.
-    GoodFrame,
-    Bytes,
-}
 
 /// The shared-memory side of a connection, besides its rings.
 #[derive(Debug)]
@@ -78,6 +70,13 @@ impl Rings {
             hot: Vec::with_capacity(HOT_MAX + 1),
             rounds: 0,
             rung: Vec::new(),
+        }
+    }
+
+    /// Tells clients which CPU they had better leave to this worker.
+    pub(super) fn tell_cpu(&self) {
+        if let Some(control) = &self.control {
+            control.set_worker_cpu(self.worker, affinity::current_cpu());
         }
     }
 
@@ -227,14 +226,14 @@ impl Worker {
             // The first record is answered before the next is looked for: with one request in
             // flight, that look would wait for a cache line which holds nothing yet.
             let mut taken = self.dispatcher.pool.take();
-            match self.take_records(key, &mut taken, 1) {
-                Taken::Nothing => taken.clear(),
-                Taken::GoodFrame if self.handle_alone(key, &taken) => taken.clear(),
-                Taken::GoodFrame | Taken::Bytes => taken = self.scan_owned(key, taken),
+            match self.take_first(key, &mut taken) {
+                Some(header) if self.handle_alone(key, &header, &taken) => taken.clear(),
+                _ if taken.is_empty() => {}
+                _ => taken = self.scan_owned(key, taken),
             }
-            match self.take_records(key, &mut taken, ROUND_BYTES) {
-                Taken::Nothing => {}
-                Taken::GoodFrame | Taken::Bytes => taken = self.scan_owned(key, taken),
+            self.take_records(key, &mut taken);
+            if !taken.is_empty() {
+                taken = self.scan_owned(key, taken);
             }
             self.dispatcher.pool.give(taken);
         }
@@ -242,27 +241,50 @@ impl Worker {
         true
     }
 
-    /// Appends records to `taken`, which is empty, until that has `bytes` or the ring is empty.
-    #[inline]
-    fn take_records(&mut self, key: Key, taken: &mut Vec<u8>, bytes: usize) -> Taken {
-        let Some(connection) = self.connections.get_mut(key) else {
-            return Taken::Nothing;
+    /// Copies the next record to `taken`, which is empty: its header, if it is one frame whose CRC
+    /// is right. Nothing is left in `taken` that may not be used.
+    ///
+    /// Inlined, lest the header goes through memory: that took as long as the copy.
+    #[inline(always)]
+    fn take_first(&mut self, key: Key, taken: &mut Vec<u8>) -> Option<Header> {
+        let connection = self.connections.get_mut(key)?;
+        let ends = connection.out.ends.as_mut()?;
+        let header = match ends.rx.next() {
+            Ok(Some(record)) => {
+                let header = ends.rx.copy_frame(&record, taken);
+                let ack = ends.rx.advance(&record);
+                ends.tx.acknowledged(ack);
+                header
+            }
+            Ok(None) => None,
+            Err(error) => {
+                self.close_corrupt(key, error);
+                return None;
+            }
         };
-        let (Some(link), Some(ends)) = (&mut connection.shm, &mut connection.out.ends) else {
-            return Taken::Nothing;
+        match self.took(key, taken) {
+            true => header,
+            false => None,
+        }
+    }
+
+    /// Appends records to `taken`, which is empty, until that has enough for a round or the ring is
+    /// empty. Nothing is left in it that may not be used.
+    #[inline]
+    fn take_records(&mut self, key: Key, taken: &mut Vec<u8>) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let Some(ends) = &mut connection.out.ends else {
+            return;
         };
         let mut corrupt = None;
-        let mut good_frame = false;
         // Bounded by the budget.
-        while taken.len() < bytes {
+        while taken.len() < ROUND_BYTES {
             match ends.rx.next() {
                 Ok(Some(record)) => {
-                    if bytes == 1 {
-                        good_frame = ends.rx.copy_frame(&record, taken);
-                    } else {
-                        // The CRCs of several are computed together, later.
-                        ends.rx.copy(&record, taken);
-                    }
+                    // The CRCs of several are computed together, later.
+                    ends.rx.copy(&record, taken);
                     let ack = ends.rx.advance(&record);
                     ends.tx.acknowledged(ack);
                 }
@@ -273,52 +295,68 @@ impl Worker {
                 }
             }
         }
-        if ends.segment.poisoned() {
-            corrupt = Some(crate::shm::Corrupt("its memory was cut short"));
-        }
-        link.bytes_since += taken.len() as u64;
-        connection.progress_bytes += taken.len() as u64;
-        self.stats
-            .bytes(Transport::Shm, Direction::In, taken.len() as u64);
         if let Some(error) = corrupt {
-            log::warn!("a shared-memory connection was closed: {error}");
-            connection.phase = Phase::Closing;
+            self.close_corrupt(key, error);
         }
-        match connection.takes_requests() && !taken.is_empty() {
-            true if good_frame => Taken::GoodFrame,
-            true => Taken::Bytes,
-            false => Taken::Nothing,
+        if !taken.is_empty() {
+            self.took(key, taken);
+        }
+    }
+
+    /// Counts what was taken. False: it may not be used, and is thrown away.
+    #[inline(always)]
+    fn took(&mut self, key: Key, taken: &mut Vec<u8>) -> bool {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return false;
+        };
+        let (Some(link), Some(ends)) = (&mut connection.shm, &connection.out.ends) else {
+            return false;
+        };
+        let bytes = taken.len() as u64;
+        link.bytes_since += bytes;
+        connection.progress_bytes += bytes;
+        self.stats.bytes(Transport::Shm, Direction::In, bytes);
+        // Cut short, a segment reads as zeros, which are no frame.
+        if ends.segment.poisoned() {
+            self.close_corrupt(key, Corrupt("its memory was cut short"));
+        }
+        let usable = self
+            .connections
+            .get_mut(key)
+            .is_some_and(|connection| connection.takes_requests());
+        if !usable {
+            taken.clear();
+        }
+        usable
+    }
+
+    #[cold]
+    fn close_corrupt(&mut self, key: Key, error: Corrupt) {
+        log::warn!("a shared-memory connection was closed: {error}");
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.phase = Phase::Closing;
         }
     }
 
     /// Handles a frame whose CRC is right without the detour over the batch. False: it is nothing
-    /// simple, or its header is bad, and nothing was done.
+    /// simple, and nothing was done.
     #[inline]
-    fn handle_alone(&mut self, key: Key, bytes: &[u8]) -> bool {
+    fn handle_alone(&mut self, key: Key, header: &Header, bytes: &[u8]) -> bool {
         let Some(connection) = self.connections.get_mut(key) else {
             return false;
         };
-        if !self.batch.items.is_empty() || connection.assembler.is_mid_frame() {
-            return false;
-        }
-        let max = self.shared.limits.max_message_bytes;
-        let Ok(Scanned::Frame {
-            header,
-            frame_bytes,
-        }) = wire::scan(ProtocolVersion::V2, bytes, max)
-        else {
-            return false;
-        };
-        let payload = &bytes[HEADER_BYTES..frame_bytes];
-        if frame_bytes != bytes.len() {
+        if !self.batch.items.is_empty()
+            || connection.assembler.is_mid_frame()
+            || header.length > self.shared.limits.max_message_bytes
+        {
             return false;
         }
         self.dispatcher.frame(
             &self.shared.handlers,
             key,
             connection,
-            &header,
-            payload,
+            header,
+            &bytes[HEADER_BYTES..],
             self.now_ns,
         );
         true

@@ -8,6 +8,7 @@ use crate::ipc::{
     Client, ConnectionPool, Error, ErrorCode, IdleMode, ProtocolVersion, Responder, Server,
     ServerBuilder, Transport, msg_type,
 };
+use crate::sys::affinity;
 use crate::wire::{Flags, Hello};
 
 const STREAM: u16 = 0x0100;
@@ -60,6 +61,28 @@ fn calls_of_all_lengths_in_all_waiting_modes() {
         assert_eq!(client.stats().reconnects, 0);
     }
     assert!(server.stats().requests(Transport::Shm) >= 36);
+}
+
+/// A client on the CPU of the server's worker knows that, and one elsewhere does not think so.
+#[test]
+fn a_client_knows_that_it_is_in_the_way() {
+    let cpus = affinity::allowed_cpus();
+    if cpus.len() < 2 {
+        return eprintln!("left out: there is one CPU, and workers are not pinned");
+    }
+    let instance = instance();
+    let _server = builder(&instance).start().unwrap();
+    for (cpu, expected) in [(cpus[cpus.len() - 1], true), (cpus[0], false)] {
+        let address = format!("shm:{instance}");
+        let client = std::thread::spawn(move || {
+            affinity::pin_current_thread(cpu).unwrap();
+            let client = Client::connect(&address).unwrap();
+            client.ping().unwrap();
+            let inner = client.inner.borrow();
+            inner.is_in_the_way()
+        });
+        assert_eq!(client.join().unwrap(), expected, "on CPU {cpu}");
+    }
 }
 
 #[test]

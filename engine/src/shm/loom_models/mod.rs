@@ -10,6 +10,8 @@
 #![allow(dead_code)] // what the ring offers and no model uses
 #![allow(clippy::duplicate_mod)] // meant: see above
 
+#[path = "../copy.rs"]
+mod copy;
 #[path = "../doorbell.rs"]
 mod doorbell;
 #[path = "../layout.rs"]

@@ -34,7 +34,7 @@ proptest! {
         let take = |rx: &mut Consumer, expected: &mut VecDeque<Vec<u8>>| {
             let record = rx.next().unwrap()?;
             let mut bytes = Vec::new();
-            assert!(rx.copy_frame(&record, &mut bytes), "the CRC is right");
+            assert!(rx.copy_frame(&record, &mut bytes).is_some(), "the CRC is right");
             let ack = rx.advance(&record);
             assert_eq!(Some(bytes), expected.pop_front());
             Some(ack)

@@ -1,6 +1,7 @@
 //! Many messages in one call. One message alone leaves the units idle while each step waits for
 //! the last; several at once fill the gaps, and the call is paid once.
 
+use super::HEADER_BYTES;
 use super::kernel::Kernel;
 
 /// The CRCs of messages of which the start is summed already: `crcs[i]` becomes
@@ -12,12 +13,19 @@ pub fn batch(messages: &[(u32, &[u8])], crcs: &mut [u32]) {
     Kernel::best().batch(messages, crcs);
 }
 
-/// The CRCs of frames, given as header and payload: `crcs[i]` becomes `frame_crc` of `frames[i]`.
+/// The CRCs of frames, given whole, as they lie on the wire: `crcs[i]` becomes `frame_crc` of
+/// `frames[i]`. Whatever their CRC fields hold counts as zero.
 ///
 /// # Panics
-/// If the lengths of the two slices differ.
-pub fn frame_batch(frames: &[(&[u8; 24], &[u8])], crcs: &mut [u32]) {
+/// If the lengths of the two slices differ, or a frame is shorter than a header.
+pub fn frame_batch(frames: &[&[u8]], crcs: &mut [u32]) {
     Kernel::best().batch(frames, crcs);
+}
+
+/// A whole frame's header and payload.
+#[inline(always)]
+pub(super) fn parts<'a>(frame: &&'a [u8]) -> (&'a [u8; HEADER_BYTES], &'a [u8]) {
+    frame.split_first_chunk().expect("a frame has a header")
 }
 
 /// What a batch consists of: bytes, and something before them that gives the register to start at.
@@ -56,20 +64,20 @@ impl Message for (u32, &[u8]) {
     }
 }
 
-impl Message for (&[u8; 24], &[u8]) {
+impl Message for &[u8] {
     #[inline(always)]
     fn bytes(&self) -> &[u8] {
-        self.1
+        parts(self).1
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn state_sse42(&self) -> u32 {
         // SAFETY: the caller vouches for SSE4.2.
-        unsafe { super::sse42::header(self.0) }
+        unsafe { super::sse42::header(parts(self).0) }
     }
     #[inline]
     unsafe fn end_by(&self, kernel: Kernel) -> u32 {
-        let (header, bytes) = *self;
+        let (header, bytes) = parts(self);
         // SAFETY: the caller vouches for the kernel; `bytes` is a slice and nothing is copied.
         unsafe { kernel.frame::<false>(header, std::ptr::null_mut(), bytes.as_ptr(), bytes.len()) }
     }

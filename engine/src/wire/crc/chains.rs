@@ -11,10 +11,12 @@ use std::arch::x86_64::*;
 use super::gf::FACTORS;
 use super::sse42;
 
-/// The most bytes that this kernel is better for than vectors: less when copying, which vectors do
-/// 64 bytes at a time.
+/// The most bytes that there is code for.
+pub(super) const LEN_MAX: usize = 199;
+
+/// The most bytes that this kernel is better for than vectors of 64 bytes: less when copying.
 pub(super) const fn len_max(copying: bool) -> usize {
-    if copying { 167 } else { 199 }
+    if copying { 167 } else { LEN_MAX }
 }
 
 /// From here on, in words and counting those summed already, three chains beat one. A chain that
@@ -29,7 +31,7 @@ const JOIN_WORDS: usize = 5;
 /// What a register before `words` more words adds to the last of them.
 #[inline]
 #[target_feature(enable = "sse4.2,pclmulqdq")]
-fn join(state: u32, words: usize) -> u64 {
+pub(super) fn join(state: u32, words: usize) -> u64 {
     let factor = _mm_cvtsi64_si128(FACTORS.word(words) as i64);
     let product = _mm_clmulepi64_si128::<0x00>(_mm_cvtsi32_si128(state as i32), factor);
     _mm_cvtsi128_si64(product) as u64
@@ -70,7 +72,7 @@ macro_rules! pick {
         let state = match $len / 8 {
             $($words => words::<COPY, $lead, $words>($dst, $src, $state),)*
             _ => {
-                // Not reached: see `len_max`. Right all the same.
+                // Not reached: see `LEN_MAX`. Right all the same.
                 return sse42::run::<COPY>($dst, $src, $len, $state);
             }
         };

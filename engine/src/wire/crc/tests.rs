@@ -16,6 +16,9 @@ fn noise(len: usize) -> Vec<u8> {
         .collect()
 }
 
+/// Past the lengths at which any kernel changes its way, with a few turns of each loop.
+const LEN_MAX: usize = 2400;
+
 fn kernels() -> impl Iterator<Item = Kernel> {
     Kernel::ALL
         .into_iter()
@@ -77,9 +80,9 @@ fn heartbeat_frame() {
 
 #[test]
 fn every_kernel_at_every_length() {
-    let data = noise(1100 + 64);
+    let data = noise(LEN_MAX + 64);
     for kernel in kernels() {
-        for len in 0..=1100 {
+        for len in 0..=LEN_MAX {
             // Every alignment comes up with every residue of the length sooner or later.
             for at in [0, len % 64, (len * 7 + 3) % 64] {
                 let bytes = &data[at..at + len];
@@ -105,12 +108,12 @@ fn every_kernel_at_every_length() {
 
 #[test]
 fn every_kernel_copies_exactly_the_bytes() {
-    let data = noise(1100 + 64);
+    let data = noise(LEN_MAX + 64);
     for kernel in kernels() {
-        for len in 0..=1100 {
+        for len in 0..=LEN_MAX {
             let (from, to) = ((len * 5) % 64, (len * 11 + 1) % 64);
             let src = &data[from..from + len];
-            let mut dst = vec![0xA5; 1100 + 128];
+            let mut dst = vec![0xA5; LEN_MAX + 128];
             let crc = copy_by(kernel, &mut dst[to..to + len], src, 77);
             assert_eq!(crc, crc32c::crc32c_append(77, src), "{kernel:?}, {len}");
             assert_eq!(&dst[to..to + len], src, "{kernel:?}, {len}");
@@ -120,43 +123,50 @@ fn every_kernel_copies_exactly_the_bytes() {
     }
 }
 
+#[cfg(target_os = "linux")]
+const PAGE: usize = 4096;
+
 /// A page that may be touched between two that may not: a kernel that reads or writes outside its
 /// bytes, even ones it then ignores, faults here.
 #[cfg(target_os = "linux")]
+struct Guarded(*mut u8);
+
+#[cfg(target_os = "linux")]
+impl Guarded {
+    fn new() -> Self {
+        // SAFETY: a fresh anonymous mapping; the middle page of its three becomes accessible.
+        unsafe {
+            let base = libc::mmap(
+                std::ptr::null_mut(),
+                3 * PAGE,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            assert_ne!(base, libc::MAP_FAILED);
+            let page = base.cast::<u8>().add(PAGE);
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            assert_eq!(libc::mprotect(page.cast(), PAGE, access), 0);
+            Self(page)
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: what `new` mapped, and nobody uses it any more.
+        unsafe { libc::munmap(self.0.sub(PAGE).cast(), 3 * PAGE) };
+    }
+}
+
+#[cfg(target_os = "linux")]
 #[test]
 fn no_kernel_leaves_its_bytes() {
-    struct Guarded(*mut u8);
-    const PAGE: usize = 4096;
-    impl Guarded {
-        fn new() -> Self {
-            // SAFETY: a fresh anonymous mapping; the middle page of its three becomes accessible.
-            unsafe {
-                let base = libc::mmap(
-                    std::ptr::null_mut(),
-                    3 * PAGE,
-                    libc::PROT_NONE,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                    -1,
-                    0,
-                );
-                assert_ne!(base, libc::MAP_FAILED);
-                let page = base.cast::<u8>().add(PAGE);
-                let access = libc::PROT_READ | libc::PROT_WRITE;
-                assert_eq!(libc::mprotect(page.cast(), PAGE, access), 0);
-                Self(page)
-            }
-        }
-    }
-    impl Drop for Guarded {
-        fn drop(&mut self) {
-            // SAFETY: what `new` mapped, and nobody uses it any more.
-            unsafe { libc::munmap(self.0.sub(PAGE).cast(), 3 * PAGE) };
-        }
-    }
-
     let (src, dst) = (Guarded::new(), Guarded::new());
     for kernel in kernels() {
-        for len in 0..=1100 {
+        for len in 0..=LEN_MAX {
             for at in [0, PAGE - len] {
                 // SAFETY: `len` bytes at `at` lie in the middle page of each mapping.
                 unsafe {
@@ -164,6 +174,46 @@ fn no_kernel_leaves_its_bytes() {
                     let crc = kernel.run::<true>(to, from, len, 1);
                     assert_eq!(crc, kernel.run::<false>(to, from, len, 1));
                 }
+            }
+        }
+    }
+}
+
+/// Whole frames of every length, equal and unequal, each of which ends where its page does.
+#[cfg(target_os = "linux")]
+#[test]
+fn frames_in_batches_by_every_kernel() {
+    let guarded = Guarded::new();
+    // SAFETY: the middle page of the mapping, which nothing else refers to; it is written here and
+    // only read from here on, as long as `guarded` lives.
+    let page: &[u8] = unsafe {
+        std::ptr::copy_nonoverlapping(noise(PAGE).as_ptr(), guarded.0, PAGE);
+        std::slice::from_raw_parts(guarded.0, PAGE)
+    };
+    let frame = |len: usize| &page[PAGE - len..];
+    let expected: Vec<u32> = (24..=LEN_MAX)
+        .map(|len| {
+            let mut copy = frame(len).to_vec();
+            copy[20..24].fill(0);
+            append_by(Kernel::Software, 0, &copy)
+        })
+        .collect();
+    let mut crcs = [0; 9];
+    for kernel in kernels() {
+        for len in 24..=LEN_MAX {
+            let other = 24 + (len * 7) % 300;
+            let one_less = (len - 1).max(24);
+            for lens in [
+                [len; 9],
+                [len, len, one_less, len, len, len, len, one_less, len],
+                [len, other, one_less, 24, other, len, 31, len, 40],
+            ] {
+                kernel.batch(&lens.map(frame), &mut crcs);
+                assert_eq!(
+                    crcs,
+                    lens.map(|len| expected[len - 24]),
+                    "{kernel:?}, {lens:?}"
+                );
             }
         }
     }
@@ -209,6 +259,12 @@ fn batch_refuses_too_few_places() {
     batch(&[(0, b"a"), (0, b"b")], &mut [0]);
 }
 
+#[test]
+#[should_panic(expected = "a frame has a header")]
+fn frame_batch_refuses_a_part_of_a_header() {
+    frame_batch(&[&[0; 24], &[0; 23]], &mut [0; 2]);
+}
+
 proptest! {
     #[test]
     fn append_in_parts_is_the_whole(
@@ -241,7 +297,8 @@ proptest! {
         ),
     ) {
         let seeded: Vec<(u32, &[u8])> = parts.iter().map(|p| (p.0, &p.2[..])).collect();
-        let framed: Vec<(&[u8; 24], &[u8])> = parts.iter().map(|p| (&p.1, &p.2[..])).collect();
+        let whole: Vec<Vec<u8>> = parts.iter().map(|p| [&p.1[..], &p.2].concat()).collect();
+        let framed: Vec<&[u8]> = whole.iter().map(|frame| &frame[..]).collect();
         let expected: Vec<u32> =
             parts.iter().map(|p| crc32c::crc32c_append(p.0, &p.2)).collect();
         let expected_frames: Vec<u32> = parts

@@ -1,0 +1,114 @@
+/* Errors that the system or a busy server causes: calls that the kernel forbids, too many requests, a server
+ * that stops. */
+#define _GNU_SOURCE
+#include "check.h"
+
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { HELD = 0x0100, HELD_MAX = 4 };
+
+static lapce_ipc_responder *held[HELD_MAX];
+static atomic_int count;
+
+static lapce_ipc_server_options server_options(void) {
+    lapce_ipc_server_options options = LAPCE_IPC_SERVER_OPTIONS_INIT;
+    options.bind = "127.0.0.1:0";
+    options.workers = 1;
+    options.idle = IDLE;
+    return options;
+}
+
+/* Starts a server in a child that may not use one system call: it must fail with this code. */
+static void without(int system_call, int error, int code, const char *words) {
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)system_call, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)error),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { sizeof filter / sizeof *filter, filter };
+    int status;
+    pid_t child = fork();
+
+    CHECK(child >= 0);
+    if (child == 0) {
+        lapce_ipc_server_options options = server_options();
+        lapce_ipc_server *server;
+        CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+        CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+        OK(lapce_ipc_server_new(&options, &server));
+        FAILS(code, words, lapce_ipc_server_start(server));
+        OK(lapce_ipc_server_stop(server));
+        _exit(0);
+    }
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void hold(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
+    (void)context;
+    (void)request;
+    CHECK(atomic_load(&count) < HELD_MAX);
+    OK(lapce_ipc_detach(responder, &held[atomic_load(&count)]));
+    atomic_fetch_add(&count, 1);
+}
+
+static void busy_and_stopping(void) {
+    lapce_ipc_server_options options = server_options();
+    lapce_ipc_client_options client_options = LAPCE_IPC_CLIENT_OPTIONS_INIT;
+    lapce_ipc_buffer answer = LAPCE_IPC_BUFFER_INIT;
+    lapce_ipc_server *server;
+    lapce_ipc_client *client;
+    char address[64];
+    uint64_t first, second;
+    int code;
+
+    options.max_inflight_per_connection = 1;
+    OK(lapce_ipc_server_new(&options, &server));
+    OK(lapce_ipc_server_handle(server, HELD, hold, NULL));
+    OK(lapce_ipc_server_start(server));
+    OK(lapce_ipc_server_address(server, address, sizeof address));
+    client_options.flags = LAPCE_IPC_NO_SHM_UPGRADE | LAPCE_IPC_NO_RECONNECT;
+    OK(lapce_ipc_connect(address, &client_options, &client));
+
+    /* One is being worked on, and more may not be. */
+    OK(lapce_ipc_submit(client, 0, HELD, "1", 1, &first));
+    OK(lapce_ipc_submit(client, 0, HELD, "2", 1, &second));
+    CODE(LAPCE_IPC_OVERLOADED, lapce_ipc_wait(client, second, &answer));
+    CHECK(atomic_load(&count) == 1);
+
+    /* A server that stops starts nothing new, and delivers what it owes. */
+    OK(lapce_ipc_server_begin_stop(server));
+    do {
+        code = lapce_ipc_call(client, HELD, "3", 1, &answer);
+    } while (code == LAPCE_IPC_OVERLOADED); /* it has not heard of it yet */
+    CODE(LAPCE_IPC_SHUTTING_DOWN, code);
+    OK(lapce_ipc_reply(held[0], "at last", 7));
+    OK(lapce_ipc_wait(client, first, &answer));
+    CHECK(answer.length == 7 && memcmp(answer.data, "at last", 7) == 0);
+    lapce_ipc_buffer_free(&answer);
+    OK(lapce_ipc_close(client));
+    OK(lapce_ipc_server_stop(server));
+}
+
+int main(void) {
+    lapce_ipc_client *client;
+
+    /* A name that no resolver needs to be asked about. */
+    FAILS(-EHOSTUNREACH, "a..b", lapce_ipc_connect("a..b:1", NULL, &client));
+    /* valgrind makes system calls of its own for the program, and would meet the filter. */
+    if (getenv("LAPCE_IPC_TEST_SPIN") == NULL) {
+        without(SYS_io_uring_setup, EPERM, -ENOSYS, "io_uring");
+        without(SYS_bind, EACCES, -EACCES, "127.0.0.1");
+    }
+    busy_and_stopping();
+    return 0;
+}
