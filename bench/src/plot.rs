@@ -66,8 +66,22 @@ pub fn all(context: &Context) -> Vec<(String, String, String)> {
         .collect();
     if !bars.is_empty() {
         let title = "Round trip of 64 B: p50 (dark) and p99 (light), µs".to_owned();
-        let svg = bars_svg(&title, bars, context.floors());
+        let svg = latency_bars(&title, bars, context.floors());
         plots.push(("peers.svg".to_owned(), title, svg));
+    }
+    let bars: Vec<(String, f64)> = context
+        .rows
+        .iter()
+        .filter(|row| {
+            row.case == "window 256"
+                && (row.scenario == "peers" || row.subject.ends_with("spin 64 B"))
+        })
+        .filter_map(|row| Some((row.subject.clone(), row.median("requests")?)))
+        .collect();
+    if context.rows.iter().any(|row| row.scenario == "peers") && !bars.is_empty() {
+        let title = "Requests of 64 B a second, 256 in flight, millions".to_owned();
+        let svg = rate_bars(&title, bars);
+        plots.push(("peers-window.svg".to_owned(), title, svg));
     }
     plots
 }
@@ -257,45 +271,73 @@ fn power_text(power: i32) -> String {
     }
 }
 
-/// Bars over a scale of powers of ten, the shortest first, floors among them.
-fn bars_svg(
+struct Bar {
+    name: String,
+    /// Parts of the greatest length: the dark one, and the light one behind it.
+    dark: f64,
+    light: f64,
+    text: String,
+}
+
+/// Latencies over a scale of powers of ten, the shortest first, floors among them.
+fn latency_bars(
     title: &str,
-    mut bars: Vec<(String, f64, f64)>,
+    mut rows: Vec<(String, f64, f64)>,
     floors: crate::floors::Floors,
 ) -> String {
-    bars.push((
-        "floor: bare shared memory".to_owned(),
-        floors.shm,
-        floors.shm,
-    ));
-    bars.push(("floor: bare TCP".to_owned(), floors.tcp, floors.tcp));
-    bars.sort_by(|a, b| a.1.total_cmp(&b.1));
+    for (name, floor) in [("shared memory", floors.shm), ("TCP", floors.tcp)] {
+        rows.push((format!("floor: bare {name}"), floor, floor));
+    }
+    rows.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let scale = |ns: f64| ((ns.max(50.0) / 50.0).log10() / 4.5).min(1.0);
+    let bar = |(name, p50, p99): (String, f64, f64)| Bar {
+        name,
+        dark: scale(p50),
+        light: scale(p99),
+        text: format!("{:.2} / {:.2}", p50 / 1e3, p99 / 1e3),
+    };
+    bars_svg(title, rows.into_iter().map(bar).collect())
+}
+
+/// Rates over a scale of powers of ten, the greatest first.
+fn rate_bars(title: &str, mut rows: Vec<(String, f64)>) -> String {
+    rows.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let scale = |rate: f64| ((rate.max(1e4) / 1e4).log10() / 4.0).min(1.0);
+    let bar = |(name, rate): (String, f64)| Bar {
+        name,
+        dark: scale(rate),
+        light: scale(rate),
+        text: format!("{:.2}", rate / 1e6),
+    };
+    bars_svg(title, rows.into_iter().map(bar).collect())
+}
+
+fn bars_svg(title: &str, bars: Vec<Bar>) -> String {
     let height = TOP + 30.0 * bars.len() as f64 + 20.0;
     let left = 220.0;
-    let scale = |ns: f64| ((ns.max(50.0) / 50.0).log10() / 4.5).min(1.0) * (WIDTH - left - 150.0);
+    let longest = WIDTH - left - 150.0;
     let mut svg = begin(title, height);
-    for (index, (name, p50, p99)) in bars.iter().enumerate() {
+    for (index, bar) in bars.iter().enumerate() {
         let y = TOP + 30.0 * index as f64;
-        let colour = if name.starts_with("floor") {
-            "#7f7f7f"
-        } else {
-            "#1f77b4"
+        // What the machine costs, ours, and what else there is.
+        let colour = match bar.name.split([' ', ':']).next() {
+            Some("floor") => "#7f7f7f",
+            Some("shm" | "tcp") => "#d62728",
+            _ => "#1f77b4",
         };
+        let (dark, light) = (bar.dark * longest, bar.light * longest);
         let _ = write!(
             svg,
             "<text x='{:.1}' y='{:.1}' text-anchor='end'>{}</text>\
-             <rect x='{left}' y='{y:.1}' width='{:.1}' height='20' fill='{colour}' opacity='0.35'/>\
-             <rect x='{left}' y='{y:.1}' width='{:.1}' height='20' fill='{colour}'/>\
-             <text x='{:.1}' y='{:.1}'>{:.2} / {:.2}</text>",
+             <rect x='{left}' y='{y:.1}' width='{light:.1}' height='20' fill='{colour}' opacity='0.35'/>\
+             <rect x='{left}' y='{y:.1}' width='{dark:.1}' height='20' fill='{colour}'/>\
+             <text x='{:.1}' y='{:.1}'>{}</text>",
             left - 8.0,
             y + 15.0,
-            escaped(name),
-            scale(*p99),
-            scale(*p50),
-            left + scale(*p99) + 8.0,
+            escaped(&bar.name),
+            left + light + 8.0,
             y + 15.0,
-            p50 / 1e3,
-            p99 / 1e3
+            bar.text
         );
     }
     svg.push_str("</svg>");

@@ -1,12 +1,18 @@
 //! What a user would pick instead, with the same messages: 88 bytes each way over byte streams,
 //! which is a frame of 64 bytes with its header.
 
+#[cfg(feature = "peers-aeron")]
+mod aeron;
 mod grpc;
 mod iceoryx;
 mod monoio;
 mod nats;
+#[cfg(feature = "peers-nng")]
+mod nng;
 mod node;
+mod program;
 mod redis;
+mod scratch;
 mod tcp;
 mod tokio;
 mod uring;
@@ -21,17 +27,45 @@ pub fn serve(kind: &str, name: &str) -> Result<(), Failure> {
         "tokio-uring" => uring::serve(),
         "monoio" => monoio::serve(),
         "iceoryx2" => iceoryx::serve(name),
+        "iceoryx2-topics" => iceoryx::serve_topics(name),
         "zeromq" => zmq::serve(name),
         "grpc" => grpc::serve(name),
         "nats" => nats::serve(name),
+        #[cfg(feature = "peers-aeron")]
+        "aeron" => aeron::serve(name),
+        #[cfg(feature = "peers-aeron")]
+        "aeron-driver" => aeron::drive(name),
+        #[cfg(feature = "peers-nng")]
+        "nng" => nng::serve(name),
         _ => Err(format!("no such kind: {kind}").into()),
     }
 }
 
 type Peer = fn(&mut Context) -> Result<(), Failure>;
 
+#[cfg(feature = "peers-aeron")]
+const AERON: Peer = aeron::run;
+#[cfg(not(feature = "peers-aeron"))]
+const AERON: Peer = |_| Err("it is not in this build".into());
+const AERON_HELP: &str = match cfg!(feature = "peers-aeron") {
+    true => "it needs 400 MB free in /dev/shm",
+    false => {
+        "add `--features peers-aeron`, after `apt-get install g++ libclang-dev uuid-dev libbsd-dev` \
+         and `pip install cmake` (3.30 or newer)"
+    }
+};
+
+#[cfg(feature = "peers-nng")]
+const NNG: Peer = nng::run;
+#[cfg(not(feature = "peers-nng"))]
+const NNG: Peer = |_| Err("it is not in this build".into());
+const NNG_HELP: &str = match cfg!(feature = "peers-nng") {
+    true => "it needs a writable temporary directory",
+    false => "add `--features peers-nng`, after `apt-get install cmake`",
+};
+
 /// How each is run, and what helps if it cannot be.
-const ALL: [(&str, Peer, &str); 9] = [
+const ALL: [(&str, Peer, &str); 11] = [
     ("tokio", |context| tcp::library(context, "tokio"), ""),
     (
         "tokio-uring",
@@ -48,7 +82,9 @@ const ALL: [(&str, Peer, &str); 9] = [
         iceoryx::run,
         "it needs a writable /dev/shm and /tmp",
     ),
+    ("Aeron", AERON, AERON_HELP),
     ("zeromq", zmq::run, ""),
+    ("NNG", NNG, NNG_HELP),
     ("gRPC", grpc::run, "it needs a writable temporary directory"),
     (
         "NATS",
@@ -68,19 +104,11 @@ const ALL: [(&str, Peer, &str); 9] = [
 ];
 
 pub fn run(context: &mut Context) -> Result<(), Failure> {
+    scratch::sweep();
     for (name, peer, help) in ALL {
         if let Err(error) = peer(context) {
             context.note(format!("peer {name} skipped: {error}; {help}"));
         }
-    }
-    for (name, help) in [
-        (
-            "Aeron",
-            "crate rusteron-client and its C++ build are not part of this bench yet",
-        ),
-        ("NNG", "crate nng is not part of this bench yet"),
-    ] {
-        context.note(format!("peer {name} skipped: {help}"));
     }
     verdicts(context);
     Ok(())

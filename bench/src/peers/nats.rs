@@ -2,52 +2,72 @@
 //! four hops: to the server, to who answers, back to the server, to who asked.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use lapce_ai::ipc::monotonic_ns;
 
+use super::program::Program;
 use super::tcp::{self, WINDOW};
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
+use crate::floors::write_spinning;
 use crate::load::{payload, stamp};
 use crate::row::{Row, latencies};
 
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
 const WARM_UP: u64 = 300;
+const ARGUMENTS: [&str; 3] = ["-a", "127.0.0.1", "-p"];
 
-struct Nats(Child);
+/// The bytes that nats-server sends. The client spins, as all clients here do; who answers has the
+/// server's CPU to share with nats-server, and waits.
+struct From {
+    stream: TcpStream,
+    spins: bool,
+}
 
-impl Drop for Nats {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+impl Read for From {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        let began = Instant::now();
+        loop {
+            match self.stream.read(to) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.spins => {
+                    if began.elapsed() > PATIENCE {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                result => return result,
+            }
+        }
     }
 }
 
 /// One connection to nats-server.
 struct Connection {
-    from: BufReader<TcpStream>,
+    from: BufReader<From>,
     to: TcpStream,
     line: String,
 }
 
 impl Connection {
-    fn open(port: u16) -> io::Result<Connection> {
-        let to = TcpStream::connect(("127.0.0.1", port))?;
+    fn open(to: TcpStream, spins: bool) -> io::Result<Connection> {
         to.set_nodelay(true)?;
+        to.set_nonblocking(spins)?;
+        let stream = to.try_clone()?;
         let mut connection = Connection {
-            from: BufReader::new(to.try_clone()?),
+            from: BufReader::new(From { stream, spins }),
             to,
             line: String::new(),
         };
-        connection.to.write_all(
+        connection.send(
             b"CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":false}\r\nPING\r\n",
         )?;
         while connection.next_line()? != "PONG" {}
         Ok(connection)
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        write_spinning(&mut self.to, bytes)
     }
 
     fn next_line(&mut self) -> io::Result<&str> {
@@ -60,7 +80,7 @@ impl Connection {
 
     /// Subscribes, and waits until that is known.
     fn subscribe(&mut self, subject: &str) -> io::Result<()> {
-        write!(self.to, "SUB {subject} 1\r\nPING\r\n")?;
+        self.send(format!("SUB {subject} 1\r\nPING\r\n").as_bytes())?;
         while self.next_line()? != "PONG" {}
         Ok(())
     }
@@ -70,7 +90,7 @@ impl Connection {
         loop {
             let line = self.next_line()?;
             if line == "PING" {
-                self.to.write_all(b"PONG\r\n")?;
+                self.send(b"PONG\r\n")?;
                 continue;
             }
             let Some(words) = line.strip_prefix("MSG ") else {
@@ -90,7 +110,9 @@ impl Connection {
 
 /// Who answers; `port` is that of nats-server.
 pub fn serve(port: &str) -> Result<(), Failure> {
-    let mut connection = Connection::open(port.parse()?)?;
+    let port: u16 = port.parse()?;
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
+    let mut connection = Connection::open(stream, false)?;
     connection.subscribe("bench")?;
     println!("ready {port}");
     let mut message = Vec::new();
@@ -104,7 +126,7 @@ pub fn serve(port: &str) -> Result<(), Failure> {
         out.extend_from_slice(b"\r\n");
         // Answers to all that has come go together.
         if connection.from.buffer().is_empty() {
-            connection.to.write_all(&out)?;
+            connection.send(&out)?;
             out.clear();
         }
     }
@@ -115,10 +137,10 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     let duration = context.duration.as_nanos() as u64;
     for windowed in [false, true] {
         context.measure(tcp::row("NATS request and reply", windowed), |row| {
-            let (_nats, port) = start(&cpu)?;
-            let port_text = port.to_string();
-            let _served = Served::start(&["--kind", "nats", "--cpu", &cpu, "--name", &port_text])?;
-            let mut connection = Connection::open(port)?;
+            let (_nats, stream) = Program::start(&cpu, "nats-server", &ARGUMENTS)?;
+            let port = stream.peer_addr()?.port().to_string();
+            let _served = Served::start(&["--kind", "nats", "--cpu", &cpu, "--name", &port])?;
+            let mut connection = Connection::open(stream, true)?;
             connection.subscribe("answers")?;
             let window = if windowed { WINDOW } else { 1 };
             call(&mut connection, row, window as u64, duration)
@@ -149,7 +171,7 @@ fn call(
             out.extend_from_slice(b"\r\n");
             sent += 1;
         }
-        connection.to.write_all(&out)?;
+        connection.send(&out)?;
         // At least one, and what came with it.
         loop {
             connection.message(&mut answer)?;
@@ -179,28 +201,4 @@ fn call(
         row.push_latencies(histogram);
     }
     Ok(())
-}
-
-fn start(cpu: &str) -> io::Result<(Nats, u16)> {
-    // A port that was free a moment ago.
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let child = Command::new("taskset")
-        .args(["-c", cpu, "nats-server", "-a", "127.0.0.1", "-p"])
-        .arg(port.to_string())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let mut nats = Nats(child);
-    let began = Instant::now();
-    loop {
-        match TcpStream::connect(("127.0.0.1", port)) {
-            Ok(_) => return Ok((nats, port)),
-            Err(error) if began.elapsed() > PATIENCE => return Err(error),
-            Err(_) => {}
-        }
-        if nats.0.try_wait()?.is_some() {
-            return Err(io::Error::other("nats-server does not start"));
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

@@ -1,17 +1,19 @@
-// node node.js WINDOW MILLISECONDS CLIENT_CPU SERVER_CPU
+// node -e SCRIPT WINDOW MILLISECONDS CLIENT_CPU SERVER_CPU
 // Prints the round trips in ns (window 1), or the requests a second.
-const { fork, execFileSync } = require("child_process");
+const { spawn, execFileSync } = require("child_process");
 
 const pin = (cpu) => execFileSync("taskset", ["-apc", cpu, String(process.pid)], { stdio: "ignore" });
 
-if (process.argv[2] === "child") {
-  pin(process.argv[3]);
+if (process.send) {
+  // The child: it echoes, and ends when the channel does.
+  pin(process.argv[1]);
   process.on("message", (message) => process.send(message));
   process.send("ready");
 } else {
-  const [windowSize, milliseconds] = process.argv.slice(2, 4).map(Number);
-  pin(process.argv[4]);
-  const child = fork(__filename, ["child", process.argv[5]]);
+  const [windowSize, milliseconds] = process.argv.slice(1, 3).map(Number);
+  pin(process.argv[3]);
+  const stdio = ["ignore", "inherit", "inherit", "ipc"];
+  const child = spawn(process.execPath, [...process.execArgv, process.argv[4]], { stdio });
   const text = "n".repeat(56);
   const times = [];
   let number = 0, answered = 0, begun = 0n, sentAt = 0n;

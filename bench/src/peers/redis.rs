@@ -1,24 +1,10 @@
 //! Redis: its ECHO command, over TCP.
 
-use std::io;
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
+use super::program::Program;
 use super::tcp;
 use crate::context::{Context, Failure};
 
-const PATIENCE: Duration = Duration::from_secs(3);
-
-struct Redis(Child);
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
+const ARGUMENTS: [&str; 5] = ["--bind", "127.0.0.1", "--save", "", "--port"];
 
 pub fn run(context: &mut Context) -> Result<(), Failure> {
     let text = "r".repeat(64);
@@ -28,7 +14,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     let duration = context.duration;
     for windowed in [false, true] {
         context.measure(tcp::row("Redis ECHO", windowed), |row| {
-            let (_redis, stream) = start(&cpu)?;
+            let (_redis, stream) = Program::start(&cpu, "redis-server", &ARGUMENTS)?;
             tcp::run(
                 row,
                 stream,
@@ -40,37 +26,4 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
         })?;
     }
     Ok(())
-}
-
-fn start(cpu: &str) -> io::Result<(Redis, TcpStream)> {
-    // A port that was free a moment ago.
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let child = Command::new("taskset")
-        .args([
-            "-c",
-            cpu,
-            "redis-server",
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--port",
-        ])
-        .arg(port.to_string())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let mut redis = Redis(child);
-    let began = Instant::now();
-    loop {
-        match TcpStream::connect(("127.0.0.1", port)) {
-            Ok(stream) => return Ok((redis, stream)),
-            Err(error) if began.elapsed() > PATIENCE => return Err(error),
-            Err(_) => {}
-        }
-        if redis.0.try_wait()?.is_some() {
-            return Err(io::Error::other("redis-server does not start"));
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

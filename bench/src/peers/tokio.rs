@@ -5,6 +5,22 @@ use tokio::net::TcpListener;
 
 use crate::context::Failure;
 
+/// A runtime of one thread for a client that spins, as ours does: there is always something to do,
+/// so it looks for what has come instead of sleeping.
+pub fn spinning() -> std::io::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(1)
+        .build()?;
+    // Ends with the runtime.
+    runtime.spawn(async {
+        loop {
+            tokio::task::yield_now().await;
+        }
+    });
+    Ok(runtime)
+}
+
 pub fn serve() -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

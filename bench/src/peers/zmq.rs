@@ -3,6 +3,7 @@
 use lapce_ai::ipc::monotonic_ns;
 use zeromq::{RepSocket, ReqSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 
+use super::scratch::Scratch;
 use super::tcp;
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
@@ -32,10 +33,10 @@ pub fn serve(name: &str) -> Result<(), Failure> {
 pub fn run(context: &mut Context) -> Result<(), Failure> {
     let cpu = context.host.server_cpu.to_string();
     let duration = context.duration.as_nanos() as u64;
-    let path = std::env::temp_dir().join(format!("lapce-bench-{}.zmq", std::process::id()));
-    let name = format!("ipc://{}", path.display());
+    let scratch = Scratch::new("zmq");
+    let name = format!("ipc://{}", scratch.temporary().display());
     context.measure(tcp::row("ZeroMQ (zeromq.rs)", false), |row| {
-        let _ = std::fs::remove_file(&path); // of the run before
+        scratch.clear(); // of the run before
         let _served = Served::start(&["--kind", "zeromq", "--cpu", &cpu, "--name", &name])?;
         let mut histogram = latencies();
         runtime()?.block_on(async {
@@ -66,8 +67,5 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
         })?;
         row.push_latencies(histogram);
         Ok(())
-    })?;
-    // Only left if the last server did not remove it.
-    let _ = std::fs::remove_file(&path);
-    Ok(())
+    })
 }
