@@ -88,20 +88,17 @@ pub(super) fn take_kept(inner: &mut Inner, sink: &mut impl FnMut(AnswerRef<'_>))
             last,
             result,
         } = answer;
-        let payload;
-        let result = match result {
-            Ok(bytes) => {
-                payload = bytes;
-                Ok(&payload[..])
-            }
-            Err(error) => Err(error),
+        let (result, payload) = match result {
+            Ok(payload) => (Ok(()), payload),
+            Err(error) => (Err(error), Vec::new()),
         };
         sink(AnswerRef {
             id,
             msg_type,
             last,
-            result,
+            result: result.map(|()| &payload[..]),
         });
+        inner.ready.give_back(payload);
         given += 1;
     }
     given

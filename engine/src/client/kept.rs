@@ -3,10 +3,17 @@
 use std::collections::VecDeque;
 
 use super::Error;
-use super::answer::Answer;
+use super::answer::{Answer, AnswerRef};
+use crate::wire::append;
 
 /// What an answer takes besides its payload, about.
 const ANSWER_BYTES: usize = 64;
+
+/// How much memory is held for the next payloads. Megabytes that are mapped anew for each answer
+/// cost more than the answer.
+const SPARE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// In how many buffers.
+const SPARE_MAX: usize = 1024;
 
 /// Answers in the order in which they came, up to a limit.
 #[derive(Debug)]
@@ -14,6 +21,9 @@ pub(super) struct Kept {
     answers: VecDeque<Answer>,
     bytes: usize,
     bytes_max: usize,
+    /// Buffers whose answers were given to a sink.
+    spare: Vec<Vec<u8>>,
+    spare_bytes: usize,
 }
 
 impl Kept {
@@ -22,6 +32,8 @@ impl Kept {
             answers: VecDeque::new(),
             bytes: 0,
             bytes_max,
+            spare: Vec::new(),
+            spare_bytes: 0,
         }
     }
 
@@ -51,6 +63,35 @@ impl Kept {
     pub(super) fn push(&mut self, answer: Answer) {
         self.bytes += answer.payload_bytes() + ANSWER_BYTES;
         self.answers.push_back(answer);
+    }
+
+    /// As [`Kept::push`], with a copy of the answer.
+    pub(super) fn push_copy(&mut self, answer: &AnswerRef<'_>) {
+        let result = match &answer.result {
+            Ok(payload) => {
+                let mut copy = self.spare.pop().unwrap_or_default();
+                self.spare_bytes -= copy.capacity();
+                append(&mut copy, payload);
+                Ok(copy)
+            }
+            Err(error) => Err(error.copy()),
+        };
+        self.push(Answer {
+            id: answer.id,
+            msg_type: answer.msg_type,
+            last: answer.last,
+            result,
+        });
+    }
+
+    /// Takes back the buffer of an answer that nobody needs any more.
+    pub(super) fn give_back(&mut self, mut buffer: Vec<u8>) {
+        let bytes = buffer.capacity();
+        if self.spare.len() < SPARE_MAX && self.spare_bytes + bytes <= SPARE_BYTES_MAX {
+            self.spare_bytes += bytes;
+            buffer.clear();
+            self.spare.push(buffer);
+        }
     }
 
     fn removed(&mut self, answer: Answer) -> Answer {
@@ -108,5 +149,32 @@ mod tests {
         kept.forget(2);
         assert!(kept.is_empty() && kept.pop().is_none());
         assert_eq!(kept.bytes, 0);
+    }
+
+    #[test]
+    fn buffers_are_used_again_and_have_a_limit() {
+        let mut kept = Kept::new(usize::MAX / 2);
+        let answer = AnswerRef {
+            id: 1,
+            msg_type: 1,
+            last: true,
+            result: Ok(&[7; 100]),
+        };
+        kept.push_copy(&answer);
+        let first = kept.pop().unwrap().result.unwrap();
+        assert_eq!(first, [7; 100]);
+        let place = first.as_ptr();
+        kept.give_back(first);
+        kept.push_copy(&answer);
+        let second = kept.pop().unwrap().result.unwrap();
+        assert_eq!((second.as_ptr(), &second[..]), (place, &[7; 100][..]));
+        for _ in 0..3 {
+            kept.give_back(Vec::with_capacity(SPARE_BYTES_MAX / 2));
+        }
+        assert_eq!(kept.spare_bytes, SPARE_BYTES_MAX);
+        for _ in 0..2 * SPARE_MAX {
+            kept.give_back(Vec::new());
+        }
+        assert_eq!(kept.spare.len(), SPARE_MAX);
     }
 }

@@ -91,7 +91,7 @@ impl Inner {
             if let Keep::Queue = sink(&answer) {
                 let payload_bytes = answer.result.as_ref().map_or(0, |payload| payload.len());
                 if self.ready.has_room(payload_bytes) || answer.result.is_err() {
-                    self.ready.push(answer.to_answer());
+                    self.ready.push_copy(&answer);
                 } else {
                     last = true;
                     let failed = Answer::failed(header.msg_id, self.ready.overrun());

@@ -161,7 +161,7 @@ impl Worker {
                 // A connection in the middle of a frame may stay there: what it is lent for a
                 // short one must be small.
                 let buffer = if long {
-                    pool.take()
+                    pool.take_for(connection.reserved_bytes as usize)
                 } else {
                     pool.take_small(SMALL_FRAME_BYTES)
                 };

@@ -11,8 +11,8 @@ use super::handler::{
     HandlerTable, Outcome, ReplyTo, Request, RequestParts, Responder, ResponderParts,
 };
 use super::inbox::Inbox;
-use super::outgoing::VecPool;
 use super::session::{Decision, Rules, same_secret};
+use super::vec_pool::VecPool;
 use crate::stats::{Transport, WorkerStats};
 use crate::uring::Key;
 use crate::wire::{

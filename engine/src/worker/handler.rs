@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::deferred::Deferred;
-use super::outgoing::{Outgoing, VecPool};
+use super::outgoing::Outgoing;
+use super::vec_pool::VecPool;
 use crate::stats::Transport;
 use crate::uring::Key;
 use crate::wire::{ErrorCode, Flags, Header, ProtocolVersion};

@@ -22,6 +22,7 @@ mod round;
 mod session;
 mod shm;
 mod slots;
+mod vec_pool;
 
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -37,9 +38,9 @@ pub(crate) use handler::HandlerTable;
 pub use handler::{Handler, Request, Responder};
 use idle::IdlePolicy;
 pub(crate) use inbox::{Doorbell, Inbox, Message};
-use outgoing::VecPool;
 use shm::Rings;
 use slots::Slots;
+use vec_pool::VecPool;
 
 use crate::shm::Control;
 use crate::stats::WorkerStats;

@@ -1,85 +1,12 @@
 //! Frames on their way out of one connection.
 
+use super::vec_pool::VecPool;
 use crate::shm::{Ends, RECORD_MAX};
 use crate::wire::{self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, legacy};
 
 /// Answers gathered for a ring go in pieces of this size, so that the client works on the first
 /// while the next is written.
 const PIECE_BYTES: usize = 4096;
-/// Buffers above this are not kept for the next user.
-const KEPT_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Buffers up to this are small: a round's answers to full receive buffers fit.
-const SMALL_BYTES_MAX: usize = 256 * 1024;
-/// How many are kept.
-const KEPT_MAX: usize = 256;
-/// How much memory they may hold if one more small one is kept.
-const KEPT_SMALL_TOTAL_BYTES_MAX: usize = 1024 * 1024;
-/// The same for a large one: megabytes that are mapped anew for each message cost more than the
-/// message.
-const KEPT_TOTAL_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How many small ones a sleeping worker keeps.
-const KEPT_ASLEEP_MAX: usize = 2;
-/// How large those may be.
-const KEPT_ASLEEP_BYTES_MAX: usize = 16 * 1024;
-
-/// Buffers that connections borrow while they have something to send, so that an idle connection
-/// holds none and a busy one allocates none.
-#[derive(Default)]
-pub(crate) struct VecPool {
-    kept: Vec<Vec<u8>>,
-    kept_bytes: usize,
-}
-
-impl VecPool {
-    pub(super) fn take(&mut self) -> Vec<u8> {
-        let buffer = self.kept.pop().unwrap_or_default();
-        self.kept_bytes -= buffer.capacity();
-        buffer
-    }
-
-    /// A buffer with no more room than this.
-    pub(super) fn take_small(&mut self, bytes_max: usize) -> Vec<u8> {
-        let small = |buffer: &Vec<u8>| buffer.capacity() <= bytes_max;
-        match self.kept.iter().rposition(small) {
-            Some(index) => {
-                let buffer = self.kept.swap_remove(index);
-                self.kept_bytes -= buffer.capacity();
-                buffer
-            }
-            None => Vec::new(),
-        }
-    }
-
-    pub(super) fn give(&mut self, mut buffer: Vec<u8>) {
-        let bytes = buffer.capacity();
-        let total_bytes_max = match bytes {
-            0..=SMALL_BYTES_MAX => KEPT_SMALL_TOTAL_BYTES_MAX,
-            _ => KEPT_TOTAL_BYTES_MAX,
-        };
-        if bytes > 0
-            && bytes <= KEPT_BYTES_MAX
-            && self.kept_bytes + bytes <= total_bytes_max
-            && self.kept.len() < KEPT_MAX
-        {
-            self.kept_bytes += bytes;
-            buffer.clear();
-            self.kept.push(buffer);
-        }
-    }
-
-    /// Gives memory back: the worker goes to sleep. A few small buffers stay, so that being woken
-    /// for every message does not mean to allocate for every message.
-    pub(super) fn release(&mut self) {
-        let mut stay = 0;
-        self.kept.retain(|buffer| {
-            let stays = stay < KEPT_ASLEEP_MAX && buffer.capacity() <= KEPT_ASLEEP_BYTES_MAX;
-            stay += usize::from(stays);
-            stays
-        });
-        self.kept_bytes = self.kept.iter().map(Vec::capacity).sum();
-    }
-}
-
 /// Encoded frames that wait to be sent, and how much of them is under way.
 #[derive(Default)]
 pub(crate) struct Outgoing {
@@ -110,9 +37,9 @@ impl Outgoing {
         self.staged.is_empty() && self.sending_bytes == 0
     }
 
-    fn room(&mut self, pool: &mut VecPool) -> &mut Vec<u8> {
+    fn room(&mut self, pool: &mut VecPool, bytes: usize) -> &mut Vec<u8> {
         if self.staged.capacity() == 0 {
-            self.staged = pool.take();
+            self.staged = pool.take_for(bytes);
         }
         &mut self.staged
     }
@@ -140,7 +67,7 @@ impl Outgoing {
                 return;
             }
         }
-        let staged = self.room(pool);
+        let staged = self.room(pool, payload.len());
         let before = staged.len();
         match version {
             ProtocolVersion::V2 => wire::encode_to(staged, flags, msg_type, msg_id, payload),

@@ -1,0 +1,142 @@
+//! Buffers that connections borrow while they have something to gather or to send, so that an idle
+//! connection holds none and a busy one allocates none.
+
+/// Buffers above this are not kept for the next user.
+const KEPT_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Buffers up to this are small: a round's answers to full receive buffers fit.
+const SMALL_BYTES_MAX: usize = 256 * 1024;
+/// How many of each kind are kept.
+const KEPT_MAX: usize = 256;
+/// How much memory the small ones may hold.
+const SMALL_TOTAL_BYTES_MAX: usize = 1024 * 1024;
+/// The same of large ones: megabytes that are mapped anew for each message cost more than the
+/// message.
+const LARGE_TOTAL_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How many small ones a sleeping worker keeps.
+const KEPT_ASLEEP_MAX: usize = 2;
+/// How large those may be.
+const KEPT_ASLEEP_BYTES_MAX: usize = 16 * 1024;
+
+/// Buffers of one kind that nobody uses at the moment.
+#[derive(Default)]
+struct Kept {
+    buffers: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Kept {
+    #[inline]
+    fn pop(&mut self) -> Option<Vec<u8>> {
+        let buffer = self.buffers.pop()?;
+        self.bytes -= buffer.capacity();
+        Some(buffer)
+    }
+
+    fn push(&mut self, mut buffer: Vec<u8>, total_bytes_max: usize) {
+        let bytes = buffer.capacity();
+        if self.bytes + bytes <= total_bytes_max && self.buffers.len() < KEPT_MAX {
+            self.bytes += bytes;
+            buffer.clear();
+            self.buffers.push(buffer);
+        }
+    }
+}
+
+/// Buffers that nobody uses at the moment.
+#[derive(Default)]
+pub(crate) struct VecPool {
+    small: Kept,
+    /// Apart: a large one lent for a short message is missing when a long one comes.
+    large: Kept,
+}
+
+impl VecPool {
+    /// A buffer for something short.
+    #[inline]
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        self.small.pop().unwrap_or_default()
+    }
+
+    /// A buffer for so many bytes, with less room perhaps.
+    #[inline]
+    pub(super) fn take_for(&mut self, bytes: usize) -> Vec<u8> {
+        let large = match bytes {
+            0..=SMALL_BYTES_MAX => None,
+            _ => self.large.pop(),
+        };
+        large.unwrap_or_else(|| self.take())
+    }
+
+    /// A buffer with no more room than this.
+    pub(super) fn take_small(&mut self, bytes_max: usize) -> Vec<u8> {
+        let small = |buffer: &Vec<u8>| buffer.capacity() <= bytes_max;
+        let Some(index) = self.small.buffers.iter().rposition(small) else {
+            return Vec::new();
+        };
+        let buffer = self.small.buffers.swap_remove(index);
+        self.small.bytes -= buffer.capacity();
+        buffer
+    }
+
+    #[inline]
+    pub(super) fn give(&mut self, buffer: Vec<u8>) {
+        match buffer.capacity() {
+            0 => {}
+            1..=SMALL_BYTES_MAX => self.small.push(buffer, SMALL_TOTAL_BYTES_MAX),
+            ..=KEPT_BYTES_MAX => self.large.push(buffer, LARGE_TOTAL_BYTES_MAX),
+            _ => {}
+        }
+    }
+
+    /// Gives memory back: the worker goes to sleep. A few small buffers stay, so that being woken
+    /// for every message does not mean to allocate for every message.
+    pub(super) fn release(&mut self) {
+        let mut stay = 0;
+        self.small.buffers.retain(|buffer| {
+            let stays = stay < KEPT_ASLEEP_MAX && buffer.capacity() <= KEPT_ASLEEP_BYTES_MAX;
+            stay += usize::from(stays);
+            stays
+        });
+        self.small.bytes = self.small.buffers.iter().map(Vec::capacity).sum();
+        self.large = Kept::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LARGE: usize = 1 << 20;
+
+    #[test]
+    fn large_buffers_are_for_long_messages_and_come_back() {
+        let mut pool = VecPool::default();
+        for _ in 0..10 {
+            pool.give(Vec::with_capacity(64));
+            pool.give(Vec::with_capacity(LARGE));
+        }
+        // As many as the budget allows, and not one more.
+        assert_eq!(pool.large.bytes, LARGE_TOTAL_BYTES_MAX);
+        assert_eq!(pool.small.bytes, 10 * 64);
+        assert_eq!(pool.take_for(LARGE).capacity(), LARGE);
+        let long = pool.take_for(LARGE);
+        assert_eq!(long.capacity(), LARGE);
+        assert_eq!(pool.take().capacity(), 64);
+        assert_eq!(pool.take_small(63).capacity(), 0);
+        pool.give(long);
+        assert_eq!(pool.take_for(LARGE).capacity(), LARGE);
+    }
+
+    #[test]
+    fn asleep_only_a_few_small_ones_stay() {
+        let mut pool = VecPool::default();
+        for _ in 0..5 {
+            pool.give(Vec::with_capacity(64));
+            pool.give(Vec::with_capacity(KEPT_ASLEEP_BYTES_MAX + 1));
+        }
+        pool.give(Vec::with_capacity(LARGE));
+        pool.release();
+        assert_eq!(pool.small.bytes, KEPT_ASLEEP_MAX * 64);
+        assert_eq!(pool.take_for(LARGE).capacity(), 64);
+    }
+}
