@@ -24,7 +24,7 @@ use super::layout::{
 };
 use super::sync::{AtomicU32, AtomicU64, Ordering, Segment, fence, futex};
 use crate::sys::prefetch;
-use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header, crc, words_to_bytes};
+use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header, crc};
 
 const COMMITTED: u64 = 1 << 24;
 const NEXT_WRAPS: u64 = 1 << 25;
@@ -256,8 +256,7 @@ impl Producer {
         // overlap the segment.
         let crc = unsafe {
             let to = data.add(HEADER_BYTES);
-            let head = words_to_bytes(words);
-            crc::frame_copy_raw(&head, to, payload.as_ptr(), payload.len())
+            crc::frame_words_copy_raw(words, to, payload.as_ptr(), payload.len())
         };
         self.write_head(at, words, crc);
         self.publish(at, word);
@@ -430,11 +429,14 @@ impl Consumer {
                 copy(from, to, record.length);
                 return None;
             }
-            let words: [u64; HEADER_WORDS] =
-                std::array::from_fn(|index| from.cast::<u64>().add(index).read_volatile())
-                    .map(u64::from_le);
-            let head = words_to_bytes(words);
-            to.cast::<[u8; HEADER_BYTES]>().write(head);
+            // One by one: an array that is mapped goes through memory, and the reader waits for it.
+            let word = |index| u64::from_le(from.cast::<u64>().add(index).read_volatile());
+            let (first, second, third) = (word(0), word(1), word(2));
+            let words = [first, second, third];
+            let put = |index, word: u64| to.cast::<u64>().add(index).write_unaligned(word.to_le());
+            put(0, first);
+            put(1, second);
+            put(2, third);
             let (from, to) = (from.add(HEADER_BYTES), to.add(HEADER_BYTES));
             let length = record.length - HEADER_BYTES;
             let header = Header::from_words(words, u32::MAX)
@@ -443,7 +445,7 @@ impl Consumer {
                 copy(from, to, length);
                 return None;
             };
-            let crc = crc::frame_copy_raw(&head, to, from, length);
+            let crc = crc::frame_words_copy_raw(words, to, from, length);
             (header.crc32 == crc).then_some(header)
         }
     }

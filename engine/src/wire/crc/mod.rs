@@ -99,6 +99,27 @@ pub fn frame_crc(header: &[u8; HEADER_BYTES], payload: &[u8]) -> u32 {
     }
 }
 
+/// As [`frame_copy_raw`], for a header that is in registers, as little-endian words.
+///
+/// # Safety
+/// As [`copy_raw`].
+#[inline]
+pub unsafe fn frame_words_copy_raw(
+    words: [u64; HEADER_BYTES / 8],
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+) -> u32 {
+    let mut header = [0u64; HEADER_BYTES / 8];
+    for (place, word) in header.iter_mut().zip(words) {
+        // SAFETY: a place of our own. Volatile, so that each word is one store: the kernel loads
+        // them one by one, and two that were stored together it would have to wait for.
+        unsafe { std::ptr::from_mut(place).write_volatile(word.to_le()) };
+    }
+    // SAFETY: 24 bytes of our own; the caller's promises are the kernel's.
+    unsafe { frame_copy_raw(&*header.as_ptr().cast(), dst, src, len) }
+}
+
 /// Copies a frame's payload from `src` to `dst` and returns the CRC of the whole frame, in one
 /// pass. The header is only summed, its CRC field counting as zero whatever it holds.
 ///
