@@ -1,10 +1,12 @@
 //! Buffers that connections borrow while they have something to gather or to send, so that an idle
 //! connection holds none and a busy one allocates none.
 
-/// Buffers above this are not kept for the next user.
-const KEPT_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Buffers up to this are small: a round's answers to full receive buffers fit.
 const SMALL_BYTES_MAX: usize = 256 * 1024;
+/// Longer ones are large.
+const LARGE_BYTES_MIN: usize = SMALL_BYTES_MAX + 1;
+/// Those above this are not kept for the next user.
+const LARGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// How many of each kind are kept.
 const KEPT_MAX: usize = 256;
 /// How much memory the small ones may hold.
@@ -81,9 +83,8 @@ impl VecPool {
     #[inline]
     pub(super) fn give(&mut self, buffer: Vec<u8>) {
         match buffer.capacity() {
-            0 => {}
             1..=SMALL_BYTES_MAX => self.small.push(buffer, SMALL_TOTAL_BYTES_MAX),
-            ..=KEPT_BYTES_MAX => self.large.push(buffer, LARGE_TOTAL_BYTES_MAX),
+            LARGE_BYTES_MIN..=LARGE_BYTES_MAX => self.large.push(buffer, LARGE_TOTAL_BYTES_MAX),
             _ => {}
         }
     }
