@@ -113,6 +113,15 @@ impl Context {
         }
     }
 
+    /// The machine was in no state to say.
+    pub fn not_judged(&mut self, promise: impl Into<String>, why: impl Into<String>) {
+        self.verdicts.push(Verdict {
+            promise: promise.into(),
+            measured: why.into(),
+            outcome: Outcome::NotJudged,
+        });
+    }
+
     pub fn not_measured(&mut self, promise: impl Into<String>, why: impl Into<String>) {
         self.verdicts.push(Verdict {
             promise: promise.into(),

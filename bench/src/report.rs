@@ -103,14 +103,8 @@ fn tables(context: &Context) -> String {
 
 /// What a cache line took there and back around this row's runs: the state of the machine.
 fn line_floor(row: &Row) -> String {
-    let floors = row
-        .floors
-        .iter()
-        .flat_map(|(before, after)| [before, after]);
-    let mut values: Vec<f64> = floors.map(|floors| floors.line).collect();
-    values.sort_by(f64::total_cmp);
-    let median = values.get(values.len() / 2);
-    median.map_or(String::new(), |ns| format!("{} ns", number(*ns)))
+    let line_ns = row.line_ns();
+    line_ns.map_or(String::new(), |ns| format!("{} ns", number(ns)))
 }
 
 fn verdicts(context: &Context) -> String {

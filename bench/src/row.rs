@@ -86,6 +86,15 @@ impl Row {
         }
     }
 
+    /// The state of the machine during the runs: the median of the cache line's floors, in ns.
+    pub fn line_ns(&self) -> Option<f64> {
+        let floors = self.floors.iter();
+        let both = floors.flat_map(|(before, after)| [before.line, after.line]);
+        let mut values: Vec<f64> = both.collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied()
+    }
+
     /// Runs in which the machine stalled or changed.
     pub fn disturbed(&self) -> usize {
         self.disturbed_runs.iter().filter(|&&run| run).count()
