@@ -96,8 +96,9 @@ impl Context {
         self.judge_beside(promise, measured, judged, kept, true);
     }
 
-    /// As [`Context::judge`], beside a floor that was measured in turn with it: where the floor does
-    /// not keep the promise either, it says nothing that the engine does not.
+    /// As [`Context::judge`], beside something else: where a floor that was measured in turn with it
+    /// does not keep the promise either, or the machine was in another state for what it is held
+    /// against, it says nothing that the engine does not.
     pub fn judge_beside(
         &mut self,
         promise: impl Into<String>,
@@ -111,15 +112,6 @@ impl Context {
         if let Some(verdict) = self.verdicts.last_mut().filter(|_| !can_judge) {
             verdict.outcome = Outcome::NotJudged;
         }
-    }
-
-    /// The machine was in no state to say.
-    pub fn not_judged(&mut self, promise: impl Into<String>, why: impl Into<String>) {
-        self.verdicts.push(Verdict {
-            promise: promise.into(),
-            measured: why.into(),
-            outcome: Outcome::NotJudged,
-        });
     }
 
     pub fn not_measured(&mut self, promise: impl Into<String>, why: impl Into<String>) {

@@ -164,10 +164,7 @@ fn verdicts(context: &mut Context) {
                     ", the machine having changed in between: cache line {own:.0} ns against {best:.0}"
                 );
             }
-            match same_state || kept {
-                true => context.judge(promise, measured, judged, kept),
-                false => context.not_judged(promise, measured),
-            }
+            context.judge_beside(promise, measured, judged, kept, same_state);
         }
     }
 }

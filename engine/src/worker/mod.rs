@@ -238,7 +238,10 @@ impl Worker {
                 .then(|| Duration::from_nanos(self.next_sweep_ns.saturating_sub(self.now_ns)));
             let keep = self.holds_memory.then_some(KEEP);
             let by_timer = self.driver.wait(limit.into_iter().chain(keep).min());
-            park_counts::slept(by_timer && self.rings.have_rung());
+            // Who rang right after the timer has ended the wait is not late, and comes at once.
+            park_counts::slept(|| {
+                by_timer && self.rings.have_rung() && self.driver.wait(Some(Duration::from_secs(1)))
+            });
         }
         self.inbox.doorbell().wake_up();
         // Where a worker is not pinned, it may have been woken elsewhere.

@@ -9,13 +9,13 @@ pub(crate) static SLEEPS: AtomicU64 = AtomicU64::new(0);
 #[cfg(test)]
 pub(crate) static LATE: AtomicU64 = AtomicU64::new(0);
 
-/// A sleep has ended.
+/// A sleep has ended. `late` says whether no wake-up came for somebody who had rung; it may wait.
 #[inline(always)]
-pub(super) fn slept(late: bool) {
+pub(super) fn slept(late: impl FnOnce() -> bool) {
     #[cfg(test)]
     {
         SLEEPS.fetch_add(1, Ordering::Relaxed);
-        LATE.fetch_add(u64::from(late), Ordering::Relaxed);
+        LATE.fetch_add(u64::from(late()), Ordering::Relaxed);
     }
     #[cfg(not(test))]
     let _ = late;
