@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# The C client against the daemon, over TCP and shared memory: daemon.sh LAPCE_IPC_SERVER CALLS
+# A program against the daemon, over TCP and shared memory: daemon.sh LAPCE_IPC_SERVER PROGRAM ARGUMENT
+# runs PROGRAM ADDRESS ARGUMENT for each.
 set -euo pipefail
 daemon=$1
-calls=$2
+program=$2
+argument=$3
 work=$(mktemp -d)
 instance=ffi_daemon_$$
 pid=
@@ -40,5 +42,5 @@ for _ in $(seq 100); do
     kill -0 "$pid" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
     sleep 0.1
 done
-"$calls" "127.0.0.1:$port" ECHO-ONLY
-"$calls" "shm:$instance" ECHO-ONLY
+"$program" "127.0.0.1:$port" "$argument"
+"$program" "shm:$instance" "$argument"

@@ -5,15 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
-pid=
-finish() {
-    if [ -n "$pid" ]; then
-        kill "$pid" 2>/dev/null || true
-        wait "$pid" 2>/dev/null || true
-    fi
-    rm -rf "$work"
-}
-trap finish EXIT
+trap 'rm -rf "$work"' EXIT
 
 step() { printf -- '-- %s\n' "$*"; }
 skip() { printf -- '-- skipped: %s\n' "$*"; }
@@ -24,27 +16,10 @@ step "install"
 ffi/install.sh "$prefix"
 cargo build -q --release --bin lapce_ipc_server
 target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+daemon=$target/release/lapce_ipc_server
 
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-cat >"$work/config.toml" <<TOML
-[server]
-bind_address = "127.0.0.1:$port"
-[shm]
-instance = "ffi_installed_$$"
-[metrics]
-bind_address = ""
-TOML
-"$target/release/lapce_ipc_server" --config "$work/config.toml" 2>"$work/log" &
-pid=$!
-for _ in $(seq 100); do
-    (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break
-    kill -0 "$pid" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
-    sleep 0.1
-done
-
-talk() { # program
-    env -u LD_LIBRARY_PATH "$1" "127.0.0.1:$port" 1000
-    env -u LD_LIBRARY_PATH "$1" "shm:ffi_installed_$$" 1000
+talk() { # program, argument
+    env -u LD_LIBRARY_PATH ffi/tests/daemon.sh "$daemon" "$1" "$2"
 }
 
 if has pkg-config; then
@@ -57,8 +32,8 @@ if has pkg-config; then
         this=${command//ping/$name}
         eval "${this/-o $name/-o $work/$name}"
     done
-    talk "$work/ping"
-    [ "$(env -u LD_LIBRARY_PATH "$work/epoll" "127.0.0.1:$port" 10000)" = "10000 answers" ]
+    talk "$work/ping" 1000
+    [ "$(talk "$work/epoll" 10000)" = $'10000 answers\n10000 answers' ]
     # shellcheck disable=SC2046
     c++ -std=c++17 ffi/examples/pair.cpp -o "$work/pair" $(PKG_CONFIG_PATH=$prefix/lib/pkgconfig pkg-config --cflags --libs lapce_ipc) "-Wl,-rpath,$prefix/lib"
     [ "$(env -u LD_LIBRARY_PATH "$work/pair")" = $'cba\n10 not today' ]
@@ -68,7 +43,7 @@ fi
 
 step "the archive"
 cc ffi/examples/ping.c -o "$work/static" -I"$prefix/include" "$prefix/lib/liblapce_ipc.a" -lpthread -ldl -lm
-talk "$work/static"
+talk "$work/static" 1000
 
 if has cmake; then
     step "CMake"
@@ -85,8 +60,8 @@ target_link_libraries(archive lapce_ipc::lapce_ipc_static)
 CMAKE
     cmake -S "$work/cmake" -B "$work/cmake/build" -DCMAKE_PREFIX_PATH="$prefix" >"$work/cmake.log" || { cat "$work/cmake.log" >&2; exit 1; }
     cmake --build "$work/cmake/build" >"$work/cmake.log" || { cat "$work/cmake.log" >&2; exit 1; }
-    talk "$work/cmake/build/dynamic"
-    talk "$work/cmake/build/archive"
+    talk "$work/cmake/build/dynamic" 1000
+    talk "$work/cmake/build/archive" 1000
     # A version that this one does not keep the promises of.
     sed -i 's/lapce_ipc 1.0/lapce_ipc 2.0/' "$work/cmake/CMakeLists.txt"
     if cmake -S "$work/cmake" -B "$work/cmake/other" -DCMAKE_PREFIX_PATH="$prefix" >/dev/null 2>&1; then
