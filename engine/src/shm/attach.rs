@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crossbeam::queue::ArrayQueue;
 
 use super::control::{Control, READY_BITS, SLOTS, random, slot};
+use super::ends::Ends;
 use super::layout::{self, AT_CAPACITY, AT_READY_BIT, AT_SERVER_PID, AT_VERSION, AT_WORKER};
-use super::ring::Ends;
 use crate::sys::futex;
 use crate::sys::process::PidFd;
 use crate::sys::segment::{self, Segment};

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::control::{Control, READY_BITS, SLOTS, ShmError, WORKERS_MAX, slot};
+use super::ends::Ends;
 use super::layout::{self, AT_CAPACITY, AT_READY_BIT, AT_VERSION, AT_WORKER};
-use super::ring::Ends;
 use crate::sys::affinity;
 use crate::sys::futex;
 use crate::sys::process::PidFd;

@@ -1,15 +1,17 @@
 //! Shared memory: the ring, the control segment, attach and detach.
 //!
 //! [`layout`] says where everything lies in a connection's segment, [`ring`] is one direction of
-//! it, [`mod@copy`] how bytes get there and [`reserve`] how they are sent without, [`doorbell`] is
-//! how a sleeping worker is woken, [`control`] the segment by which clients find a server,
-//! [`attach`] the server's side of making a connection and [`join`] the client's.
+//! it and [`ends`] both as one side has them, [`mod@copy`] how bytes get there and [`reserve`] how
+//! they are sent without, [`doorbell`] is how a sleeping worker is woken, [`control`] the segment by
+//! which clients find a server, [`attach`] the server's side of making a connection and [`join`]
+//! the client's.
 #![allow(unsafe_code)]
 
 mod attach;
 mod control;
 mod copy;
 pub(crate) mod doorbell;
+mod ends;
 mod join;
 mod layout;
 #[cfg(all(test, loom))]
@@ -23,7 +25,8 @@ mod tests;
 
 pub(crate) use attach::{AttachServer, Placement, ReadyBits, ServerEnd, stop};
 pub(crate) use control::{Control, DoorbellWord, ShmError};
+pub(crate) use ends::Ends;
 pub(crate) use join::{ClientEnd, Sleeper, join};
 pub(crate) use layout::RECORD_MAX;
 pub(crate) use reserve::Reservation;
-pub(crate) use ring::{Corrupt, Ends, Record};
+pub(crate) use ring::{Corrupt, Record};

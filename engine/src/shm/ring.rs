@@ -15,14 +15,13 @@
 //! cache lines, and one page, are used over and over.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::copy::copy;
 use super::layout::{
-    ALIGN, CAPACITY, FLAG_CLOSED, FLAG_WAITING, FLAG_WANTS_ROOM, HOT, RECORD_MAX, RingPlaces, WORD,
-    area_left, record_bytes,
+    ALIGN, CAPACITY, FLAG_WAITING, FLAG_WANTS_ROOM, HOT, RECORD_MAX, RingPlaces, WORD, area_left,
+    record_bytes,
 };
-use super::sync::{AtomicU32, AtomicU64, Ordering, Segment, fence, futex};
+use super::sync::{AtomicU32, AtomicU64, Ordering, Segment, fence};
 use crate::sys::prefetch;
 use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header, crc};
 
@@ -34,8 +33,6 @@ const KNOWN_BITS: u64 = LENGTH_MASK | COMMITTED | NEXT_WRAPS | SKIP;
 const ACK_SHIFT: u32 = 32;
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// All who sleep on a client's word: itself, and whoever watches for it.
-const SLEEPERS: u32 = i32::MAX as u32;
 /// Turn back to the start when less than this is left of the hot area.
 const EARLY_LEFT: usize = 256;
 
@@ -53,7 +50,7 @@ impl std::fmt::Display for Corrupt {
 #[derive(Debug)]
 pub(crate) struct Producer {
     pub(super) segment: Arc<Segment>,
-    places: &'static RingPlaces,
+    pub(super) places: &'static RingPlaces,
     /// Where the next record begins; grows for ever.
     pub(super) position: u64,
     /// How far the consumer is known to be.
@@ -64,7 +61,7 @@ pub(crate) struct Producer {
 #[derive(Debug)]
 pub(crate) struct Consumer {
     segment: Arc<Segment>,
-    places: &'static RingPlaces,
+    pub(super) places: &'static RingPlaces,
     position: u64,
     /// What the producer was last told.
     published: u64,
@@ -289,7 +286,7 @@ impl Producer {
             .word32(self.places.producer_flags + FLAG_WANTS_ROOM);
         flag.store(u32::from(wanted), Ordering::Relaxed);
         if wanted {
-            // SeqCst: pairs with the fence in `Ends::peer_needs_waking`.
+            // SeqCst: pairs with the fence in `super::ends::Ends::peer_needs_waking`.
             fence(Ordering::SeqCst);
         }
     }
@@ -491,7 +488,7 @@ impl Consumer {
         self.waiting_word()
             .store(u32::from(waiting), Ordering::Relaxed);
         if waiting {
-            // SeqCst: pairs with the fence in `Ends::peer_needs_waking`: either our second look
+            // SeqCst: pairs with the fence in `super::ends::Ends::peer_needs_waking`: either our second look
             // sees the record, or the producer sees the flag.
             fence(Ordering::SeqCst);
         }
@@ -505,137 +502,5 @@ impl Consumer {
     /// Where that word lies in the segment.
     pub(crate) fn waiting_word_at(&self) -> usize {
         self.places.consumer_flags + FLAG_WAITING
-    }
-}
-
-/// Both rings as one side sees them.
-#[derive(Debug)]
-pub(crate) struct Ends {
-    pub(crate) segment: Arc<Segment>,
-    pub(crate) tx: Producer,
-    pub(crate) rx: Consumer,
-}
-
-impl Ends {
-    pub(super) fn new(
-        segment: Arc<Segment>,
-        tx: &'static RingPlaces,
-        rx: &'static RingPlaces,
-    ) -> Ends {
-        Ends {
-            tx: Producer::new(segment.clone(), tx),
-            rx: Consumer::new(segment.clone(), rx),
-            segment,
-        }
-    }
-
-    /// After records were produced or consumed: whether the other side sleeps and must be told.
-    #[inline]
-    pub(crate) fn peer_needs_waking(&self) -> bool {
-        // SeqCst: pairs with the fences in `set_waiting` and `want_room`.
-        fence(Ordering::SeqCst);
-        let flags = self.tx.places.consumer_flags;
-        debug_assert_eq!(flags, self.rx.places.producer_flags);
-        self.segment
-            .word32(flags + FLAG_WAITING)
-            .load(Ordering::Relaxed)
-            != 0
-            || self
-                .segment
-                .word32(flags + FLAG_WANTS_ROOM)
-                .load(Ordering::Relaxed)
-                != 0
-    }
-
-    /// The word on which the other side sleeps.
-    pub(crate) fn peer_waiting_word(&self) -> &AtomicU32 {
-        self.segment
-            .word32(self.tx.places.consumer_flags + FLAG_WAITING)
-    }
-
-    /// Tells the other side how far we are, and wakes it if it sleeps (see [`Ends::sleep`]).
-    #[inline]
-    pub(crate) fn wake_peer(&mut self) {
-        self.rx.publish();
-        if self.peer_needs_waking() {
-            let word = self.peer_waiting_word();
-            if word.swap(0, Ordering::AcqRel) != 0 {
-                futex::wake(word, SLEEPERS);
-            }
-        }
-    }
-
-    /// Sleeps until there may be a record, room to produce if `for_room`, or the other side has
-    /// gone; for at most `limit`. `tell` is called once the sleep is announced: the other side may
-    /// itself wait for what we did before.
-    pub(crate) fn sleep(
-        &self,
-        for_room: bool,
-        limit: Duration,
-        tell: impl FnOnce(),
-    ) -> futex::Waited {
-        let waited = match self.fall_asleep(for_room, tell) {
-            true => futex::Waited::Changed,
-            false => futex::wait(self.rx.waiting_word(), 1, Some(limit)),
-        };
-        self.wake_up(for_room);
-        waited
-    }
-
-    /// Announces a sleep on the waiting word; `true`: there is no reason for it any more.
-    pub(crate) fn fall_asleep(&self, for_room: bool, tell: impl FnOnce()) -> bool {
-        self.rx.set_waiting(true);
-        if for_room {
-            self.tx.want_room(true);
-        }
-        tell();
-        // The second look: for all that the other side would not announce, since it was there before
-        // the other side could see that we sleep.
-        self.rx.has_record() || self.peer_closed() || for_room && self.tx.consumer_has_moved()
-    }
-
-    /// Takes back what [`Ends::fall_asleep`] announced.
-    pub(crate) fn wake_up(&self, for_room: bool) {
-        self.rx.set_waiting(false);
-        if for_room {
-            self.tx.want_room(false);
-        }
-    }
-
-    /// Tells the other side that we have gone.
-    pub(crate) fn close(&self) {
-        // Release: pairs with the acquire in `peer_closed`: what was produced before is seen.
-        self.segment
-            .word32(self.tx.places.producer_flags + FLAG_CLOSED)
-            .store(1, Ordering::Release);
-    }
-
-    /// As [`Ends::close`], and wakes the other side if it sleeps (see [`Ends::sleep`]).
-    pub(crate) fn close_and_wake(&self) {
-        self.close();
-        // SeqCst: pairs with the fence in `Consumer::set_waiting`: either the sleeper's second look
-        // sees that we have gone, or we take its flag back.
-        fence(Ordering::SeqCst);
-        let word = self.peer_waiting_word();
-        word.store(0, Ordering::Release);
-        futex::wake(word, SLEEPERS);
-    }
-
-    /// The other side's process has ended without saying so.
-    pub(crate) fn peer_is_gone(&self) {
-        let flag = self.segment.word32(self.peer_closed_at());
-        flag.store(1, Ordering::Release);
-    }
-
-    /// Where the other side says that it is gone.
-    pub(crate) fn peer_closed_at(&self) -> usize {
-        self.rx.places.producer_flags + FLAG_CLOSED
-    }
-
-    /// Whether the other side has said that it is gone.
-    #[inline]
-    pub(crate) fn peer_closed(&self) -> bool {
-        let flag = self.segment.word32(self.peer_closed_at());
-        flag.load(Ordering::Acquire) != 0
     }
 }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
+use super::ends::Ends;
 use super::layout::{SEGMENT_BYTES, TO_CLIENT, TO_SERVER};
-use super::ring::{Consumer, Ends, Producer};
+use super::ring::{Consumer, Producer};
 use super::{ClientEnd, RECORD_MAX, join};
 use crate::client::Client;
 use crate::server::Server;

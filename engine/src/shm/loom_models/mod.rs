@@ -1,7 +1,7 @@
 //! The ring and the wake-ups under loom, which tries every order in which two threads may run and
 //! every value that a load may see.
 //!
-//! `ring.rs`, `layout.rs` and `doorbell.rs` are compiled here a second time, as they are, with
+//! `ring.rs`, `ends.rs`, `layout.rs` and `doorbell.rs` are compiled here a second time, as they are, with
 //! [`sizes`] that make laps short and with [`sync`], whose memory fails the model if somebody reads
 //! or writes data without having been handed them, and whose futex has no timer: a wake-up that is
 //! lost is a deadlock, which loom reports.
@@ -14,6 +14,8 @@
 mod copy;
 #[path = "../doorbell.rs"]
 mod doorbell;
+#[path = "../ends.rs"]
+mod ends;
 #[path = "../layout.rs"]
 mod layout;
 #[path = "../ring.rs"]
@@ -26,8 +28,9 @@ mod wakes;
 
 use std::sync::Arc;
 
+use ends::Ends;
 use layout::{TO_CLIENT, TO_SERVER};
-use ring::{Consumer, Ends};
+use ring::Consumer;
 use sync::Segment;
 
 /// Both sides of a new connection: the client's, the server's.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use loom::thread;
 
+use super::ends::Ends;
 use super::layout::RECORD_MAX;
-use super::ring::Ends;
 use super::sync::{Segment, futex};
 use super::{check, connection, doorbell, pattern, take};
 
