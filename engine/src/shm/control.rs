@@ -118,6 +118,12 @@ fn lock(file: &File) -> io::Result<bool> {
     }
 }
 
+/// Whether the path still leads to this segment.
+fn is_named(path: &str, segment: &Segment) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == segment.identity())
+}
+
 impl Control {
     /// Makes the control segment of an instance. One of a dead server is replaced, a live one's
     /// never: the lock that a server holds on its file for as long as it lives decides.
@@ -132,7 +138,9 @@ impl Control {
         for _ in 0..8 {
             match Segment::create(&name, CONTROL_BYTES) {
                 Ok((segment, file)) => {
-                    if !lock(&file).map_err(unusable)? {
+                    // Between the two steps another may have taken it for a dead server's: then it
+                    // holds the lock, or has taken the name away.
+                    if !lock(&file).map_err(unusable)? || !is_named(&path, &segment) {
                         continue;
                     }
                     let control = Control {
@@ -156,10 +164,7 @@ impl Control {
                         return Err(ShmError::InUse { path, pid });
                     }
                     // Ours to remove now, unless somebody was quicker and the name is new again.
-                    if std::fs::metadata(&path).is_ok_and(|meta| {
-                        use std::os::unix::fs::MetadataExt;
-                        (meta.dev(), meta.ino()) == old.identity()
-                    }) {
+                    if is_named(&path, &old) {
                         log::info!("{path} was left by a server that is gone: replaced");
                         let _ = segment::unlink(&name);
                     }

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::ends::Ends;
 use super::layout::{SEGMENT_BYTES, TO_CLIENT, TO_SERVER};
 use super::ring::{Consumer, Producer};
-use super::{ClientEnd, RECORD_MAX, join};
+use super::{ClientEnd, Control, RECORD_MAX, join};
 use crate::client::Client;
 use crate::server::Server;
 use crate::stats::Transport;
@@ -408,6 +408,32 @@ fn clients_that_stop_half_way_through_attaching() {
     let next = join(&scene.name, None, Duration::from_secs(20)).unwrap();
     drop(next);
     scene.is_unharmed();
+}
+
+/// Of servers that start at the same moment one gets the instance, also after one that died.
+#[test]
+fn servers_that_start_at_once() {
+    let instance = instance();
+    let path = crate::sys::segment::path(&control_segment_name(&instance));
+    for round in 0..1000 {
+        if round % 2 == 1 {
+            // As a server that was killed left it.
+            drop(Segment::create(&control_segment_name(&instance), 4096).unwrap());
+        }
+        let begin = std::sync::Barrier::new(4);
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let start = || {
+                begin.wait();
+                Control::create(&instance)
+            };
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(start)).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        let alive = made.iter().filter(|made| made.is_ok()).count();
+        assert_eq!(alive, 1, "in round {round}: {made:?}");
+        drop(made);
+        assert!(!std::path::Path::new(&path).exists());
+    }
 }
 
 #[test]
