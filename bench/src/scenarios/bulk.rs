@@ -117,18 +117,7 @@ fn promises(context: &mut Context) {
 fn copies(bare: &mut Bare, piece: usize, step: usize, ns: u64) -> Result<f64, Failure> {
     let rounds = WARM_UP + (ns / ROUND_NS).max(1) as u32;
     bare.begin(&format!("{piece} {step} {}", rounds + 1))?;
-    let to_server = Half {
-        shared: &bare.shared,
-        at: REQUEST,
-        word: 0,
-        piece,
-        step,
-    };
-    let to_client = Half {
-        at: ANSWER,
-        word: 1,
-        ..to_server
-    };
+    let (to_server, to_client) = Half::both(&bare.shared, piece, step);
     let mut sent = load::payload(MESSAGE);
     let mut got = vec![0; MESSAGE];
     let mut told = 0;
@@ -165,7 +154,24 @@ struct Half<'a> {
     step: usize,
 }
 
-impl Half<'_> {
+impl<'a> Half<'a> {
+    /// To the server, and to the client.
+    fn both(shared: &'a Shared, piece: usize, step: usize) -> (Half<'a>, Half<'a>) {
+        let to_server = Half {
+            shared,
+            at: REQUEST,
+            word: 0,
+            piece,
+            step,
+        };
+        let to_client = Half {
+            at: ANSWER,
+            word: 1,
+            ..to_server
+        };
+        (to_server, to_client)
+    }
+
     /// `told` is how many pieces the other side was told of before this message.
     fn copy_in(&self, bytes: &[u8], told: u32) {
         for (index, piece) in bytes.chunks(self.piece).enumerate() {
@@ -200,18 +206,7 @@ pub fn serve(name: &str) -> io::Result<()> {
         let Ok(&[piece, step, rounds]) = numbers.as_deref() else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let to_server = Half {
-            shared: &shared,
-            at: REQUEST,
-            word: 0,
-            piece,
-            step,
-        };
-        let to_client = Half {
-            at: ANSWER,
-            word: 1,
-            ..to_server
-        };
+        let (to_server, to_client) = Half::both(&shared, piece, step);
         let mut told = 0;
         for _ in 0..rounds {
             to_server.copy_out(&mut buffer, told);

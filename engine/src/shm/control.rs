@@ -365,15 +365,7 @@ impl Control {
     pub(crate) fn remove(&self) {
         let path = segment::path(&self.name);
         // Only our own: a successor may have made a new one under the same name.
-        let ours = self
-            .owner
-            .as_ref()
-            .and_then(|file| file.metadata().ok())
-            .is_some_and(|ours| {
-                use std::os::unix::fs::MetadataExt;
-                std::fs::metadata(&path)
-                    .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino()))
-            });
+        let ours = self.owner.is_some() && is_named(&path, &self.segment);
         if ours {
             let _ = segment::unlink(&self.name);
         }

@@ -1,13 +1,8 @@
 //! Copies between private memory and a ring.
 
-/// The longest piece that is copied at once.
-///
-/// The C library copies more than 2 KiB with one `rep movsb` instruction on some processors. For
-/// lines that another core has just written that runs at a ninth of a plain loop's speed on Zen 3
-/// (1 MiB in pieces of 32 KiB: 726 µs there and back instead of 83).
-const STEP_BYTES: usize = 2048;
+use crate::wire::STEP_BYTES;
 
-/// Copies `length` bytes, without `rep movsb`.
+/// Copies `length` bytes in steps: see [`STEP_BYTES`].
 ///
 /// # Safety
 /// `from` is readable and `to` writable for `length` bytes, and they do not overlap. One of them

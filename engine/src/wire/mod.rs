@@ -20,7 +20,7 @@ mod scan;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use append::append;
+pub(crate) use append::{STEP_BYTES, append};
 #[cfg(test)]
 pub use compress::compress;
 pub use compress::decompress;
