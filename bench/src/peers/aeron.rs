@@ -12,12 +12,13 @@ use rusteron_client::{
 use rusteron_media_driver::bindings::aeron_threading_mode_enum as ThreadingMode;
 use rusteron_media_driver::{AeronDriver, AeronDriverContext};
 
+use super::round_trips::RoundTrips;
 use super::scratch::Scratch;
 use super::tcp::{self, WINDOW};
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
 use crate::load::{payload, stamp};
-use crate::row::{Row, latencies};
+use crate::row::Row;
 
 const BYTES: usize = 64;
 const REQUESTS: i32 = 1001;
@@ -182,10 +183,9 @@ fn one_by_one(
     row: &mut Row,
     duration: u64,
 ) -> Result<(), Failure> {
-    let mut histogram = latencies();
+    let mut trips = RoundTrips::new(WARM_UP, duration);
     let mut sent = payload(BYTES);
     let mut got = vec![0; BYTES];
-    let mut begun = 0;
     for number in 0u64.. {
         stamp(&mut sent, number);
         let start = monotonic_ns();
@@ -201,17 +201,11 @@ fn one_by_one(
         if !right_length || got != sent {
             return Err(wrong_answer().into());
         }
-        if number == WARM_UP {
-            begun = now;
-        }
-        if number >= WARM_UP {
-            histogram.record(now - start)?;
-            if now - begun > duration {
-                break;
-            }
+        if trips.took(start, now)? {
+            break;
         }
     }
-    row.push_latencies(histogram);
+    row.push_latencies(trips.into_histogram());
     Ok(())
 }
 

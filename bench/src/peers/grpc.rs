@@ -20,13 +20,14 @@ use tonic::server::{NamedService, UnaryService};
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 
+use super::round_trips::RoundTrips;
 use super::scratch::Scratch;
 use super::tcp::{self, WINDOW};
 use super::tokio::spinning;
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
 use crate::load::{payload, stamp};
-use crate::row::{Row, latencies};
+use crate::row::Row;
 
 const WARM_UP: u64 = 300;
 const PATH: &str = "/bench.Echo/Call";
@@ -174,9 +175,8 @@ async fn one_by_one(
     row: &mut Row,
     duration: u64,
 ) -> Result<(), Failure> {
-    let mut histogram = latencies();
+    let mut trips = RoundTrips::new(WARM_UP, duration);
     let mut message = payload(64);
-    let mut begun = 0;
     for number in 0u64.. {
         stamp(&mut message, number);
         let start = monotonic_ns();
@@ -185,17 +185,11 @@ async fn one_by_one(
         if answer != sent {
             return Err(wrong_answer().into());
         }
-        if number == WARM_UP {
-            begun = now;
-        }
-        if number >= WARM_UP {
-            histogram.record(now - start)?;
-            if now - begun > duration {
-                break;
-            }
+        if trips.took(start, now)? {
+            break;
         }
     }
-    row.push_latencies(histogram);
+    row.push_latencies(trips.into_histogram());
     Ok(())
 }
 

@@ -9,12 +9,13 @@ use iceoryx2::port::subscriber::Subscriber;
 use iceoryx2::prelude::*;
 use lapce_ai::ipc::monotonic_ns;
 
+use super::round_trips::RoundTrips;
 use super::scratch::Scratch;
 use super::tcp::{self, WINDOW};
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
 use crate::load::stamp;
-use crate::row::{Row, latencies};
+use crate::row::Row;
 
 type Message = [u8; 64];
 type Out = Publisher<ipc::Service, Message, ()>;
@@ -150,8 +151,7 @@ fn calls(
     mut call: impl FnMut(&Message) -> Result<Message, Failure>,
 ) -> Result<(), Failure> {
     let mut sent: Message = [5; 64];
-    let mut histogram = latencies();
-    let mut begun = 0;
+    let mut trips = RoundTrips::new(WARM_UP, duration.as_nanos() as u64);
     for number in 0u64.. {
         stamp(&mut sent, number);
         let start = monotonic_ns();
@@ -160,17 +160,11 @@ fn calls(
         if got != sent {
             return Err(wrong_answer().into());
         }
-        if number == WARM_UP {
-            begun = now;
-        }
-        if number >= WARM_UP {
-            histogram.record(now - start)?;
-            if now - begun > duration.as_nanos() as u64 {
-                break;
-            }
+        if trips.took(start, now)? {
+            break;
         }
     }
-    row.push_latencies(histogram);
+    row.push_latencies(trips.into_histogram());
     Ok(())
 }
 

@@ -12,6 +12,7 @@ mod nng;
 mod node;
 mod program;
 mod redis;
+mod round_trips;
 mod scratch;
 mod tcp;
 mod tokio;

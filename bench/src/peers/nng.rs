@@ -11,12 +11,13 @@ use lapce_ai::ipc::monotonic_ns;
 use nng::options::{Options, RecvTimeout, SendTimeout};
 use nng::{Aio, AioResult, Context as Lane, Message, Protocol, Socket};
 
+use super::round_trips::RoundTrips;
 use super::scratch::Scratch;
 use super::tcp::{self, WINDOW};
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
 use crate::load::{payload, stamp};
-use crate::row::{Row, latencies};
+use crate::row::Row;
 
 const BYTES: usize = 64;
 const WARM_UP: u64 = 300;
@@ -78,9 +79,8 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn one_by_one(socket: &Socket, row: &mut Row, duration: u64) -> Result<(), Failure> {
-    let mut histogram = latencies();
+    let mut trips = RoundTrips::new(WARM_UP, duration);
     let mut sent = payload(BYTES);
-    let mut begun = 0;
     for number in 0u64.. {
         stamp(&mut sent, number);
         let start = monotonic_ns();
@@ -92,17 +92,11 @@ fn one_by_one(socket: &Socket, row: &mut Row, duration: u64) -> Result<(), Failu
         if answer[..] != sent[..] {
             return Err(wrong_answer().into());
         }
-        if number == WARM_UP {
-            begun = now;
-        }
-        if number >= WARM_UP {
-            histogram.record(now - start)?;
-            if now - begun > duration {
-                break;
-            }
+        if trips.took(start, now)? {
+            break;
         }
     }
-    row.push_latencies(histogram);
+    row.push_latencies(trips.into_histogram());
     Ok(())
 }
 

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use lapce_ai::ipc::monotonic_ns;
 
+use super::round_trips::RoundTrips;
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
 use crate::floors::{ECHO_BYTES, read_spinning, write_spinning};
 use crate::load::{payload, stamp};
-use crate::row::{Row, latencies};
+use crate::row::Row;
 
 pub const WINDOW: usize = 256;
 const WARM_UP: u64 = 300;
@@ -55,12 +56,11 @@ pub fn run(
         row.push("requests", "/s", rate);
         return Ok(());
     }
-    let mut histogram = latencies();
+    let mut trips = RoundTrips::new(WARM_UP, duration.as_nanos() as u64);
     let mut request = request.to_vec();
     let mut expected = answer.to_vec();
     let stamped = request == expected;
     let mut got = vec![0; expected.len()];
-    let mut begun = 0;
     for number in 0u64.. {
         if stamped {
             stamp(&mut request, number);
@@ -73,17 +73,11 @@ pub fn run(
         if got != expected {
             return Err(wrong_answer().into());
         }
-        if number == WARM_UP {
-            begun = now;
-        }
-        if number >= WARM_UP {
-            histogram.record(now - start)?;
-            if now - begun > duration.as_nanos() as u64 {
-                break;
-            }
+        if trips.took(start, now)? {
+            break;
         }
     }
-    row.push_latencies(histogram);
+    row.push_latencies(trips.into_histogram());
     Ok(())
 }
 

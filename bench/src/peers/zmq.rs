@@ -3,12 +3,12 @@
 use lapce_ai::ipc::monotonic_ns;
 use zeromq::{RepSocket, ReqSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 
+use super::round_trips::RoundTrips;
 use super::scratch::Scratch;
 use super::tcp;
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
 use crate::load::{payload, stamp};
-use crate::row::latencies;
 
 const WARM_UP: u64 = 100;
 
@@ -38,12 +38,11 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     context.measure(tcp::row("ZeroMQ (zeromq.rs)", false), |row| {
         scratch.clear(); // of the run before
         let _served = Served::start(&["--kind", "zeromq", "--cpu", &cpu, "--name", &name])?;
-        let mut histogram = latencies();
+        let mut trips = RoundTrips::new(WARM_UP, duration);
         runtime()?.block_on(async {
             let mut socket = ReqSocket::new();
             socket.connect(&name).await?;
             let mut sent = payload(64);
-            let mut begun = 0;
             for number in 0u64.. {
                 stamp(&mut sent, number);
                 let start = monotonic_ns();
@@ -53,19 +52,13 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
                 if answer.get(0).is_none_or(|got| got[..] != sent[..]) {
                     return Err(Failure::from(wrong_answer()));
                 }
-                if number == WARM_UP {
-                    begun = now;
-                }
-                if number >= WARM_UP {
-                    histogram.record(now - start)?;
-                    if now - begun > duration {
-                        break;
-                    }
+                if trips.took(start, now)? {
+                    break;
                 }
             }
             Ok(())
         })?;
-        row.push_latencies(histogram);
+        row.push_latencies(trips.into_histogram());
         Ok(())
     })
 }
