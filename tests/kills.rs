@@ -17,7 +17,7 @@ use support::{COMMAND, Daemon, SERVER, Scratch, config};
 const LIFE_MAX_US: u64 = 30_000;
 /// Longer than anything takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// docs/architecture.md: the slots of the control segment, each beginning with its state, 0 if free.
+/// docs/architecture.md: the slots of the control segment, each beginning with its stage, 0 if free.
 const SLOTS_AT: usize = 2 * 4096;
 const SLOT_BYTES: usize = 128;
 const SLOTS: usize = 64;
@@ -65,7 +65,7 @@ fn slots_taken(control: &Path) -> usize {
     let bytes = std::fs::read(control).unwrap();
     let states = bytes[SLOTS_AT..].chunks_exact(SLOT_BYTES).take(SLOTS);
     assert_eq!(states.len(), SLOTS);
-    states.filter(|slot| slot[..4] != [0; 4]).count()
+    states.filter(|slot| slot[0] != 0).count()
 }
 
 fn metric(daemon: &Daemon, name: &str) -> u64 {

@@ -59,6 +59,7 @@ impl ShmService {
         let stop = Arc::new(AtomicBool::new(false));
         let server = AttachServer {
             control: control.clone(),
+            workers: shared.inboxes.len(),
             placement: Workers(shared),
             stop: stop.clone(),
         };

@@ -1,23 +1,28 @@
 //! The server's side of attaching: an ordinary thread that makes connections' segments, so that no
 //! worker has to.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 
-use super::control::{Control, READY_BITS, SLOTS, random, slot};
+use super::control::{Control, READY_BITS, random};
 use super::ends::Ends;
 use super::layout::{self, AT_CAPACITY, AT_READY_BIT, AT_SERVER_PID, AT_VERSION, AT_WORKER};
-use crate::sys::futex;
+use super::slots::{SLOTS, Slot, Stage, State, UNSEEN};
 use crate::sys::process::PidFd;
 use crate::sys::segment::{self, Segment};
+use crate::sys::{futex, record_lock};
+use crate::wire::ErrorCode;
 
 /// A slot that does not move on for this long is freed.
 const SLOT_LIFE: Duration = Duration::from_secs(2);
-/// How often slots are looked at while one is in use.
-const SWEEP: Duration = Duration::from_millis(100);
+/// How often all is looked at when nobody calls.
+const LOOK: Duration = Duration::from_millis(200);
+/// The protocol's code for one connection too many.
+const OVERLOADED: u32 = ErrorCode::Overloaded as u32;
 
 /// The free ready bits of one worker.
 #[derive(Debug)]
@@ -65,15 +70,20 @@ pub(crate) trait Placement: Send {
 
 /// A slot's connection between being made and being mapped by its client.
 struct Pending {
-    end: Box<ServerEnd>,
+    ends: Ends,
+    ready_bit: usize,
     worker: usize,
     name: String,
+    /// The slot's, when it was made.
+    state: State,
+    /// The client shows by this file's record lock which process it is.
+    file: File,
 }
 
 #[derive(Default)]
 struct Watch {
     /// Since when the slot is in its state, and which.
-    since: Option<(u32, Instant)>,
+    since: Option<(State, Instant)>,
     pending: Option<Pending>,
 }
 
@@ -81,10 +91,12 @@ struct Watch {
 pub(crate) struct AttachServer<P> {
     pub(crate) control: Arc<Control>,
     pub(crate) placement: P,
+    /// Workers there are.
+    pub(crate) workers: usize,
     pub(crate) stop: Arc<AtomicBool>,
 }
 
-/// Ends the thread of an [`AttachServer`].
+/// Ends the thread of an [`AttachServer`], at the latest when it looks around.
 pub(crate) fn stop(control: &Control, stop: &AtomicBool) {
     stop.store(true, Ordering::Release);
     control.call_server();
@@ -94,29 +106,43 @@ impl<P: Placement> AttachServer<P> {
     /// Runs on a thread of its own.
     pub(crate) fn run(self) {
         let mut watches: Vec<Watch> = (0..SLOTS).map(|_| Watch::default()).collect();
-        // Unbounded by design: ends when the server stops.
+        let mut told = None;
+        // Unbounded by design: ends when the server stops. It sleeps for a limited time only, since
+        // the word that it sleeps on, as all that is here, may be overwritten by any client.
         loop {
             // Acquire: pairs with the release in `Control::call_server`.
             let calls = self.control.attach_word().load(Ordering::Acquire);
             if self.stop.load(Ordering::Acquire) {
                 break;
             }
-            let mut busy = false;
-            for (slot, watch) in watches.iter_mut().enumerate() {
-                self.serve_slot(slot, watch);
-                busy |= self.control.slot_state(slot).load(Ordering::Relaxed) != slot::FREE;
+            let wrong = self.control.look_after(self.workers);
+            if wrong != told
+                && let Some(wrong) = wrong
+            {
+                log::error!("{}: {wrong}", segment::path(&self.control.name));
             }
-            futex::wait(self.control.attach_word(), calls, busy.then_some(SWEEP));
+            told = wrong;
+            for (index, watch) in watches.iter_mut().enumerate() {
+                self.serve_slot(self.control.slot(index), watch);
+            }
+            futex::wait(self.control.attach_word(), calls, Some(LOOK));
         }
-        for (slot, watch) in watches.iter_mut().enumerate() {
-            self.abandon(slot, watch);
+        for (index, watch) in watches.iter_mut().enumerate() {
+            let slot = self.control.slot(index);
+            self.abandon(slot, slot.state(), watch);
         }
     }
 
-    fn serve_slot(&self, slot: usize, watch: &mut Watch) {
-        // Acquire: pairs with the client's release of the state.
-        let state = self.control.slot_state(slot).load(Ordering::Acquire);
-        if state == slot::FREE && watch.pending.is_none() {
+    fn serve_slot(&self, slot: Slot<'_>, watch: &mut Watch) {
+        let state = slot.state();
+        let stage = state.stage();
+        let is_over = |pending: &mut Pending| {
+            stage == Some(Stage::Free) || !pending.state.is_same_turn(state)
+        };
+        if let Some(pending) = watch.pending.take_if(is_over) {
+            self.drop_pending(pending);
+        }
+        if stage == Some(Stage::Free) {
             watch.since = None;
             return;
         }
@@ -124,90 +150,109 @@ impl<P: Placement> AttachServer<P> {
             Some((then, _)) if then == state => {}
             _ => watch.since = Some((state, Instant::now())),
         }
-        match state {
-            slot::REQUESTED if watch.pending.is_none() => self.make(slot, watch),
-            slot::MAPPED if watch.pending.is_some() => {
-                let Pending { end, worker, name } = watch.pending.take().expect("just seen");
-                // Both sides have it mapped: from here on a crash leaves nothing behind.
-                let _ = segment::unlink(&name);
-                self.set_state(slot, slot::FREE);
-                self.placement.deliver(worker, end);
-            }
-            _ => {
-                let stuck = watch
-                    .since
-                    .is_some_and(|(_, since)| since.elapsed() >= SLOT_LIFE);
-                let vanished = watch.pending.is_some() && state == slot::FREE;
-                if stuck || vanished {
-                    self.abandon(slot, watch);
+        match (stage, watch.pending.take()) {
+            (Some(Stage::Requested), None) => self.make(slot, state, watch),
+            (Some(Stage::Mapped), Some(pending)) => self.deliver(slot, state, pending),
+            (_, pending) => {
+                watch.pending = pending;
+                let is_stuck = |(_, since): (State, Instant)| since.elapsed() >= SLOT_LIFE;
+                if watch.since.is_some_and(is_stuck) {
+                    self.abandon(slot, state, watch);
                 }
             }
         }
     }
 
-    fn abandon(&self, slot: usize, watch: &mut Watch) {
-        if let Some(Pending { end, worker, name }) = watch.pending.take() {
-            let _ = segment::unlink(&name);
-            end.ends.close();
-            self.placement.ready_bits(worker).give(end.ready_bit);
-            self.placement.unplace(worker);
+    fn abandon(&self, slot: Slot<'_>, state: State, watch: &mut Watch) {
+        if let Some(pending) = watch.pending.take() {
+            self.drop_pending(pending);
         }
         watch.since = None;
-        self.set_state(slot, slot::FREE);
+        // Failure: somebody has changed it meanwhile, and is looked at next time.
+        let _ = slot.step(state, Stage::Free);
     }
 
-    fn set_state(&self, slot: usize, state: u32) {
-        let word = self.control.slot_state(slot);
-        // Release: pairs with the client's acquire: what the slot says is written.
-        word.store(state, Ordering::Release);
-        futex::wake(word, u32::MAX >> 1);
+    fn drop_pending(&self, pending: Pending) {
+        let _ = segment::unlink(&pending.name);
+        pending.ends.close();
+        self.placement
+            .ready_bits(pending.worker)
+            .give(pending.ready_bit);
+        self.placement.unplace(pending.worker);
     }
 
-    fn refuse(&self, slot: usize, code: u32) {
-        self.control.slot_code(slot).store(code, Ordering::Relaxed);
-        self.set_state(slot, slot::REFUSED);
+    fn refuse(&self, slot: Slot<'_>, state: State, code: u32) {
+        slot.set_code(code);
+        let _ = slot.step(state, Stage::Refused);
     }
 
-    fn make(&self, slot: usize, watch: &mut Watch) {
-        const OVERLOADED: u32 = crate::wire::ErrorCode::Overloaded as u32;
-        let pid = self.control.slot_pid(slot).load(Ordering::Relaxed);
+    fn make(&self, slot: Slot<'_>, state: State, watch: &mut Watch) {
         let worker = match self.placement.place() {
             Ok(worker) => worker,
-            Err(code) => return self.refuse(slot, code),
+            Err(code) => return self.refuse(slot, state, code),
         };
         let Some(ready_bit) = self.placement.ready_bits(worker).take() else {
             self.placement.unplace(worker);
-            return self.refuse(slot, OVERLOADED);
+            return self.refuse(slot, state, OVERLOADED);
         };
-        match self.make_segment(pid, worker, ready_bit) {
-            Ok((end, name)) => {
-                self.control.write_slot_name(slot, &name);
-                watch.pending = Some(Pending {
-                    end: Box::new(end),
-                    worker,
-                    name,
-                });
-                self.set_state(slot, slot::READY);
+        match self.make_segment(state, worker, ready_bit) {
+            Ok(pending) => {
+                slot.set_name(&pending.name);
+                match slot.step(state, Stage::Ready) {
+                    Some(_) => watch.pending = Some(pending),
+                    None => self.drop_pending(pending),
+                }
             }
             Err(error) => {
                 log::warn!("a shared-memory connection could not be made: {error}");
                 self.placement.ready_bits(worker).give(ready_bit);
                 self.placement.unplace(worker);
-                self.refuse(slot, OVERLOADED);
+                self.refuse(slot, state, OVERLOADED);
+            }
+        }
+    }
+
+    /// Hands a connection to its worker, if the client can be watched: its end would go unnoticed
+    /// otherwise, and its place be lost.
+    fn deliver(&self, slot: Slot<'_>, state: State, pending: Pending) {
+        // Asked again once the descriptor is there: until then the process holds the lock, so that
+        // its number has not become another's.
+        let client = record_lock::holder(&pending.file).and_then(|pid| {
+            let pidfd = PidFd::open(pid)?;
+            match record_lock::holder(&pending.file)? == pid {
+                true => Ok(pidfd),
+                false => Err(std::io::ErrorKind::NotFound.into()),
+            }
+        });
+        match client {
+            Ok(pidfd) => {
+                // Both sides have it mapped: from here on a crash leaves nothing behind.
+                let _ = segment::unlink(&pending.name);
+                let _ = slot.step(state, Stage::Free);
+                let end = Box::new(ServerEnd {
+                    ends: pending.ends,
+                    pidfd,
+                    ready_bit: pending.ready_bit,
+                });
+                self.placement.deliver(pending.worker, end);
+            }
+            Err(error) => {
+                log::warn!("a shared-memory connection was given up: {error}");
+                self.drop_pending(pending);
+                self.refuse(slot, state, UNSEEN);
             }
         }
     }
 
     fn make_segment(
         &self,
-        pid: u32,
+        state: State,
         worker: usize,
         ready_bit: usize,
-    ) -> std::io::Result<(ServerEnd, String)> {
-        let pidfd = PidFd::open(pid)?;
+    ) -> std::io::Result<Pending> {
         let instance = self.control.name.trim_end_matches("control");
         let name = format!("{instance}conn_{:016x}", random());
-        let (segment, _) = Segment::create(&name, layout::SEGMENT_BYTES)?;
+        let (segment, file) = Segment::create(&name, layout::SEGMENT_BYTES, layout::PAGE)?;
         segment
             .word32(AT_VERSION)
             .store(layout::VERSION, Ordering::Relaxed);
@@ -230,13 +275,13 @@ impl<P: Placement> AttachServer<P> {
         let ends = Ends::new(Arc::new(segment), &layout::TO_CLIENT, &layout::TO_SERVER);
         // Until the worker has it, a client that writes rings; the worker looks when it gets it.
         ends.rx.set_waiting(true);
-        Ok((
-            ServerEnd {
-                ends,
-                pidfd,
-                ready_bit,
-            },
+        Ok(Pending {
+            ends,
+            ready_bit,
+            worker,
             name,
-        ))
+            state,
+            file,
+        })
     }
 }

@@ -9,10 +9,11 @@
 //!            4  one more than the number of the CPU that it runs on, 0 if that is not known (u32)
 //!           64  which of the words below are not zero (u64)
 //!          128  a bit for each of 1,024 connections that has something (16 u64)
-//! page 2.. 128 bytes for each of 64 slots:
-//!            0  state (a futex word), client pid u32, client start ticks u64
-//!           16  error code u32, length of the name u32, name of the connection's segment
+//! page 2.. 128 bytes for each of 64 slots: see [`super::slots`]
 //! ```
+//!
+//! Every client of this user may write here, or cut the file short. The server's own state is never
+//! kept here alone: what is lost it writes again, see [`Control::look_after`].
 
 use std::fs::File;
 use std::io;
@@ -20,12 +21,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::doorbell;
+use super::slots::{SLOT_BYTES, SLOTS, Slot};
 use crate::sys::segment::{self, Segment};
 use crate::sys::{futex, process};
 use crate::wire::control_segment_name;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"LAPCTL02");
-const VERSION: u32 = 2;
+const MAGIC: u64 = u64::from_le_bytes(*b"LAPCTL03");
+const VERSION: u32 = 3;
 const AT_VERSION: usize = 8;
 const AT_BYTES: usize = 12;
 const AT_SERVER_PID: usize = 16;
@@ -40,37 +42,19 @@ pub(crate) const WORKERS_MAX: usize = 16;
 /// Connections of one worker.
 pub(crate) const READY_BITS: usize = 1024;
 const SLOTS_AT: usize = 2 * 4096;
-const SLOT_BYTES: usize = 128;
-/// Clients that may be attaching at a time.
-pub(super) const SLOTS: usize = 64;
-const NAME_AT: usize = 24;
-const NAME_BYTES_MAX: usize = SLOT_BYTES - NAME_AT;
 const CONTROL_BYTES: usize = SLOTS_AT + SLOTS * SLOT_BYTES;
-
-/// States of a slot.
-pub(super) mod slot {
-    pub(in crate::shm) const FREE: u32 = 0;
-    /// A client fills it in.
-    pub(in crate::shm) const CLAIMED: u32 = 1;
-    /// The server is to make a connection.
-    pub(in crate::shm) const REQUESTED: u32 = 2;
-    /// The connection's segment is there, under the name in the slot.
-    pub(in crate::shm) const READY: u32 = 3;
-    /// There will be none; the slot holds the protocol's code.
-    pub(in crate::shm) const REFUSED: u32 = 4;
-    /// The client has the segment mapped.
-    pub(in crate::shm) const MAPPED: u32 = 5;
-}
 
 /// Why shared memory cannot be used.
 #[derive(Debug)]
 pub(crate) enum ShmError {
     /// There is no control segment; the text says what to do.
     Missing(String),
-    /// A live server has this instance.
+    /// A live server has this instance. Pid 0: what has it is no server.
     InUse { path: String, pid: u32 },
     /// The server refused: too many connections.
     Refused(u32),
+    /// The server cannot watch this process.
+    Unseen,
     /// The server did not answer in time.
     TimedOut,
     /// What is there is not what it should be.
@@ -81,6 +65,10 @@ impl std::fmt::Display for ShmError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ShmError::Missing(text) => f.write_str(text),
+            ShmError::InUse { path, pid: 0 } => write!(
+                f,
+                "{path}: another process holds its lock; stop it (fuser {path} names it), or choose another shm.instance"
+            ),
             ShmError::InUse { path, pid } => write!(
                 f,
                 "{path}: another server, pid {pid}, is using it; stop it, or give this one another shm.instance"
@@ -91,6 +79,9 @@ impl std::fmt::Display for ShmError {
                     "the server refused the shared-memory connection (code {code})"
                 )
             }
+            ShmError::Unseen => f.write_str(
+                "the server does not see this process, which is in another PID namespace: let both share one, or use TCP",
+            ),
             ShmError::TimedOut => f.write_str(
                 "the server did not answer in time on shared memory; does it still run?",
             ),
@@ -106,8 +97,18 @@ impl std::fmt::Display for ShmError {
 pub(crate) struct Control {
     pub(super) segment: Segment,
     pub(crate) name: String,
-    /// The server's: holds the lock that proves that it lives, and takes the name away at the end.
-    owner: Option<File>,
+    /// The server's: its file, kept open, holds the lock that proves that the server lives, and the
+    /// name is taken away at the end.
+    owned: bool,
+    header: ControlHeader,
+}
+
+/// Whose the segment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ControlHeader {
+    server_pid: u32,
+    start_ticks: u64,
+    nonce: u64,
 }
 
 fn lock(file: &File) -> io::Result<bool> {
@@ -118,12 +119,6 @@ fn lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Whether the path still leads to this segment.
-fn is_named(path: &str, segment: &Segment) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == segment.identity())
-}
-
 impl Control {
     /// Makes the control segment of an instance. One of a dead server is replaced, a live one's
     /// never: the lock that a server holds on its file for as long as it lives decides.
@@ -132,51 +127,46 @@ impl Control {
         let path = segment::path(&name);
         let unusable = |error: io::Error| ShmError::Unusable {
             path: path.clone(),
-            reason: error.to_string(),
+            reason: match error.kind() {
+                io::ErrorKind::StorageFull => error.to_string(),
+                _ => format!("{error}; remove it, or choose another shm.instance"),
+            },
         };
-        // Each turn either makes the segment or removes a dead one; others may do the same.
+        // It gets its name when it is filled in and locked, so that nobody sees it half made.
+        let (segment, file) =
+            Segment::create_unnamed(CONTROL_BYTES, CONTROL_BYTES).map_err(unusable)?;
+        lock(&file).map_err(unusable)?;
+        let pid = std::process::id();
+        let header = ControlHeader {
+            server_pid: pid,
+            start_ticks: process::start_ticks(pid).unwrap_or(0),
+            nonce: random(),
+        };
+        header.write(&segment);
+        // Each turn either gives it its name or takes a dead one's away; others may do the same.
         for _ in 0..8 {
-            match Segment::create(&name, CONTROL_BYTES) {
-                Ok((segment, file)) => {
-                    // Between the two steps another may have taken it for a dead server's: then it
-                    // holds the lock, or has taken the name away.
-                    if !lock(&file).map_err(unusable)? || !is_named(&path, &segment) {
-                        continue;
-                    }
-                    let control = Control {
-                        segment,
-                        name,
-                        owner: Some(file),
-                    };
-                    control.fill_in();
-                    return Ok(control);
-                }
+            match segment::publish(&file, &name) {
+                Ok(()) => return Ok(Control::owned(segment, file, name, header)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(unusable(error)),
             }
-            match Segment::open(&name) {
-                Ok((old, file)) => {
-                    if !lock(&file).map_err(unusable)? {
-                        let pid = match old.bytes() >= CONTROL_BYTES {
-                            true => old.word32(AT_SERVER_PID).load(Ordering::Relaxed),
-                            false => 0,
-                        };
+            // Of whatever length: a client may have cut it short before its server died.
+            match segment::open_ours(&name) {
+                Ok(old) => {
+                    if !lock(&old).map_err(unusable)? {
+                        let header = Segment::open(&name).ok();
+                        let header = header.and_then(|(old, _)| ControlHeader::read(&old));
+                        let pid = header.map_or(0, |header| header.server_pid);
                         return Err(ShmError::InUse { path, pid });
                     }
                     // Ours to remove now, unless somebody was quicker and the name is new again.
-                    if is_named(&path, &old) {
+                    let identity = segment::identity(&old).map_err(unusable)?;
+                    if segment::is_named(&name, identity) {
                         log::info!("{path} was left by a server that is gone: replaced");
                         let _ = segment::unlink(&name);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                // An empty file: its maker died, or is between two steps. Others are unusable.
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    std::thread::sleep(std::time::Duration::from_millis(20));
-                    if std::fs::metadata(&path).is_ok_and(|meta| meta.len() == 0) {
-                        let _ = segment::unlink(&name);
-                    }
-                }
                 Err(error) => return Err(unusable(error)),
             }
         }
@@ -186,21 +176,48 @@ impl Control {
         })
     }
 
-    fn fill_in(&self) {
-        let pid = std::process::id();
-        let segment = &self.segment;
-        segment.word32(AT_VERSION).store(VERSION, Ordering::Relaxed);
-        segment
-            .word32(AT_BYTES)
-            .store(CONTROL_BYTES as u32, Ordering::Relaxed);
-        segment.word32(AT_SERVER_PID).store(pid, Ordering::Relaxed);
-        let ticks = process::start_ticks(pid).unwrap_or(0);
-        segment
-            .word64(AT_START_TICKS)
-            .store(ticks, Ordering::Relaxed);
-        segment.word64(AT_NONCE).store(random(), Ordering::Relaxed);
-        // Release: pairs with the acquire in `open`: with the magic, the rest is there.
-        segment.word64(0).store(MAGIC, Ordering::Release);
+    fn owned(mut segment: Segment, file: File, name: String, header: ControlHeader) -> Control {
+        segment.keep_length(file);
+        Control {
+            segment,
+            name,
+            owned: true,
+            header,
+        }
+    }
+
+    /// Puts right what another process has done to the server's segment: makes it as long as it was,
+    /// says again whose it is, and has the workers look at all connections, since rings may be lost.
+    /// Says what was wrong.
+    pub(super) fn look_after(&self, workers: usize) -> Option<&'static str> {
+        if self.segment.poisoned() {
+            return Some("it was cut short, and there is no memory to make it long again");
+        }
+        // It fails only where there is no memory: then the next fault tells.
+        let was_short = self.segment.restore_length().unwrap_or(true);
+        for worker in 0..workers {
+            doorbell::wake_if_forgotten(self.doorbell(worker));
+        }
+        if !was_short && ControlHeader::read(&self.segment) == Some(self.header) {
+            return match segment::is_named(&self.name, self.segment.identity()) {
+                true => None,
+                false => Some(
+                    "its name was removed: no client finds it until the server is started again",
+                ),
+            };
+        }
+        self.header.write(&self.segment);
+        for worker in 0..workers {
+            for bit in 0..READY_BITS {
+                doorbell::set_ready(&self.segment, self.worker(worker), bit);
+            }
+            doorbell::ring(self.doorbell(worker));
+            doorbell::wake_if_forgotten(self.doorbell(worker));
+        }
+        Some(match was_short {
+            true => "another process cut it short: it was restored",
+            false => "another process wrote over its header: it was restored",
+        })
     }
 
     /// Opens the control segment `name` of a server that lives.
@@ -211,7 +228,11 @@ impl Control {
             reason,
         };
         let segment = match Segment::open(name) {
-            Ok((segment, _)) => segment,
+            Ok((mut segment, file)) => {
+                // Cut short, it is made long again, so that doorbells still ring.
+                segment.keep_length(file);
+                segment
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(ShmError::Missing(missing(&path)));
             }
@@ -220,42 +241,33 @@ impl Control {
         if segment.bytes() != CONTROL_BYTES {
             return Err(unusable(format!("it has {} bytes", segment.bytes())));
         }
-        // Acquire: pairs with the release in `fill_in`.
-        if segment.word64(0).load(Ordering::Acquire) != MAGIC
-            || segment.word32(AT_VERSION).load(Ordering::Relaxed) != VERSION
-            || segment.word32(AT_BYTES).load(Ordering::Relaxed) as usize != CONTROL_BYTES
-        {
+        let Some(header) = ControlHeader::read(&segment) else {
             return Err(unusable(
                 "its layout is not this version's: update client and server together".into(),
             ));
-        }
-        let control = Control {
-            segment,
-            name: name.to_owned(),
-            owner: None,
         };
-        let pid = control.server_pid();
-        let ticks = control
-            .segment
-            .word64(AT_START_TICKS)
-            .load(Ordering::Relaxed);
-        if process::start_ticks(pid) != Some(ticks) {
+        let pid = header.server_pid;
+        if process::start_ticks(pid) != Some(header.start_ticks) {
             return Err(ShmError::Missing(format!(
                 "Failed to open shared memory: {path}: the server that made it, pid {pid}, is gone; start lapce_ipc_server again"
             )));
         }
-        Ok(control)
+        Ok(Control {
+            segment,
+            name: name.to_owned(),
+            owned: false,
+            header,
+        })
     }
 
     pub(crate) fn server_pid(&self) -> u32 {
-        self.segment.word32(AT_SERVER_PID).load(Ordering::Relaxed)
+        self.header.server_pid
     }
 
     /// Tells this segment from any other: device, inode and a random number.
     pub(crate) fn host_id(&self) -> Vec<u8> {
         let (device, inode) = self.segment.identity();
-        let nonce = self.segment.word64(AT_NONCE).load(Ordering::Relaxed);
-        [device, inode, nonce]
+        [device, inode, self.header.nonce]
             .iter()
             .flat_map(|part| part.to_le_bytes())
             .collect()
@@ -316,57 +328,50 @@ impl Control {
         doorbell::take_ready(&self.segment, self.worker(worker), each);
     }
 
-    fn slot(&self, slot: usize) -> usize {
-        assert!(slot < SLOTS);
-        SLOTS_AT + slot * SLOT_BYTES
+    pub(super) fn slot(&self, index: usize) -> Slot<'_> {
+        Slot::new(&self.segment, SLOTS_AT, index)
+    }
+}
+
+impl ControlHeader {
+    fn write(&self, segment: &Segment) {
+        segment.word32(AT_VERSION).store(VERSION, Ordering::Relaxed);
+        segment
+            .word32(AT_BYTES)
+            .store(CONTROL_BYTES as u32, Ordering::Relaxed);
+        segment
+            .word32(AT_SERVER_PID)
+            .store(self.server_pid, Ordering::Relaxed);
+        segment
+            .word64(AT_START_TICKS)
+            .store(self.start_ticks, Ordering::Relaxed);
+        segment
+            .word64(AT_NONCE)
+            .store(self.nonce, Ordering::Relaxed);
+        // Release: pairs with the acquire in `read`: with the magic, the rest is there.
+        segment.word64(0).store(MAGIC, Ordering::Release);
     }
 
-    pub(super) fn slot_state(&self, slot: usize) -> &AtomicU32 {
-        self.segment.word32(self.slot(slot))
-    }
-
-    pub(super) fn slot_pid(&self, slot: usize) -> &AtomicU32 {
-        self.segment.word32(self.slot(slot) + 4)
-    }
-
-    pub(super) fn slot_code(&self, slot: usize) -> &AtomicU32 {
-        self.segment.word32(self.slot(slot) + 16)
-    }
-
-    pub(super) fn write_slot_name(&self, slot: usize, name: &str) {
-        assert!(name.len() <= NAME_BYTES_MAX);
-        let at = self.slot(slot);
-        self.segment
-            .word32(at + 20)
-            .store(name.len() as u32, Ordering::Relaxed);
-        let to = self.segment.at(at + NAME_AT, name.len());
-        // SAFETY: `to` is valid for the name's length (checked).
-        unsafe { std::ptr::copy_nonoverlapping(name.as_ptr(), to, name.len()) };
-    }
-
-    pub(super) fn read_slot_name(&self, slot: usize) -> Option<String> {
-        let at = self.slot(slot);
-        let length = self.segment.word32(at + 20).load(Ordering::Relaxed) as usize;
-        if length > NAME_BYTES_MAX {
-            return None;
-        }
-        let mut name = vec![0; length];
-        let from = self.segment.at(at + NAME_AT, length);
-        // SAFETY: `from` is valid for that many bytes (checked), which go to memory of our own.
-        unsafe { std::ptr::copy_nonoverlapping(from, name.as_mut_ptr(), length) };
-        String::from_utf8(name)
-            .ok()
-            .filter(|name| !name.contains('/'))
+    /// `None`: the segment is not one of this version.
+    fn read(segment: &Segment) -> Option<ControlHeader> {
+        // Acquire: pairs with the release in `write`.
+        let ours = segment.bytes() == CONTROL_BYTES
+            && segment.word64(0).load(Ordering::Acquire) == MAGIC
+            && segment.word32(AT_VERSION).load(Ordering::Relaxed) == VERSION
+            && segment.word32(AT_BYTES).load(Ordering::Relaxed) as usize == CONTROL_BYTES;
+        ours.then(|| ControlHeader {
+            server_pid: segment.word32(AT_SERVER_PID).load(Ordering::Relaxed),
+            start_ticks: segment.word64(AT_START_TICKS).load(Ordering::Relaxed),
+            nonce: segment.word64(AT_NONCE).load(Ordering::Relaxed),
+        })
     }
 }
 
 impl Control {
     /// Takes the server's name away: no client finds it any more. A client's does nothing.
     pub(crate) fn remove(&self) {
-        let path = segment::path(&self.name);
         // Only our own: a successor may have made a new one under the same name.
-        let ours = self.owner.is_some() && is_named(&path, &self.segment);
-        if ours {
+        if self.owned && segment::is_named(&self.name, self.segment.identity()) {
             let _ = segment::unlink(&self.name);
         }
     }

@@ -25,6 +25,20 @@ pub(crate) fn ring(word: &AtomicU32) {
     }
 }
 
+/// Wakes the worker, whatever its word says.
+pub(crate) fn wake(word: &AtomicU32) {
+    // Release: pairs with the acquire of whoever waits in the worker's place.
+    word.store(AWAKE, Ordering::Release);
+    futex::wake(word, 1);
+}
+
+/// Wakes a worker that sleeps although its word does not say so: another process wrote over it.
+pub(super) fn wake_if_forgotten(word: &AtomicU32) {
+    if word.load(Ordering::Relaxed) != SLEEPING {
+        futex::wake(word, 1);
+    }
+}
+
 /// The worker announces its sleep; it must look at all its sources once more before it waits.
 pub(crate) fn fall_asleep(word: &AtomicU32) {
     word.store(SLEEPING, Ordering::Relaxed);

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::control::{Control, READY_BITS, SLOTS, ShmError, WORKERS_MAX, slot};
+use super::control::{Control, READY_BITS, ShmError, WORKERS_MAX};
 use super::ends::Ends;
 use super::layout::{self, AT_CAPACITY, AT_READY_BIT, AT_VERSION, AT_WORKER};
-use crate::sys::affinity;
-use crate::sys::futex;
+use super::slots::{SLOTS, Slot, Stage, State, UNSEEN};
 use crate::sys::process::PidFd;
 use crate::sys::segment::{self, Segment};
+use crate::sys::{affinity, futex, record_lock};
+
+/// The longest sleep between two looks whether a server that is to answer lives.
+const ANSWER_WAIT: Duration = Duration::from_millis(50);
 
 /// The client's end of a connection.
 #[derive(Debug)]
@@ -59,7 +62,10 @@ impl ClientEnd {
 
     /// Whether the server has gone, in an orderly way or not.
     pub(crate) fn server_has_gone(&self) -> bool {
-        self.ends.peer_closed() || self.server.has_ended() || self.ends.segment.poisoned()
+        self.ends.peer_closed()
+            || self.server.has_ended()
+            || self.ends.segment.poisoned()
+            || self.control.segment.poisoned()
     }
 }
 
@@ -109,19 +115,53 @@ impl Drop for ClientEnd {
     }
 }
 
-/// Gives a claimed slot back unless the connection came about.
+/// A slot that this client has taken, and gives back at the end unless the server has done so.
 struct Claim<'a> {
     control: &'a Control,
-    slot: usize,
-    done: bool,
+    slot: Slot<'a>,
+    /// As this client or the server has left it.
+    state: State,
+}
+
+impl Claim<'_> {
+    /// Goes on, and calls the server.
+    fn step(&mut self, stage: Stage) -> Result<(), ShmError> {
+        // Failure: the server has taken the slot back, since this took too long.
+        let state = self.slot.step(self.state, stage);
+        self.state = state.ok_or(ShmError::TimedOut)?;
+        self.control.call_server();
+        Ok(())
+    }
+
+    /// Sleeps until the server has answered; fails with its refusal. `None`: it has given the slot
+    /// to others.
+    fn answer(&mut self, server: &PidFd, deadline: Instant) -> Result<Option<Stage>, ShmError> {
+        // Ends with an answer, the server's end, or the deadline.
+        loop {
+            let state = self.slot.state();
+            if !state.is_same_turn(self.state) {
+                return Ok(None);
+            }
+            if state != self.state {
+                self.state = state;
+                return match state.stage() {
+                    Some(Stage::Refused) if self.slot.code() == UNSEEN => Err(ShmError::Unseen),
+                    Some(Stage::Refused) => Err(ShmError::Refused(self.slot.code())),
+                    stage => Ok(stage),
+                };
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || server.has_ended() {
+                return Err(ShmError::TimedOut);
+            }
+            self.slot.wait(state, left.min(ANSWER_WAIT));
+        }
+    }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        if !self.done {
-            self.control
-                .slot_state(self.slot)
-                .store(slot::FREE, Ordering::Release);
+        if self.slot.step(self.state, Stage::Free).is_some() {
             self.control.call_server();
         }
     }
@@ -146,40 +186,15 @@ pub(crate) fn join(
     let server = PidFd::open(control.server_pid())
         .map_err(|error| unusable(format!("its server cannot be watched: {error}")))?;
     let mut claim = claim(&control, deadline)?;
-    let state = control.slot_state(claim.slot);
-    control
-        .slot_pid(claim.slot)
-        .store(std::process::id(), Ordering::Relaxed);
-    // Release: pairs with the acquire in `AttachServer::serve_slot`.
-    state.store(slot::REQUESTED, Ordering::Release);
-    control.call_server();
-    // Ends with an answer, the server's end, or the deadline.
-    loop {
-        // Acquire: pairs with the release in `AttachServer::set_state`.
-        match state.load(Ordering::Acquire) {
-            slot::REQUESTED => {}
-            slot::READY => break,
-            slot::REFUSED => {
-                return Err(ShmError::Refused(
-                    control.slot_code(claim.slot).load(Ordering::Relaxed),
-                ));
-            }
-            _ => return Err(ShmError::TimedOut),
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || server.has_ended() {
-            return Err(ShmError::TimedOut);
-        }
-        futex::wait(
-            state,
-            slot::REQUESTED,
-            Some(left.min(Duration::from_millis(50))),
-        );
+    claim.step(Stage::Requested)?;
+    if claim.answer(&server, deadline)? != Some(Stage::Ready) {
+        return Err(ShmError::TimedOut);
     }
-    let connection = control
-        .read_slot_name(claim.slot)
+    let connection = claim
+        .slot
+        .name()
         .ok_or_else(|| unusable("a slot without a name".into()))?;
-    let (segment, _file) = Segment::open(&connection)
+    let (segment, file) = Segment::open(&connection)
         .map_err(|error| unusable(format!("{}: {error}", segment::path(&connection))))?;
     // Acquire: pairs with the release in `AttachServer::make_segment`.
     if segment.bytes() != layout::SEGMENT_BYTES
@@ -194,40 +209,39 @@ pub(crate) fn join(
     if worker >= WORKERS_MAX || ready_bit >= READY_BITS {
         return Err(unusable("a connection to no worker".into()));
     }
-    claim.done = true;
-    state.store(slot::MAPPED, Ordering::Release);
-    control.call_server();
-    drop(claim);
-    let ends = Ends::new(Arc::new(segment), &layout::TO_SERVER, &layout::TO_CLIENT);
-    Ok(ClientEnd {
-        ends,
-        control,
+    // By this lock the server knows whom to watch; it must last until the server has looked.
+    record_lock::hold(&file)
+        .map_err(|error| unusable(format!("{}: {error}", segment::path(&connection))))?;
+    claim.step(Stage::Mapped)?;
+    let end = ClientEnd {
+        ends: Ends::new(Arc::new(segment), &layout::TO_SERVER, &layout::TO_CLIENT),
+        control: control.clone(),
         server,
         worker,
         ready_bit,
         #[cfg(test)]
-        file: _file,
-    })
+        file: file.try_clone().expect("a descriptor more"),
+    };
+    // If the server does not say in time that it has seen it, dropping the end says that we went.
+    match claim.answer(&end.server, deadline)? {
+        None => Ok(end),
+        Some(_) => Err(ShmError::TimedOut),
+    }
 }
 
 fn claim(control: &Control, deadline: Instant) -> Result<Claim<'_>, ShmError> {
     // Others free theirs within moments; the server frees those that are left lying.
     loop {
-        for slot in 0..SLOTS {
-            let state = control.slot_state(slot);
-            if state
-                .compare_exchange(
-                    slot::FREE,
-                    slot::CLAIMED,
-                    Ordering::Acquire,
-                    Ordering::Relaxed,
-                )
-                .is_ok()
+        for index in 0..SLOTS {
+            let slot = control.slot(index);
+            let state = slot.state();
+            if state.stage() == Some(Stage::Free)
+                && let Some(state) = slot.step(state, Stage::Claimed)
             {
                 return Ok(Claim {
                     control,
                     slot,
-                    done: false,
+                    state,
                 });
             }
         }

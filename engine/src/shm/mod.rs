@@ -3,7 +3,7 @@
 //! [`layout`] says where everything lies in a connection's segment, [`ring`] is one direction of
 //! it and [`ends`] both as one side has them, [`mod@copy`] how bytes get there and [`reserve`] how
 //! they are sent without, [`doorbell`] is how a sleeping worker is woken, [`control`] the segment by
-//! which clients find a server, [`attach`] the server's side of making a connection and [`join`]
+//! which clients find a server and [`slots`] how they ask it for a connection, [`attach`] the server's side of making a connection and [`join`]
 //! the client's.
 #![allow(unsafe_code)]
 
@@ -19,6 +19,7 @@ mod loom_models;
 mod reserve;
 mod ring;
 mod sizes;
+mod slots;
 mod sync;
 #[cfg(test)]
 mod tests;

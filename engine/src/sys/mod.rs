@@ -7,6 +7,7 @@ pub(crate) mod futex;
 pub(crate) mod memory;
 pub(crate) mod prefetch;
 pub(crate) mod process;
+pub(crate) mod record_lock;
 pub(crate) mod segment;
 mod sigbus;
 pub(crate) mod socket;

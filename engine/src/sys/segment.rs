@@ -1,10 +1,10 @@
 //! Files in /dev/shm, mapped: memory that another process may write to at any time.
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -23,6 +23,8 @@ pub(crate) struct Segment {
     guard: Option<sigbus::Guard>,
     /// Device and inode: tells whether two processes opened the same file.
     identity: (u64, u64),
+    /// A file that is not to become shorter: see [`Segment::keep_length`].
+    kept: Option<File>,
 }
 
 // SAFETY: the mapping belongs to no thread, and all access is by atomics or by raw copies whose
@@ -36,8 +38,8 @@ pub(crate) fn path(name: &str) -> String {
     format!("{DIRECTORY}/{name}")
 }
 
-fn open_file(name: &str, flags: i32) -> io::Result<File> {
-    let path = CString::new(path(name)).map_err(|_| io::ErrorKind::InvalidInput)?;
+fn open_file(path: String, flags: i32) -> io::Result<File> {
+    let path = CString::new(path).map_err(|_| io::ErrorKind::InvalidInput)?;
     let flags = flags | libc::O_RDWR | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     // SAFETY: a valid path; the descriptor is ours alone.
     unsafe {
@@ -49,19 +51,99 @@ fn open_file(name: &str, flags: i32) -> io::Result<File> {
     }
 }
 
+fn no_segment(reason: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, reason)
+}
+
+/// Opens the file of that name, whatever is in it, if it belongs to this user.
+pub(crate) fn open_ours(name: &str) -> io::Result<File> {
+    // NONBLOCK: a pipe of that name is refused, not waited for.
+    let file =
+        open_file(path(name), libc::O_NONBLOCK).map_err(|error| match error.raw_os_error() {
+            Some(libc::ELOOP) => no_segment("it is a symbolic link, which is never followed"),
+            Some(libc::EISDIR | libc::ENXIO) => no_segment("it is no file"),
+            _ => error,
+        })?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(no_segment("it is no file"));
+    }
+    // SAFETY: no arguments, no memory.
+    let us = unsafe { libc::geteuid() };
+    if meta.uid() != us {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "it belongs to user {}, this process is user {us}",
+                meta.uid()
+            ),
+        ));
+    }
+    Ok(file)
+}
+
+/// Whether the name still leads to this file, which is named by its device and inode.
+pub(crate) fn is_named(name: &str, identity: (u64, u64)) -> bool {
+    std::fs::symlink_metadata(path(name)).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity)
+}
+
+/// Device and inode of an open file.
+pub(crate) fn identity(file: &File) -> io::Result<(u64, u64)> {
+    file.metadata().map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// Takes memory for the file's first bytes now, so that touching them cannot fail.
+fn allocate(file: &File, bytes: usize) -> io::Result<()> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    // SAFETY: a descriptor of ours; no memory is passed.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) } {
+        0 => Ok(()),
+        libc::ENOSPC => Err(io::Error::new(
+            io::ErrorKind::StorageFull,
+            format!("{DIRECTORY} is full: remove what nobody needs there, or make it larger"),
+        )),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+/// Gives a name to a segment that was made without one. Fails if the name is taken.
+pub(crate) fn publish(file: &File, name: &str) -> io::Result<()> {
+    let from = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let to = CString::new(path(name))?;
+    // SAFETY: valid paths, which the call only reads.
+    let linked = unsafe {
+        libc::linkat(
+            libc::AT_FDCWD,
+            from.as_ptr(),
+            libc::AT_FDCWD,
+            to.as_ptr(),
+            libc::AT_SYMLINK_FOLLOW,
+        )
+    };
+    match linked {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Takes a segment's name away. Those who have it mapped keep it.
 pub(crate) fn unlink(name: &str) -> io::Result<()> {
     std::fs::remove_file(path(name))
 }
 
 impl Segment {
-    /// Makes a new segment of zeros that only this user may open. Fails if the name is taken.
-    pub(crate) fn create(name: &str, bytes: usize) -> io::Result<(Segment, File)> {
-        let file = open_file(name, libc::O_CREAT | libc::O_EXCL)?;
-        let made = file
-            .set_len(bytes as u64)
-            .and_then(|()| Segment::map(&file));
-        match made {
+    /// Makes a new segment of zeros that only this user may open. Fails if the name is taken, or
+    /// if there is no memory for its first `sure_bytes`; the rest is taken from what is left when it
+    /// is used.
+    pub(crate) fn create(
+        name: &str,
+        bytes: usize,
+        sure_bytes: usize,
+    ) -> io::Result<(Segment, File)> {
+        let file = open_file(path(name), libc::O_CREAT | libc::O_EXCL)?;
+        match Segment::make(&file, bytes, sure_bytes) {
             Ok(segment) => Ok((segment, file)),
             Err(error) => {
                 let _ = unlink(name);
@@ -70,21 +152,24 @@ impl Segment {
         }
     }
 
+    /// As [`Segment::create`], without a name so far: see [`publish`].
+    pub(crate) fn create_unnamed(bytes: usize, sure_bytes: usize) -> io::Result<(Segment, File)> {
+        let file = open_file(DIRECTORY.to_owned(), libc::O_TMPFILE)?;
+        Ok((Segment::make(&file, bytes, sure_bytes)?, file))
+    }
+
+    fn make(file: &File, bytes: usize, sure_bytes: usize) -> io::Result<Segment> {
+        assert!(sure_bytes <= bytes);
+        // The mode again: the umask may have taken the owner's right to open it away.
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.set_len(bytes as u64)?;
+        allocate(file, sure_bytes)?;
+        Segment::map(file)
+    }
+
     /// Opens a segment that another process of this user made.
     pub(crate) fn open(name: &str) -> io::Result<(Segment, File)> {
-        let file = open_file(name, 0)?;
-        let meta = file.metadata()?;
-        // SAFETY: no arguments, no memory.
-        let us = unsafe { libc::geteuid() };
-        if meta.uid() != us || !meta.is_file() {
-            return Err(io::Error::new(
-                io::ErrorKind::PermissionDenied,
-                format!(
-                    "it belongs to user {}, this process is user {us}",
-                    meta.uid()
-                ),
-            ));
-        }
+        let file = open_ours(name)?;
         Ok((Segment::map(&file)?, file))
     }
 
@@ -94,7 +179,7 @@ impl Segment {
         if bytes == 0 || bytes > 1 << 30 {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "a segment of this size",
+                format!("it has {bytes} bytes, which no segment has"),
             ));
         }
         // SAFETY: a fresh mapping at an address of the kernel's choice.
@@ -117,6 +202,7 @@ impl Segment {
             bytes,
             guard: None,
             identity: (meta.dev(), meta.ino()),
+            kept: None,
         };
         segment.guard = Some(sigbus::guard(base.as_ptr() as usize, bytes)?);
         Ok(segment)
@@ -128,6 +214,28 @@ impl Segment {
 
     pub(crate) fn identity(&self) -> (u64, u64) {
         self.identity
+    }
+
+    /// Keeps the file open, and makes it long again whenever another cuts it short: what was in it
+    /// is zeros then, but it remains shared. See [`Segment::restore_length`].
+    pub(crate) fn keep_length(&mut self, file: File) {
+        if let Some(guard) = &self.guard {
+            guard.keep(file.as_raw_fd());
+        }
+        self.kept = Some(file);
+    }
+
+    /// Makes a file that is kept as long as it should be. `true`: it was shorter at some time since
+    /// this was last called.
+    pub(crate) fn restore_length(&self) -> io::Result<bool> {
+        let (Some(file), Some(guard)) = (&self.kept, &self.guard) else {
+            return Ok(false);
+        };
+        let is_short = file.metadata()?.len() < self.bytes as u64;
+        if is_short {
+            file.set_len(self.bytes as u64)?;
+        }
+        Ok(guard.take_restored() || is_short)
     }
 
     /// The file was cut short while mapped: what is read now are zeros.

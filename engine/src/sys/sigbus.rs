@@ -1,11 +1,13 @@
 //! A mapping whose file was cut short behind our back faults with SIGBUS when it is touched. The
 //! handler here puts zero pages in its place and marks the mapping as poisoned, so that the fault
-//! costs its own connection only. Faults elsewhere go to whoever was there before.
+//! costs its own connection only. A file that is kept is made long again instead: its contents are
+//! lost, but all who have it mapped still share it. Faults elsewhere go to whoever was there before.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::sync::Once;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 /// Mappings guarded at a time.
 const PLACES: usize = 4096;
@@ -14,13 +16,21 @@ struct Place {
     /// 0: free. 1: being filled.
     base: AtomicUsize,
     bytes: AtomicUsize,
+    /// The file that is made long again when it was cut short, or [`NOT_KEPT`].
+    kept: AtomicI32,
+    /// That was done, since somebody last asked.
+    restored: AtomicBool,
     poisoned: AtomicBool,
 }
+
+const NOT_KEPT: RawFd = -1;
 
 static TABLE: [Place; PLACES] = [const {
     Place {
         base: AtomicUsize::new(0),
         bytes: AtomicUsize::new(0),
+        kept: AtomicI32::new(NOT_KEPT),
+        restored: AtomicBool::new(false),
         poisoned: AtomicBool::new(false),
     }
 }; PLACES];
@@ -47,7 +57,9 @@ pub(super) fn guard(base: usize, bytes: usize) -> io::Result<Guard> {
         {
             place.poisoned.store(false, Ordering::Relaxed);
             place.bytes.store(bytes, Ordering::Relaxed);
-            // Release: pairs with the acquire in the handler, which reads `bytes` after it.
+            place.kept.store(NOT_KEPT, Ordering::Relaxed);
+            place.restored.store(false, Ordering::Relaxed);
+            // Release: pairs with the acquire in the handler, which reads the rest after it.
             place.base.store(base, Ordering::Release);
             return Ok(Guard { place: index });
         }
@@ -63,6 +75,17 @@ impl Guard {
     #[inline]
     pub(super) fn poisoned(&self) -> bool {
         TABLE[self.place].poisoned.load(Ordering::Acquire)
+    }
+
+    /// Whether a fault has made the file long again since this was last asked.
+    pub(super) fn take_restored(&self) -> bool {
+        TABLE[self.place].restored.swap(false, Ordering::AcqRel)
+    }
+
+    /// From now on a fault makes the mapping's file long again. The caller keeps the descriptor
+    /// open until the guard is gone.
+    pub(super) fn keep(&self, fd: RawFd) {
+        TABLE[self.place].kept.store(fd, Ordering::Release);
     }
 }
 
@@ -98,6 +121,11 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
         let base = place.base.load(Ordering::Acquire);
         let bytes = place.bytes.load(Ordering::Relaxed);
         if base > 1 && address >= base && address - base < bytes {
+            // The instruction runs again, and finds a page.
+            if make_long_again(place.kept.load(Ordering::Acquire), bytes) {
+                place.restored.store(true, Ordering::Release);
+                return;
+            }
             // Release: pairs with the acquire in `poisoned`.
             place.poisoned.store(true, Ordering::Release);
             // SAFETY: replaces a mapping that belongs to a Segment by memory of its own; the
@@ -118,6 +146,22 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
         }
     }
     pass_on(signal, info, context);
+}
+
+/// Whether the file was too short, and is not any more. One that is long enough faults because there
+/// is no memory left for it.
+fn make_long_again(fd: RawFd, bytes: usize) -> bool {
+    if fd == NOT_KEPT {
+        return false;
+    }
+    // SAFETY: system calls that a handler may make, on a descriptor that the guard's owner keeps
+    // open and a record of ours.
+    unsafe {
+        let mut now: libc::stat = std::mem::zeroed();
+        libc::fstat(fd, &mut now) == 0
+            && (now.st_size as u64) < bytes as u64
+            && libc::ftruncate(fd, bytes as libc::off_t) == 0
+    }
 }
 
 /// The fault is not ours: the handler before us gets it, or the default, which ends the process.

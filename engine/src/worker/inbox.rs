@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
@@ -14,15 +14,19 @@ use crate::uring::DoorbellMemory;
 /// Messages that may wait. Whoever finds the queue full waits; the worker never does.
 const CAPACITY: usize = 512;
 
-/// A futex word on which one worker sleeps.
-#[derive(Clone)]
+/// A futex word on which one worker sleeps. Clients may overwrite it; that the worker sleeps is kept
+/// in memory of our own too, so that it hears this process's threads all the same.
 pub(crate) struct Doorbell {
     word: DoorbellMemory,
+    asleep: AtomicBool,
 }
 
 impl Doorbell {
     pub(crate) fn new(word: DoorbellMemory) -> Doorbell {
-        Doorbell { word }
+        Doorbell {
+            word,
+            asleep: AtomicBool::new(false),
+        }
     }
 
     /// A doorbell in private memory.
@@ -46,15 +50,22 @@ impl Doorbell {
 
     /// Wakes the worker if it sleeps. What it is woken for has been published before.
     pub(crate) fn ring(&self) {
-        doorbell::ring(self.word());
+        // SeqCst: pairs with the fence in `doorbell::fall_asleep`. Either the worker's second look
+        // sees what was published, or this load sees that it sleeps.
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
+            doorbell::wake(self.word());
+        }
     }
 
     /// The worker announces its sleep; it must look at all its sources once more before it waits.
     pub(super) fn fall_asleep(&self) {
+        self.asleep.store(true, Ordering::Relaxed);
         doorbell::fall_asleep(self.word());
     }
 
     pub(super) fn wake_up(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
         doorbell::wake_up(self.word());
     }
 }

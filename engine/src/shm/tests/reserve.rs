@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{frame, instance, ring};
+use super::scene::frame;
+use super::{instance, ring};
 use crate::client::{Client, Error};
 use crate::server::Server;
 use crate::shm::RECORD_MAX;

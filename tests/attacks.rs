@@ -1,0 +1,252 @@
+//! What another process of the same user, or a full machine, can do to a running daemon.
+
+mod support;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lapce_ai::ipc::{Client, msg_type};
+use support::{COMMAND, Daemon, SERVER, Scratch, config};
+
+/// Longer than anything takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn start(scratch: &Scratch, sections: &str) -> Daemon {
+    let file = scratch.write("lapce-ipc.toml", &config(scratch, "", sections));
+    Daemon::start(SERVER, &file, &scratch.instance(), &[])
+}
+
+fn control(daemon: &Daemon) -> PathBuf {
+    let name = format!("lapce_ipc_v2_{}_control", daemon.instance);
+    Path::new("/dev/shm").join(name)
+}
+
+/// Ends the daemon as systemd would, which must not wait for ever.
+fn stops(mut daemon: Daemon) {
+    daemon.signal("-TERM");
+    let start = Instant::now();
+    loop {
+        if let Some(status) = daemon.child.try_wait().unwrap() {
+            assert_eq!(status.code(), Some(0));
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "SIGTERM does not end it");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!control(&daemon).exists());
+}
+
+/// A client of its own process gets in over shared memory, sooner or later.
+fn serves(daemon: &Daemon) {
+    let address = format!("shm:{}", daemon.instance);
+    let start = Instant::now();
+    loop {
+        let output = Command::new(COMMAND)
+            .args(["ping", &address, "--count", "100"])
+            .output()
+            .unwrap();
+        if output.status.success() {
+            break;
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(start.elapsed() < PATIENCE, "{said}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn the_control_segment_is_cut_short() {
+    for left_bytes in [0, 4096] {
+        let scratch = Scratch::new();
+        let daemon = start(&scratch, "");
+        let witness = Client::builder()
+            .reconnect(false)
+            .connect(&format!("shm:{}", daemon.instance))
+            .unwrap();
+        witness.ping().unwrap();
+        let file = std::fs::File::options()
+            .write(true)
+            .open(control(&daemon))
+            .unwrap();
+        file.set_len(left_bytes).unwrap();
+        serves(&daemon);
+        assert_eq!(
+            witness.call(msg_type::ECHO, b"still here").unwrap(),
+            b"still here"
+        );
+        assert!(daemon.said("another process cut it short: it was restored"));
+        file.set_len(left_bytes).unwrap();
+        drop(witness);
+        stops(daemon);
+    }
+}
+
+/// Processes that are killed while they attach leave their slots taken: all there are.
+#[test]
+fn all_slots_are_left_taken() {
+    use std::os::unix::fs::FileExt;
+    let scratch = Scratch::new();
+    let daemon = start(&scratch, "");
+    let file = std::fs::File::options()
+        .write(true)
+        .open(control(&daemon))
+        .unwrap();
+    // docs/architecture.md: 64 slots of 128 bytes, each beginning with its stage; 1: taken.
+    for slot in 0..64 {
+        file.write_all_at(&1u32.to_ne_bytes(), 2 * 4096 + slot * 128)
+            .unwrap();
+    }
+    serves(&daemon);
+    stops(daemon);
+}
+
+/// Many processes attach at once, more than there are slots, and half of them are killed meanwhile.
+#[test]
+fn a_crowd_attaches_at_once() {
+    let scratch = Scratch::new();
+    let daemon = start(&scratch, "");
+    let address = format!("shm:{}", daemon.instance);
+    let mut crowd: Vec<_> = (0..80)
+        .map(|_| {
+            Command::new(COMMAND)
+                .args(["ping", &address, "--count", "20"])
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for (index, client) in crowd.iter_mut().enumerate() {
+        if index % 2 == 1 {
+            client.kill().unwrap();
+        }
+    }
+    for (index, client) in crowd.iter_mut().enumerate() {
+        let status = client.wait().unwrap();
+        assert!(
+            status.success() || index % 2 == 1,
+            "client {index}: {status}"
+        );
+    }
+    let start = Instant::now();
+    let none = "lapce_ipc_connections{transport=\"shm\"} 0";
+    while !daemon.get("/metrics").contains(none) {
+        assert!(start.elapsed() < PATIENCE, "connections are left");
+    }
+    serves(&daemon);
+    stops(daemon);
+}
+
+fn descriptors(daemon: &Daemon) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", daemon.child.id()))
+        .unwrap()
+        .count()
+}
+
+/// Clients of the metrics that ask and do not read, or do not ask, cost their own connection only.
+#[test]
+fn the_metrics_are_asked_for_and_not_read() {
+    let scratch = Scratch::new();
+    let daemon = start(&scratch, "");
+    daemon.get("/metrics");
+    let before = descriptors(&daemon);
+    let mut stalled: Vec<TcpStream> = Vec::new();
+    for index in 0..16 {
+        let mut stream = TcpStream::connect(&daemon.metrics).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        // Half of them ask until their answers fill all buffers, the others say half a word.
+        let request: &[u8] = match index % 2 {
+            0 => b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+            _ => b"GET /met",
+        };
+        let mut asked = 0;
+        while stream.write(request).is_ok() && index % 2 == 0 && asked < 100_000 {
+            asked += 1;
+        }
+        stalled.push(stream);
+    }
+    let start = Instant::now();
+    // Refused while all places are taken, then answered.
+    loop {
+        let mut stream = TcpStream::connect(&daemon.metrics).unwrap();
+        let _ = stream.write_all(b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n");
+        let mut answer = String::new();
+        let _ = std::io::Read::read_to_string(&mut stream, &mut answer);
+        if answer.starts_with("HTTP/1.1 200") {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "the port stays closed");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // The descriptors come back although the others stay.
+    while descriptors(&daemon) > before {
+        assert!(start.elapsed() < PATIENCE, "descriptors are lost");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(stalled);
+    stops(daemon);
+}
+
+#[test]
+fn the_umask_takes_no_right_away_from_the_owner() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = Scratch::new();
+    let file = scratch.write("lapce-ipc.toml", &config(&scratch, "", ""));
+    let script = format!("#!/bin/sh\numask 0777\nexec {SERVER} \"$@\"\n");
+    let program = scratch.write("server", &script);
+    std::fs::set_permissions(&program, PermissionsExt::from_mode(0o700)).unwrap();
+    let daemon = Daemon::start(program.to_str().unwrap(), &file, &scratch.instance(), &[]);
+    let mode = std::fs::metadata(control(&daemon)).unwrap().permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    serves(&daemon);
+    stops(daemon);
+}
+
+/// A shell command with a /dev/shm of its own, where the kernel lets us have one.
+fn with_small_shm(bytes: &str, script: &str) -> Option<Command> {
+    let mount = format!("mount -t tmpfs -o size={bytes} tmpfs /dev/shm");
+    let unshared = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--map-root-user", "sh", "-c", script]);
+        command
+    };
+    let works = unshared(&mount).stderr(Stdio::null()).status();
+    if !works.is_ok_and(|status| status.success()) {
+        eprintln!("not tested: no mount namespaces here");
+        return None;
+    }
+    Some(unshared(&format!("{mount} && {script}")))
+}
+
+#[test]
+fn shared_memory_is_full() {
+    let scratch = Scratch::new();
+    let file = scratch.write("lapce-ipc.toml", &config(&scratch, "", ""));
+    let file = file.to_str().unwrap();
+    // No room for the control segment: said at the start, not found out later.
+    if let Some(mut command) = with_small_shm("8k", &format!("exec {SERVER} --config {file}")) {
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("/dev/shm is full"), "{said}");
+    }
+    // Room for a few connections: those who find none stay on TCP.
+    let script = format!(
+        "{SERVER} --config {file} 2>{log} & server=$!; \
+         while ! grep -q 'ready: ' {log}; do sleep 0.05; done; \
+         address=$(sed -n 's/.*tcp \\([0-9.:]*\\).*/\\1/p' {log}); \
+         head -c 40k /dev/zero >/dev/shm/filler 2>/dev/null; \
+         {COMMAND} ping $address --count 100 --json; code=$?; \
+         kill $server; wait $server && exit $code",
+        log = scratch.0.join("log").display()
+    );
+    if let Some(mut command) = with_small_shm("40k", &script) {
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(json["transport"], "tcp", "{said}");
+    }
+}
