@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use tokio::time::{Instant, timeout_at};
+
 use lapce_ai::ipc::ServerHandle;
 use tokio_uring::net::{TcpListener as UringListener, TcpStream};
 
@@ -18,7 +20,8 @@ use crate::metrics;
 const REQUEST_BYTES_MAX: usize = 8 * 1024;
 /// Header lines of a request.
 const HEADERS_MAX: usize = 64;
-/// How long a request may take to arrive, and how long a connection may stay without one.
+/// How long a request may take to arrive, a connection stay without one, and an answer take to be
+/// read.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections at a time; more are closed at once.
 const CONNECTIONS_MAX: usize = 16;
@@ -89,7 +92,9 @@ async fn serve(listener: TcpListener, state: Rc<State>) {
                 let state = state.clone();
                 tokio_uring::spawn(async move {
                     // A client that breaks the connection costs nobody else anything.
-                    let _ = converse(stream, &state).await;
+                    let _ = converse(&stream, &state).await;
+                    // What is still under way on it ends now, so that its descriptor is closed.
+                    let _ = stream.shutdown(std::net::Shutdown::Both);
                     state.connections.set(state.connections.get() - 1);
                 });
             }
@@ -101,16 +106,15 @@ async fn serve(listener: TcpListener, state: Rc<State>) {
 }
 
 /// Answers requests on one connection until it ends.
-async fn converse(stream: TcpStream, state: &State) -> io::Result<()> {
+async fn converse(stream: &TcpStream, state: &State) -> io::Result<()> {
     let mut received = Vec::with_capacity(1024);
+    let mut until = Instant::now() + PATIENCE;
+    // Ends when the client does, or takes too long.
     loop {
         let (head_bytes, answer) = match parse(&received) {
             Parsed::Part if received.len() < REQUEST_BYTES_MAX => {
                 let buffer = Vec::with_capacity(1024);
-                let read = tokio::time::timeout(PATIENCE, stream.read(buffer));
-                let Ok((result, buffer)) = read.await else {
-                    return Ok(());
-                };
+                let (result, buffer) = timeout_at(until, stream.read(buffer)).await?;
                 if result? == 0 {
                     return Ok(());
                 }
@@ -138,11 +142,13 @@ async fn converse(stream: TcpStream, state: &State) -> io::Result<()> {
         };
         received.drain(..head_bytes);
         let close = answer.close;
-        let (result, _) = stream.write_all(answer.encode()).await;
+        until = Instant::now() + PATIENCE;
+        let (result, _) = timeout_at(until, stream.write_all(answer.encode())).await?;
         result?;
         if close {
             return stream.shutdown(std::net::Shutdown::Write);
         }
+        until = Instant::now() + PATIENCE;
     }
 }
 

@@ -252,6 +252,9 @@ fn limits(section: &LimitsSection, name: &str, text: &str) -> Result<Limits, Con
                 format!("{bytes} is too much: at most {MESSAGE_BYTES_MAX}"),
             );
         }
+        if bytes == 0 {
+            return at("limits.max_message_bytes", "must be at least 1".into());
+        }
         limits.max_message_bytes = bytes;
     }
     for (key, given, to) in [

@@ -246,8 +246,8 @@ impl ServerBuilder {
                 limits.max_buffered_bytes, limits.max_message_bytes
             ));
         }
-        if limits.max_connections == 0 {
-            return bad("max_connections must be at least 1".into());
+        if limits.max_connections == 0 || limits.max_message_bytes == 0 {
+            return bad("max_connections and max_message_bytes must be at least 1".into());
         }
         if let Some(instance) = self.shm.as_ref().filter(|name| !is_instance_name(name)) {
             return bad(format!(
