@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Connection, Phase};
-use crate::shm::{Control, Corrupt, ServerEnd};
+use crate::shm::{Control, Corrupt, RECORD_MAX, ServerEnd};
 use crate::stats::{Direction, Transport};
 use crate::sys::affinity;
 use crate::sys::clock;
@@ -27,12 +27,16 @@ const ROUNDS: u32 = 256;
 /// Looks at the hot rings alone between two rounds, and the most rings for which that is done.
 const WATCH_LOOKS: u32 = 8;
 const WATCHED_MAX: usize = 4;
-/// Bytes taken from one ring in one round, so that nobody starves the others.
+/// The most bytes taken from one ring in one round after the first record, so that nobody starves
+/// the others. Buffers that grew for a round are no longer than this either: the pool has room for
+/// them, and whoever gathers a short frame can use them too.
 const ROUND_BYTES: usize = 64 * 1024;
 /// With this many connections, cold ones give their pages back.
 const CROWD: usize = 64;
 /// A connection that moved this much gives its pages back when it gets cold.
 const LARGE_BYTES: u64 = 64 * 1024;
+
+const _: () = assert!(RECORD_MAX <= ROUND_BYTES);
 
 /// The shared-memory side of a connection, besides its rings.
 #[derive(Debug)]
@@ -279,9 +283,11 @@ impl Worker {
             return;
         };
         let mut corrupt = None;
-        // Bounded by the budget.
-        while taken.len() < ROUND_BYTES {
+        // Each turn takes a record of at least one byte; bounded by the budget.
+        loop {
             match ends.rx.next() {
+                // The first always fits.
+                Ok(Some(record)) if taken.len() + record.length > ROUND_BYTES => break,
                 Ok(Some(record)) => {
                     // The CRCs of several are computed together, later.
                     ends.rx.copy(&record, taken);
