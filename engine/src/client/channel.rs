@@ -252,7 +252,23 @@ impl Channel {
         self.scan_next()
     }
 
+    #[inline]
     fn scan_next(&mut self) -> Result<Option<Incoming>, Refusal> {
+        let bytes = &self.input[self.start..self.end];
+        if self.version == ProtocolVersion::V2
+            && let Some(header) = wire::front_frame(bytes, self.max_message_bytes)
+        {
+            let frame_bytes = HEADER_BYTES + header.length as usize;
+            wire::verify_whole(&header, &bytes[..frame_bytes])?;
+            let payload_at = self.start + HEADER_BYTES;
+            self.start += frame_bytes;
+            return Ok(Some(Incoming { header, payload_at }));
+        }
+        self.scan_other()
+    }
+
+    /// Version 1, a frame that is cut, or none.
+    fn scan_other(&mut self) -> Result<Option<Incoming>, Refusal> {
         let bytes = &self.input[self.start..self.end];
         let scanned = wire::scan(self.version, bytes, self.max_message_bytes);
         match scanned.map_err(|refusal| other_version(self.version, refusal))? {

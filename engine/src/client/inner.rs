@@ -358,11 +358,14 @@ impl Inner {
 
     /// Waits until at least one answer is given to `sink`, or was kept while requests were sent.
     #[inline]
-    pub(super) fn wait_some(
+    pub(super) fn wait_some<S>(
         &mut self,
         deadline: &mut Deadline,
-        sink: &mut dyn FnMut(&AnswerRef<'_>) -> Keep,
-    ) -> Result<(), Error> {
+        sink: &mut S,
+    ) -> Result<(), Error>
+    where
+        S: FnMut(&AnswerRef<'_>) -> Keep,
+    {
         let kept = self.ready.len();
         self.send_queued(deadline)?;
         if self.ready.len() > kept {

@@ -83,7 +83,7 @@ impl Inner {
     }
 
     /// Gives failures that wait to be collected to `sink`, once each.
-    pub(super) fn take_failed(&mut self, sink: &mut dyn FnMut(&AnswerRef<'_>) -> Keep) -> usize {
+    pub(super) fn take_failed(&mut self, sink: &mut impl FnMut(&AnswerRef<'_>) -> Keep) -> usize {
         let mut given = 0;
         for _ in 0..self.ready.len() {
             let Some(mut answer) = self.ready.pop() else {

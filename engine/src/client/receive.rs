@@ -3,16 +3,17 @@
 use super::Error;
 use super::answer::{Answer, AnswerRef};
 use super::inner::{Inner, Keep};
+use super::kept::Kept;
 use crate::sys::clock;
-use crate::wire::{self, ErrorCode, Flags, msg_type};
+use crate::wire::{self, ErrorCode, Flags, Header, msg_type};
 
 impl Inner {
     /// Takes what has arrived, without waiting, and gives each answer to `sink`. Returns how many.
     #[inline]
-    pub(super) fn take_received(
-        &mut self,
-        sink: &mut dyn FnMut(&AnswerRef<'_>) -> Keep,
-    ) -> Result<usize, Error> {
+    pub(super) fn take_received<S>(&mut self, sink: &mut S) -> Result<usize, Error>
+    where
+        S: FnMut(&AnswerRef<'_>) -> Keep,
+    {
         let Some(channel) = self.channel.as_mut() else {
             return Ok(self.take_failed(sink));
         };
@@ -27,10 +28,13 @@ impl Inner {
     }
 
     /// Gives the answers in the receive buffer to `sink`. Returns how many.
-    pub(super) fn take_frames(
-        &mut self,
-        sink: &mut dyn FnMut(&AnswerRef<'_>) -> Keep,
-    ) -> Result<usize, Error> {
+    ///
+    /// For each sink code of its own: an answer that was just put together and is read through a
+    /// pointer to a function is waited for.
+    pub(super) fn take_frames<S>(&mut self, sink: &mut S) -> Result<usize, Error>
+    where
+        S: FnMut(&AnswerRef<'_>) -> Keep,
+    {
         let mut answers = 0;
         let now_ns = match &self.round_trips {
             Some(_) => clock::now_ns(),
@@ -68,35 +72,16 @@ impl Inner {
             };
             let began_ns = flight.began_ns;
             let mut last = v1 || !header.flags.contains(Flags::STREAM);
-            let compressed = header.flags.contains(Flags::COMPRESSED);
-            // Put where it stays: a result that was just made costs ten nanoseconds to move.
-            let mut answer = AnswerRef {
-                id: header.msg_id,
-                msg_type: header.msg_type,
-                last,
-                result: Ok(payload),
-            };
-            if compressed {
+            // Apart, so that a plain answer is never put together in memory: to be read right after
+            // takes ten nanoseconds.
+            if is_error || header.flags.contains(Flags::COMPRESSED) {
                 let max = self.options.max_message_bytes;
-                answer.result = wire::decompress(payload, max, &mut self.inflated)
-                    .map(|()| &self.inflated[..])
-                    .map_err(Error::ServerViolation);
-            }
-            if is_error && let Ok(payload) = answer.result {
-                answer.result = Err(remote_error(payload));
-            }
-            // What cannot be read has no second half either.
-            last |= answer.result.is_err();
-            answer.last = last;
-            if let Keep::Queue = sink(&answer) {
-                let payload_bytes = answer.result.as_ref().map_or(0, |payload| payload.len());
-                if self.ready.has_room(payload_bytes) || answer.result.is_err() {
-                    self.ready.push_copy(&answer);
-                } else {
-                    last = true;
-                    let failed = Answer::failed(header.msg_id, self.ready.overrun());
-                    self.ready.push(failed);
-                }
+                let result = open(&header, payload, max, &mut self.inflated);
+                // What cannot be read has no second half either.
+                last |= result.is_err();
+                last = hand_out(&mut self.ready, sink, &header, last, result);
+            } else {
+                last = hand_out(&mut self.ready, sink, &header, last, Ok(payload));
             }
             if last {
                 self.flights.end(header.msg_id);
@@ -109,6 +94,59 @@ impl Inner {
             self.backoff.worked();
         }
     }
+}
+
+/// The payload of an answer that is compressed, or an error, or both.
+#[cold]
+fn open<'a>(
+    header: &Header,
+    payload: &'a [u8],
+    max_message_bytes: u32,
+    inflated: &'a mut Vec<u8>,
+) -> Result<&'a [u8], Error> {
+    let plain = match header.flags.contains(Flags::COMPRESSED) {
+        false => payload,
+        true => {
+            wire::decompress(payload, max_message_bytes, inflated)
+                .map_err(Error::ServerViolation)?;
+            &inflated[..]
+        }
+    };
+    match header.msg_type == msg_type::ERROR {
+        false => Ok(plain),
+        true => Err(remote_error(plain)),
+    }
+}
+
+/// Gives an answer to `sink`, and keeps a copy if it says so. Returns whether it is the last: also
+/// if there is no room for it.
+#[inline(always)]
+fn hand_out<S>(
+    ready: &mut Kept,
+    sink: &mut S,
+    header: &Header,
+    last: bool,
+    result: Result<&[u8], Error>,
+) -> bool
+where
+    S: FnMut(&AnswerRef<'_>) -> Keep,
+{
+    let answer = AnswerRef {
+        id: header.msg_id,
+        msg_type: header.msg_type,
+        last,
+        result,
+    };
+    if sink(&answer) == Keep::Done {
+        return last;
+    }
+    let payload_bytes = answer.result.as_ref().map_or(0, |payload| payload.len());
+    if ready.has_room(payload_bytes) || answer.result.is_err() {
+        ready.push_copy(&answer);
+        return last;
+    }
+    ready.push(Answer::failed(header.msg_id, ready.overrun()));
+    true
 }
 
 /// What an ERROR frame says.

@@ -31,13 +31,11 @@ const PIECE_BYTES: usize = 16 * 1024;
 /// Appends a frame.
 #[inline]
 pub fn encode_to(out: &mut Vec<u8>, flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) {
-    let mut header = header_for(flags, msg_type, msg_id, payload);
+    let header = header_for(flags, msg_type, msg_id, payload);
     if payload.len() > PIECE_BYTES {
         return encode_large_to(out, header, payload);
     }
-    header.crc32 = crc::frame_crc(&header.to_bytes(), payload);
-    out.extend_from_slice(&header.to_bytes());
-    append(out, payload);
+    crc::frame_append(out, header.to_words(), payload);
 }
 
 /// Piece by piece, so that a payload too large for the cache comes from memory once, not twice.
@@ -65,6 +63,20 @@ pub fn verify(header: &Header, payload: &[u8]) -> Result<(), Refusal> {
             expected: header.crc32,
             got,
         })
+    }
+}
+
+/// As [`verify`], of a frame given whole, as the bytes on the wire.
+#[inline]
+pub(crate) fn verify_whole(header: &Header, frame: &[u8]) -> Result<(), Refusal> {
+    let (head, payload) = frame.split_first_chunk().expect("a header is in front");
+    let got = crc::frame_crc(head, payload);
+    match got == header.crc32 {
+        true => Ok(()),
+        false => Err(Refusal::CrcMismatch {
+            expected: header.crc32,
+            got,
+        }),
     }
 }
 

@@ -100,6 +100,13 @@ impl Header {
         good.then_some(header)
     }
 
+    /// The header at the front of `bytes`, if a whole one is there and all checks but the limit
+    /// pass.
+    #[inline(always)]
+    pub(crate) fn first_of(bytes: &[u8]) -> Option<Header> {
+        Header::from_words(words(bytes.first_chunk()?), u32::MAX)
+    }
+
     /// Reads a header and checks it in the specification's order, as far as `bytes` reach, so that
     /// what is no frame is refused by its first byte. `None`: so far so good, more bytes are
     /// needed. The CRC is not checked here.

@@ -59,6 +59,25 @@ pub fn scan(
     }
 }
 
+/// The header of the whole version 2 frame at the front of `bytes`, if one is there that [`scan`]
+/// accepts; `None` says nothing. For loops over many frames: it stays in registers.
+#[inline(always)]
+pub(crate) fn front_frame(bytes: &[u8], max_message_bytes: u32) -> Option<Header> {
+    let header = Header::first_of(bytes)?;
+    let whole = bytes.len() - super::HEADER_BYTES >= header.length as usize;
+    (whole && header.length <= max_message_bytes).then_some(header)
+}
+
+/// The header of a frame that [`scan`] has accepted.
+#[inline(always)]
+pub(crate) fn accepted_header(version: ProtocolVersion, frame: &[u8]) -> Header {
+    let header = match version {
+        ProtocolVersion::V2 => Header::first_of(frame),
+        ProtocolVersion::V1 => legacy::parse(frame, u32::MAX).ok().flatten(),
+    };
+    header.expect("it was accepted")
+}
+
 /// Gathers one frame from pieces.
 #[derive(Debug, Default)]
 pub struct Assembler {

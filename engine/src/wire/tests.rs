@@ -27,7 +27,7 @@ fn the_specifications_frame() {
 /// Below, at and above the length from which a payload is appended piece by piece.
 #[test]
 fn frames_of_any_length_are_written_the_same_in_both_ways() {
-    for length in [0, 1, 16_383, 16_384, 16_385, 32_768, 100_001] {
+    for length in [0, 1, 64, 200, 1000, 16_383, 16_384, 16_385, 32_768, 100_001] {
         let payload: Vec<u8> = (0..length).map(|i| (i * 7 % 251) as u8).collect();
         let (flags, msg_type) = (Flags::REQUEST | Flags::STREAM, 0x0100);
         let mut placed = vec![0xFF; HEADER_BYTES + length + 1];
@@ -41,10 +41,45 @@ fn frames_of_any_length_are_written_the_same_in_both_ways() {
         assert!(appended[2..] == placed, "{length} bytes");
         let header = Header::parse(&placed, u32::MAX).unwrap().unwrap();
         assert_eq!(verify(&header, &payload), Ok(()));
+        assert_eq!(verify_whole(&header, &placed), Ok(()));
         // The CRC in the specification's words, without shortcuts.
         placed[20..24].fill(0);
         assert_eq!(crc::crc32c(&placed), header.crc32);
     }
+}
+
+#[test]
+fn a_front_frame_is_found_where_a_scan_finds_one() {
+    let mut frame = Vec::new();
+    encode_to(&mut frame, Flags::REQUEST, 0x0100, 7, &[5; 10]);
+    let whole = frame.len();
+    frame.extend_from_slice(HEARTBEAT);
+    let same = |bytes: &[u8], max: u32| {
+        let scanned = match scan(ProtocolVersion::V2, bytes, max) {
+            Ok(Scanned::Frame { header, .. }) => Some(header),
+            _ => None,
+        };
+        assert_eq!(front_frame(bytes, max), scanned, "{bytes:?}, at most {max}");
+        scanned.inspect(|&header| assert_eq!(accepted_header(ProtocolVersion::V2, bytes), header))
+    };
+    for reach in 0..=frame.len() {
+        assert_eq!(same(&frame[..reach], 10).is_some(), reach >= whole);
+    }
+    assert!(same(&frame, 9).is_none());
+    for at in 0..HEADER_BYTES {
+        for bit in 0..8 {
+            let mut bad = frame.clone();
+            bad[at] ^= 1 << bit;
+            same(&bad, u32::MAX);
+        }
+    }
+    let header = Header::parse(&frame, 10).unwrap().unwrap();
+    frame[whole - 1] ^= 1;
+    assert_eq!(
+        verify_whole(&header, &frame[..whole]),
+        verify(&header, &frame[HEADER_BYTES..whole])
+    );
+    assert!(verify_whole(&header, &frame[..whole]).is_err());
 }
 
 fn frames() -> impl Strategy<Value = Vec<(u8, u16, u64, Vec<u8>)>> {

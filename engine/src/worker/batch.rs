@@ -21,13 +21,15 @@ pub(super) enum Chunk {
 }
 
 pub(super) enum Item {
+    /// Its header is read again when it is handled: to keep it here took longer.
     Frame {
         key: Key,
-        header: Header,
         chunk: u32,
         /// Where the frame, header first, lies in its chunk.
         start: u32,
+        payload_bytes: u32,
         version: ProtocolVersion,
+        priority: bool,
     },
     /// The connection's bytes from here on are no frame.
     Refused {
@@ -67,14 +69,49 @@ impl Batch {
         chunk: u32,
         start: usize,
     ) {
-        self.has_priority |= header.flags.contains(Flags::PRIORITY);
+        let priority = header.flags.contains(Flags::PRIORITY);
+        self.has_priority |= priority;
         self.items.push(Item::Frame {
             key,
-            header,
             chunk,
             start: start as u32,
+            payload_bytes: header.length,
             version,
+            priority,
         });
+    }
+
+    /// Adds the whole version 2 frames that lie one behind the other in a chunk from `start` on.
+    /// Says how many there are and where they end.
+    fn add_whole_frames(
+        &mut self,
+        driver: &Driver,
+        key: Key,
+        chunk: u32,
+        start: usize,
+        max_message_bytes: u32,
+    ) -> (u64, usize) {
+        let bytes = match &self.chunks[chunk as usize] {
+            Chunk::Buffer(received) => driver.bytes(received),
+            Chunk::Owned(bytes) => bytes,
+        };
+        let (mut count, mut at) = (0, start);
+        // Each turn takes the bytes of a frame.
+        while let Some(header) = wire::front_frame(&bytes[at..], max_message_bytes) {
+            let priority = header.flags.contains(Flags::PRIORITY);
+            self.has_priority |= priority;
+            self.items.push(Item::Frame {
+                key,
+                chunk,
+                start: at as u32,
+                payload_bytes: header.length,
+                version: ProtocolVersion::V2,
+                priority,
+            });
+            count += 1;
+            at += wire::HEADER_BYTES + header.length as usize;
+        }
+        (count, at)
     }
 
     pub(super) fn bytes<'a>(&'a self, chunk: u32, driver: &'a Driver) -> &'a [u8] {
@@ -122,6 +159,18 @@ impl Worker {
             if version == ProtocolVersion::V1 && !self.shared.legacy.load(Ordering::Relaxed) {
                 return self.refuse_legacy(key, chunk, at);
             }
+            if version == ProtocolVersion::V2 && !connection.assembler.is_mid_frame() {
+                let (frames, end) = self
+                    .batch
+                    .add_whole_frames(&self.driver, key, chunk, at, max);
+                if frames > 0 {
+                    connection.progress_bytes += frames * PROGRESS_BYTES;
+                    at = end;
+                    continue;
+                }
+            }
+            // Version 1, or a frame that is cut, or none.
+            let bytes = &self.batch.bytes(chunk, &self.driver)[at..];
             if !connection.assembler.is_mid_frame() {
                 match wire::scan(version, bytes, max) {
                     Ok(Scanned::Frame {
@@ -238,15 +287,15 @@ impl Worker {
             let mut count = 0;
             while next < self.batch.items.len() && count < VERIFY_BATCH {
                 if let Item::Frame {
-                    header,
                     chunk,
                     start,
+                    payload_bytes,
                     version: ProtocolVersion::V2,
                     ..
                 } = &self.batch.items[next]
                 {
                     let bytes = &self.batch.bytes(*chunk, &self.driver)[*start as usize..];
-                    frames[count] = &bytes[..wire::HEADER_BYTES + header.length as usize];
+                    frames[count] = &bytes[..wire::HEADER_BYTES + *payload_bytes as usize];
                     places[count] = next;
                     count += 1;
                 }

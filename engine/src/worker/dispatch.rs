@@ -78,18 +78,14 @@ impl Dispatcher {
                 let Some(handler) = handler else {
                     unreachable!("decided on it being there")
                 };
-                let compressed = header.flags.contains(Flags::COMPRESSED);
+                if !header.flags.contains(Flags::COMPRESSED) {
+                    return self.call(key, connection, handler, header, payload, arrived_ns);
+                }
                 let mut inflated = std::mem::take(&mut self.inflated);
-                let plain = match compressed {
-                    false => Ok(payload),
-                    true => {
-                        let max = self.shared.limits.max_message_bytes;
-                        wire::decompress(payload, max, &mut inflated).map(|()| &inflated[..])
-                    }
-                };
-                match plain {
-                    Ok(payload) => {
-                        self.call(key, connection, handler, header, payload, arrived_ns);
+                let max = self.shared.limits.max_message_bytes;
+                match wire::decompress(payload, max, &mut inflated) {
+                    Ok(()) => {
+                        self.call(key, connection, handler, header, &inflated, arrived_ns);
                     }
                     Err(refusal) => self.refuse_frame(connection, header, &refusal),
                 }

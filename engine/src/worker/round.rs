@@ -8,7 +8,7 @@ use super::inbox::Message;
 use crate::stats::Transport;
 use crate::sys::clock;
 use crate::uring::Key;
-use crate::wire::{Flags, header_bytes};
+use crate::wire::{accepted_header, header_bytes};
 
 /// Messages from other threads taken in one round.
 const MESSAGES_MAX: usize = 256;
@@ -122,21 +122,21 @@ impl Worker {
         let outgoing_bytes_max = self.outgoing_bytes_max();
         let several = self.batch.items.len() > 1;
         for index in 0..self.batch.items.len() {
-            let item = &self.batch.items[index];
-            if priority_only {
-                match item {
-                    Item::Frame { header, .. } if header.flags.contains(Flags::PRIORITY) => {}
-                    _ => continue,
-                }
-            }
-            match std::mem::replace(&mut self.batch.items[index], Item::Done) {
+            match self.batch.items[index] {
                 Item::Frame {
                     key,
-                    header,
                     chunk,
                     start,
+                    payload_bytes,
                     version,
+                    priority,
                 } => {
+                    if priority_only {
+                        if !priority {
+                            continue;
+                        }
+                        self.batch.items[index] = Item::Done;
+                    }
                     let Some(connection) = self.connections.get_mut(key) else {
                         continue;
                     };
@@ -145,7 +145,7 @@ impl Worker {
                     }
                     let head = header_bytes(version);
                     let frame = &self.batch.bytes(chunk, &self.driver)[start as usize..];
-                    let frame = &frame[..head + header.length as usize];
+                    let frame = &frame[..head + payload_bytes as usize];
                     // Once one of its frames waits, those behind it wait too.
                     if connection.has_stash()
                         || connection.out.buffered_bytes() > outgoing_bytes_max
@@ -153,7 +153,7 @@ impl Worker {
                         connection.waiting().stash.extend_from_slice(frame);
                         continue;
                     }
-                    let payload = &frame[head..];
+                    let (header, payload) = (accepted_header(version, frame), &frame[head..]);
                     connection.out.gathering = several;
                     self.dispatcher.frame(
                         &self.shared.handlers,
@@ -164,6 +164,7 @@ impl Worker {
                         self.now_ns,
                     );
                 }
+                Item::Refused { .. } if priority_only => {}
                 Item::Refused {
                     key,
                     refusal,

@@ -99,6 +99,25 @@ pub fn frame_crc(header: &[u8; HEADER_BYTES], payload: &[u8]) -> u32 {
     }
 }
 
+/// Appends a frame to `to`: the header, whose CRC field is 0, with its CRC put in, then the payload,
+/// copied and summed in one pass.
+#[inline]
+pub fn frame_append(to: &mut Vec<u8>, mut header: [u64; HEADER_BYTES / 8], payload: &[u8]) {
+    to.reserve(HEADER_BYTES + payload.len());
+    // SAFETY: `to` has room for header and payload behind its end (reserved), nobody else has it,
+    // and all of that is written before it counts as part of it.
+    unsafe {
+        let head = to.as_mut_ptr().add(to.len());
+        let rest = head.add(HEADER_BYTES);
+        let crc = frame_words_copy_raw(header, rest, payload.as_ptr(), payload.len());
+        header[2] |= u64::from(crc) << 32;
+        for (index, word) in header.into_iter().enumerate() {
+            head.cast::<u64>().add(index).write_unaligned(word.to_le());
+        }
+        to.set_len(to.len() + HEADER_BYTES + payload.len());
+    }
+}
+
 /// As [`frame_copy_raw`], for a header that is in registers, as little-endian words.
 ///
 /// # Safety
