@@ -14,6 +14,7 @@
 //! consumer keeps up, the producer turns back to the ring's start early (NEXT_WRAPS), so that few
 //! cache lines, and one page, are used over and over.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::copy::copy;
@@ -458,6 +459,36 @@ impl Consumer {
         // SAFETY: as in `copy`; `from_byte + count` is at most the record's length.
         unsafe { copy(from.add(from_byte), to.as_mut_ptr(), count) };
         count
+    }
+
+    /// Appends these of the record's data to `to`. Returns the CRC of what `sum` is the CRC of,
+    /// followed by the bytes that are there now.
+    ///
+    /// # Panics
+    /// If the record has fewer bytes.
+    #[inline]
+    pub(crate) fn copy_summed(
+        &self,
+        record: &Record,
+        range: Range<usize>,
+        to: &mut Vec<u8>,
+        sum: u32,
+    ) -> u32 {
+        assert!(range.start <= range.end && range.end <= record.length);
+        let from = self.segment.at_to_read(
+            self.places.address(offset_of(self.position)) + WORD,
+            record.length,
+        );
+        let count = range.end - range.start;
+        to.reserve(count);
+        // SAFETY: as in `copy`; the range lies in the record (checked). Each byte is read once, for
+        // the copy and the CRC.
+        unsafe {
+            let to_end = to.as_mut_ptr().add(to.len());
+            let sum = crc::copy_raw(to_end, from.add(range.start), count, sum);
+            to.set_len(to.len() + count);
+            sum
+        }
     }
 
     /// Goes on to the next record. Returns what the producer acknowledged with this one.

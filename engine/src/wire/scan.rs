@@ -4,7 +4,7 @@
 //! is used where it lies, without a copy. Only a frame that a run of bytes cuts in two is gathered,
 //! by an [`Assembler`], in memory that grows as its bytes arrive.
 
-use super::{Header, ProtocolVersion, Refusal, append, legacy};
+use super::{Header, ProtocolVersion, Refusal, append, crc, legacy};
 
 /// What lies at the front of a run of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,11 +78,23 @@ pub(crate) fn accepted_header(version: ProtocolVersion, frame: &[u8]) -> Header 
     header.expect("it was accepted")
 }
 
+/// Makes room for `bytes` more of a frame of `goal` bytes. Grows with what arrives, at most twofold,
+/// never on the header's word alone, and never beyond the frame.
+pub(crate) fn make_room(buffer: &mut Vec<u8>, bytes: usize, goal: usize) {
+    let needed = buffer.len() + bytes;
+    if needed > buffer.capacity() {
+        let room = (2 * buffer.capacity()).min(goal).max(needed);
+        buffer.reserve_exact(room - buffer.len());
+    }
+}
+
 /// Gathers one frame from pieces.
 #[derive(Debug, Default)]
 pub struct Assembler {
     gathered: Vec<u8>,
     frame_bytes: Option<usize>,
+    /// The CRC of what was gathered, if that is summed as it comes.
+    sum: Option<u32>,
 }
 
 impl Assembler {
@@ -112,17 +124,12 @@ impl Assembler {
         max_message_bytes: u32,
     ) -> Result<(usize, Option<Header>), Refusal> {
         let mut taken = 0;
+        self.sum = None;
         // Twice at most: to the end of the header, then to the end of the frame.
         loop {
             let goal = self.frame_bytes.unwrap_or(header_bytes(version));
             let piece = &bytes[taken..][..(goal - self.gathered.len()).min(bytes.len() - taken)];
-            // Grows with what arrives, at most twofold, never on the header's word alone, and never
-            // beyond the frame.
-            let needed = self.gathered.len() + piece.len();
-            if needed > self.gathered.capacity() {
-                let room = (2 * self.gathered.capacity()).min(goal).max(needed);
-                self.gathered.reserve_exact(room - self.gathered.len());
-            }
+            make_room(&mut self.gathered, piece.len(), goal);
             append(&mut self.gathered, piece);
             taken += piece.len();
             if self.frame_bytes.is_some() && self.gathered.len() < goal {
@@ -136,6 +143,43 @@ impl Assembler {
         }
     }
 
+    /// How much is missing of the frame being gathered, once its header is there. (Version 2.)
+    #[inline]
+    pub fn missing_bytes(&self) -> Option<usize> {
+        Some(self.frame_bytes? - self.gathered.len())
+    }
+
+    /// For who appends pieces to the gathered bytes himself and sums them on the way: `append` gets
+    /// the buffer, with room for `bytes`, and the CRC so far, and returns the new CRC. In the middle
+    /// of a frame that misses no less, whose header is there. (Version 2.)
+    pub fn append_summed(&mut self, bytes: usize, append: impl FnOnce(&mut Vec<u8>, u32) -> u32) {
+        let goal = self.frame_bytes.expect("the header is there");
+        assert!(self.gathered.len() + bytes <= goal);
+        let sum = self.sum.unwrap_or_else(|| {
+            let (header, payload) = self.gathered.split_first_chunk().expect("the header");
+            crc::frame_crc(header, payload)
+        });
+        make_room(&mut self.gathered, bytes, goal);
+        self.sum = Some(append(&mut self.gathered, sum));
+    }
+
+    /// Takes the frame out if it is complete and was summed to the end: its header and its bytes,
+    /// whose CRC is right, or the refusal.
+    pub fn take_summed(&mut self) -> Option<Result<(Header, Vec<u8>), Refusal>> {
+        let got = self.sum.filter(|_| self.missing_bytes() == Some(0))?;
+        let frame = self.take();
+        // Its limits were checked when it was begun.
+        let header = match Header::parse(&frame, u32::MAX) {
+            Ok(header) => header?,
+            Err(refusal) => return Some(Err(refusal)),
+        };
+        let expected = header.crc32;
+        Some(match got == expected {
+            true => Ok((header, frame)),
+            false => Err(Refusal::CrcMismatch { expected, got }),
+        })
+    }
+
     /// Gathers the next frame in this buffer, whatever it holds. Not in the middle of a frame.
     pub fn lend(&mut self, mut buffer: Vec<u8>) {
         assert!(!self.is_mid_frame(), "a buffer is lent between frames");
@@ -146,6 +190,7 @@ impl Assembler {
     /// The complete frame, header first. Keeps no memory.
     pub fn take(&mut self) -> Vec<u8> {
         self.frame_bytes = None;
+        self.sum = None;
         std::mem::take(&mut self.gathered)
     }
 }

@@ -30,6 +30,8 @@ pub(super) enum Item {
         payload_bytes: u32,
         version: ProtocolVersion,
         priority: bool,
+        /// Its CRC was found to be right already.
+        verified: bool,
     },
     /// The connection's bytes from here on are no frame.
     Refused {
@@ -78,6 +80,22 @@ impl Batch {
             payload_bytes: header.length,
             version,
             priority,
+            verified: false,
+        });
+    }
+
+    /// Adds a frame whose CRC is right, which fills its chunk.
+    pub(super) fn add_verified(&mut self, key: Key, header: Header, chunk: u32) {
+        let priority = header.flags.contains(Flags::PRIORITY);
+        self.has_priority |= priority;
+        self.items.push(Item::Frame {
+            key,
+            chunk,
+            start: 0,
+            payload_bytes: header.length,
+            version: ProtocolVersion::V2,
+            priority,
+            verified: true,
         });
     }
 
@@ -107,6 +125,7 @@ impl Batch {
                 payload_bytes: header.length,
                 version: ProtocolVersion::V2,
                 priority,
+                verified: false,
             });
             count += 1;
             at += wire::HEADER_BYTES + header.length as usize;
@@ -221,10 +240,8 @@ impl Worker {
                     at += taken;
                     if let Some(header) = complete {
                         let frame = connection.assembler.take();
-                        // Kept until its answer is accounted for.
-                        connection.handling_bytes += std::mem::take(&mut connection.reserved_bytes);
+                        connection.message_complete();
                         let gathered = self.batch.add_chunk(Chunk::Owned(frame));
-                        connection.progress_bytes += PROGRESS_BYTES;
                         self.batch.add_frame(key, version, header, gathered, 0);
                     }
                 }
@@ -291,6 +308,7 @@ impl Worker {
                     start,
                     payload_bytes,
                     version: ProtocolVersion::V2,
+                    verified: false,
                     ..
                 } = &self.batch.items[next]
                 {

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::deferred::ConnectionShared;
+use super::lifecycle::PROGRESS_BYTES;
 use super::outgoing::Outgoing;
 use super::session::Session;
 use super::shm::ShmLink;
@@ -180,6 +181,12 @@ impl Connection {
             .as_ref()
             .map_or(0, |waiting| waiting.stash.len());
         self.out.buffered_bytes() + stash
+    }
+
+    /// A message that was gathered is complete: its room is kept until its answer is accounted for.
+    pub(super) fn message_complete(&mut self) {
+        self.handling_bytes += std::mem::take(&mut self.reserved_bytes);
+        self.progress_bytes += PROGRESS_BYTES;
     }
 
     /// Requests of this connection are handled.

@@ -249,9 +249,11 @@ impl<'a> Responder<'a> {
                 msg_id,
                 ..
             } = self.parts.to;
-            self.parts
-                .out
-                .frame(self.parts.pool, version, flags, msg_type, msg_id, payload);
+            let out = &mut *self.parts.out;
+            if last && out.repeats(flags, msg_type, msg_id, payload) {
+                return;
+            }
+            out.frame(self.parts.pool, version, flags, msg_type, msg_id, payload);
         }
     }
 }

@@ -23,6 +23,7 @@ mod session;
 mod shm;
 mod slots;
 mod vec_pool;
+mod whole;
 
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};

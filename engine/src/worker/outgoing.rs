@@ -1,5 +1,7 @@
 //! Frames on their way out of one connection.
 
+use std::collections::VecDeque;
+
 use super::vec_pool::VecPool;
 use crate::shm::{Ends, RECORD_MAX};
 use crate::wire::{self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, legacy};
@@ -7,6 +9,9 @@ use crate::wire::{self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion,
 /// Answers gathered for a ring go in pieces of this size, so that the client works on the first
 /// while the next is written.
 const PIECE_BYTES: usize = 4096;
+/// A buffer that holds so much does not grow any more where another can follow it.
+const GROWS_BYTES_MAX: usize = 64 * 1024;
+
 /// Encoded frames that wait to be sent, and how much of them is under way.
 #[derive(Default)]
 pub(crate) struct Outgoing {
@@ -21,27 +26,66 @@ pub(crate) struct Outgoing {
     pub(super) gathering: bool,
     /// The ring was full when it was last tried in this round.
     pub(super) ring_full: bool,
+    /// What comes after `staged`, in buffers of their own, lest long frames are moved as one buffer
+    /// grows (shared memory only). None while `staged` is empty.
+    behind: VecDeque<Vec<u8>>,
+    behind_bytes: usize,
     /// The rings of a shared-memory connection.
     pub(super) ends: Option<Box<Ends>>,
     /// Bytes encoded since the worker last asked, for its statistics.
     pub(super) encoded_bytes: u64,
+    repeat: Repeat,
+}
+
+/// Whether an answer can leave from its request's buffer.
+#[derive(Default)]
+enum Repeat {
+    /// It is not known to.
+    #[default]
+    No,
+    /// If its payload is this one: where that begins and how long it is.
+    Possible(usize, usize),
+    /// It will, with this header.
+    Wanted(Header),
 }
 
 impl Outgoing {
     /// Bytes held in memory for this connection.
     pub(super) fn buffered_bytes(&self) -> usize {
-        self.staged.len() - self.staged_sent + self.sending_bytes
+        self.staged.len() - self.staged_sent + self.behind_bytes + self.sending_bytes
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.staged.is_empty() && self.sending_bytes == 0
     }
 
-    fn room(&mut self, pool: &mut VecPool, bytes: usize) -> &mut Vec<u8> {
+    /// Encodes something of about so many bytes behind what waits.
+    fn encode(&mut self, pool: &mut VecPool, bytes: usize, encode: impl FnOnce(&mut Vec<u8>)) {
         if self.staged.capacity() == 0 {
             self.staged = pool.take_for(bytes);
         }
-        &mut self.staged
+        let last = self.behind.back().unwrap_or(&self.staged);
+        let grows = last.len() + bytes > last.capacity() && last.len() >= GROWS_BYTES_MAX;
+        if grows && self.ends.is_some() {
+            self.behind.push_back(pool.take_for(bytes));
+        }
+        let (to, is_behind) = match self.behind.back_mut() {
+            Some(last) => (last, true),
+            None => (&mut self.staged, false),
+        };
+        let before = to.len();
+        encode(to);
+        let encoded = to.len() - before;
+        self.behind_bytes += if is_behind { encoded } else { 0 };
+        self.encoded_bytes += encoded as u64;
+    }
+
+    /// Throws away what waits for a connection that is gone.
+    pub(super) fn forget(&mut self) {
+        self.staged = Vec::new();
+        self.staged_sent = 0;
+        self.behind = VecDeque::new();
+        self.behind_bytes = 0;
     }
 
     /// Encodes one frame.
@@ -67,17 +111,58 @@ impl Outgoing {
                 return;
             }
         }
-        let staged = self.room(pool, payload.len());
-        let before = staged.len();
-        match version {
-            ProtocolVersion::V2 => wire::encode_to(staged, flags, msg_type, msg_id, payload),
-            ProtocolVersion::V1 => legacy::encode_to(staged, msg_type, msg_id, payload),
-        }
-        self.encoded_bytes += (self.staged.len() - before) as u64;
-        let waiting = self.staged.len() - self.staged_sent;
-        if self.gathering && !self.ring_full && waiting >= PIECE_BYTES {
+        self.encode(pool, HEADER_BYTES + payload.len(), |to| match version {
+            ProtocolVersion::V2 => wire::encode_to(to, flags, msg_type, msg_id, payload),
+            ProtocolVersion::V1 => legacy::encode_to(to, msg_type, msg_id, payload),
+        });
+        if self.gathering && !self.ring_full && self.buffered_bytes() >= PIECE_BYTES {
             self.flush_to_ring(pool);
         }
+    }
+
+    /// The request that is handled now has this payload, in a frame of its own.
+    pub(super) fn lend(&mut self, payload: &[u8]) {
+        self.repeat = Repeat::Possible(payload.as_ptr().addr(), payload.len());
+    }
+
+    /// Notes the last answer to a request, if its payload is that of the request itself, in the same
+    /// memory: borrowed since it was checked, it is unchanged. False: nothing was done.
+    #[inline]
+    pub(super) fn repeats(
+        &mut self,
+        flags: Flags,
+        msg_type: u16,
+        msg_id: u64,
+        payload: &[u8],
+    ) -> bool {
+        let Repeat::Possible(at, length) = self.repeat else {
+            return false;
+        };
+        let same = payload.as_ptr().addr() == at && payload.len() == length;
+        if same {
+            self.repeat = Repeat::Wanted(Header::new(flags, msg_type, msg_id, length as u32));
+        }
+        same
+    }
+
+    /// After the handler: the header of the answer for which the request's buffer is to be used.
+    pub(super) fn take_repeat(&mut self) -> Option<Header> {
+        match std::mem::take(&mut self.repeat) {
+            Repeat::Wanted(header) => Some(header),
+            _ => None,
+        }
+    }
+
+    /// Sends a frame that is encoded already. Shared memory only.
+    pub(super) fn send_frame(&mut self, pool: &mut VecPool, frame: Vec<u8>) {
+        self.encoded_bytes += frame.len() as u64;
+        if self.staged.is_empty() {
+            pool.give(std::mem::replace(&mut self.staged, frame));
+        } else {
+            self.behind_bytes += frame.len();
+            self.behind.push_back(frame);
+        }
+        self.flush_to_ring(pool);
     }
 
     /// Moves staged frames into the ring, as far as there is room, in pieces. Shared memory only.
@@ -85,13 +170,22 @@ impl Outgoing {
         let Some(ends) = &mut self.ends else { return };
         // Twice: what the client made room for before it saw that we want some is not announced.
         for _ in 0..2 {
-            while self.staged_sent < self.staged.len() {
+            // Bounded by the ring's room; each turn sends a piece or takes the next buffer.
+            loop {
                 let rest = &self.staged[self.staged_sent..];
                 let piece = &rest[..rest.len().min(RECORD_MAX)];
-                if !ends.tx.push(piece, ends.rx.position()) {
+                if !piece.is_empty() {
+                    if !ends.tx.push(piece, ends.rx.position()) {
+                        break;
+                    }
+                    self.staged_sent += piece.len();
+                } else if let Some(next) = self.behind.pop_front() {
+                    self.behind_bytes -= next.len();
+                    pool.give(std::mem::replace(&mut self.staged, next));
+                    self.staged_sent = 0;
+                } else {
                     break;
                 }
-                self.staged_sent += piece.len();
             }
             if self.staged_sent == self.staged.len() {
                 break;

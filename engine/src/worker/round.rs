@@ -130,6 +130,7 @@ impl Worker {
                     payload_bytes,
                     version,
                     priority,
+                    ..
                 } => {
                     if priority_only {
                         if !priority {

@@ -30,7 +30,7 @@ const WATCHED_MAX: usize = 4;
 /// The most bytes taken from one ring in one round after the first record, so that nobody starves
 /// the others. Buffers that grew for a round are no longer than this either: the pool has room for
 /// them, and whoever gathers a short frame can use them too.
-const ROUND_BYTES: usize = 64 * 1024;
+pub(super) const ROUND_BYTES: usize = 64 * 1024;
 /// With this many connections, cold ones give their pages back.
 const CROWD: usize = 64;
 /// A connection that moved this much gives its pages back when it gets cold.
@@ -206,8 +206,8 @@ impl Worker {
         if !has_record && (connection.tcp.ended || !ends.peer_closed()) {
             return false;
         }
-        let waiting = connection.has_waiting()
-            || connection.out.staged.len() - connection.out.staged_sent > outgoing_bytes_max;
+        let waiting =
+            connection.has_waiting() || connection.out.buffered_bytes() > outgoing_bytes_max;
         if connection.phase == Phase::Open && waiting {
             if ends.peer_closed() {
                 // Nobody will read the answers that wait.
@@ -226,7 +226,7 @@ impl Worker {
         }
         if !has_record {
             connection.tcp.ended = true;
-        } else {
+        } else if !self.take_into_message(key) {
             // The first record is answered before the next is looked for: with one request in
             // flight, that look would wait for a cache line which holds nothing yet.
             let mut taken = self.dispatcher.pool.take();
@@ -235,7 +235,10 @@ impl Worker {
                 _ if taken.is_empty() => {}
                 _ => taken = self.scan_owned(key, taken),
             }
-            self.take_records(key, &mut taken);
+            // What was taken may be the beginning of a long message.
+            if !self.take_into_message(key) {
+                self.take_records(key, &mut taken);
+            }
             if !taken.is_empty() {
                 taken = self.scan_owned(key, taken);
             }
@@ -266,10 +269,11 @@ impl Worker {
                 return None;
             }
         };
-        match self.took(key, taken) {
-            true => header,
-            false => None,
+        if self.took(key, taken.len()) {
+            return header;
         }
+        taken.clear();
+        None
     }
 
     /// Appends records to `taken`, which is empty, until that has enough for a round or the ring is
@@ -304,21 +308,21 @@ impl Worker {
         if let Some(error) = corrupt {
             self.close_corrupt(key, error);
         }
-        if !taken.is_empty() {
-            self.took(key, taken);
+        if !taken.is_empty() && !self.took(key, taken.len()) {
+            taken.clear();
         }
     }
 
-    /// Counts what was taken. False: it may not be used, and is thrown away.
+    /// Counts what was taken. False: it may not be used.
     #[inline(always)]
-    fn took(&mut self, key: Key, taken: &mut Vec<u8>) -> bool {
+    pub(super) fn took(&mut self, key: Key, bytes: usize) -> bool {
         let Some(connection) = self.connections.get_mut(key) else {
             return false;
         };
         let (Some(link), Some(ends)) = (&mut connection.shm, &connection.out.ends) else {
             return false;
         };
-        let bytes = taken.len() as u64;
+        let bytes = bytes as u64;
         link.bytes_since += bytes;
         connection.progress_bytes += bytes;
         self.stats.bytes(Transport::Shm, Direction::In, bytes);
@@ -326,18 +330,13 @@ impl Worker {
         if ends.segment.poisoned() {
             self.close_corrupt(key, Corrupt("its memory was cut short"));
         }
-        let usable = self
-            .connections
+        self.connections
             .get_mut(key)
-            .is_some_and(|connection| connection.takes_requests());
-        if !usable {
-            taken.clear();
-        }
-        usable
+            .is_some_and(|connection| connection.takes_requests())
     }
 
     #[cold]
-    fn close_corrupt(&mut self, key: Key, error: Corrupt) {
+    pub(super) fn close_corrupt(&mut self, key: Key, error: Corrupt) {
         log::warn!("a shared-memory connection was closed: {error}");
         if let Some(connection) = self.connections.get_mut(key) {
             connection.phase = Phase::Closing;
@@ -518,8 +517,7 @@ impl Worker {
         };
         if let Some(ends) = connection.out.ends.take() {
             ends.close_and_wake();
-            connection.out.staged = Vec::new();
-            connection.out.staged_sent = 0;
+            connection.out.forget();
             self.rings.hot.retain(|&hot| hot != key);
             self.rings.by_bit[link.ready_bit] = None;
             self.shared.ready_bits[self.rings.worker].give(link.ready_bit);

@@ -9,6 +9,7 @@
 //! feature cannot be inlined into code without it, so the call cannot be saved, only not repeated.
 
 mod batch;
+mod exchange;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 mod gf;
 mod kernel;
@@ -28,6 +29,7 @@ mod sse42;
 mod tests;
 
 pub use batch::{batch, frame_batch};
+pub use exchange::exchange_header;
 use kernel::Kernel;
 
 /// Bytes of a frame header.

@@ -141,3 +141,34 @@ fn memory_grows_with_what_arrives() {
     assert!(assembler.take() == bytes);
     assert!(!assembler.is_mid_frame());
 }
+
+#[test]
+fn pieces_that_are_summed_on_the_way() {
+    let payload: Vec<u8> = (0..100_000u32).map(|at| (at / 3) as u8).collect();
+    let mut good = Vec::new();
+    encode_to(&mut good, Flags::REQUEST, 7, 1, &payload);
+    for broken in [None, Some(30), Some(60_000), Some(good.len() - 1)] {
+        let mut bytes = good.clone();
+        if let Some(at) = broken {
+            bytes[at] ^= 0x10;
+        }
+        let mut assembler = Assembler::default();
+        let (begin, rest) = bytes.split_at(1000);
+        assert_eq!(assembler.missing_bytes(), None);
+        assembler.push(V2, begin, u32::MAX).unwrap();
+        for piece in rest.chunks(32_760) {
+            assert!(assembler.take_summed().is_none());
+            assembler.append_summed(piece.len(), |gathered, sum| {
+                gathered.extend_from_slice(piece);
+                crate::wire::crc::append(sum, piece)
+            });
+        }
+        assert_eq!(assembler.missing_bytes(), Some(0));
+        let complete = assembler.take_summed().unwrap();
+        match broken {
+            None => assert!(complete.unwrap().1 == bytes),
+            Some(_) => assert!(matches!(complete, Err(Refusal::CrcMismatch { .. }))),
+        }
+        assert!(!assembler.is_mid_frame() && assembler.take_summed().is_none());
+    }
+}

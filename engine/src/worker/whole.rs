@@ -1,0 +1,102 @@
+//! Long messages over shared memory: those that do not fit one record.
+//!
+//! From the ring they are copied straight to where they are gathered, and summed on the way. An
+//! answer that repeats its request, as an echo's does, leaves from that same buffer: the header is
+//! exchanged, and the CRC with it, so that the sum which the client made covers the way back too.
+
+use super::Worker;
+use super::batch::Chunk;
+use super::shm::ROUND_BYTES;
+use crate::uring::Key;
+use crate::wire::{HEADER_BYTES, Header, crc};
+
+impl Worker {
+    /// Takes records that lie within the message that is being gathered. False: there were none.
+    pub(super) fn take_into_message(&mut self, key: Key) -> bool {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return false;
+        };
+        let assembler = &mut connection.assembler;
+        let Some(ends) = &mut connection.out.ends else {
+            return false;
+        };
+        let mut taken = 0;
+        let mut corrupt = None;
+        // Bounded by the budget.
+        while taken < ROUND_BYTES {
+            let missing = assembler.missing_bytes().unwrap_or(0);
+            let record = match ends.rx.next() {
+                Ok(Some(record)) if record.length <= missing => record,
+                Ok(_) => break,
+                Err(error) => {
+                    corrupt = Some(error);
+                    break;
+                }
+            };
+            assembler.append_summed(record.length, |gathered, sum| {
+                ends.rx
+                    .copy_summed(&record, 0..record.length, gathered, sum)
+            });
+            let ack = ends.rx.advance(&record);
+            ends.tx.acknowledged(ack);
+            // The client is waiting for this room.
+            ends.rx.publish();
+            taken += record.length;
+        }
+        if let Some(error) = corrupt {
+            self.close_corrupt(key, error);
+            return true;
+        }
+        if taken > 0 && self.took(key, taken) {
+            self.handle_if_complete(key);
+        }
+        taken > 0
+    }
+
+    fn handle_if_complete(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let Some(complete) = connection.assembler.take_summed() else {
+            return;
+        };
+        connection.message_complete();
+        match complete {
+            Err(refusal) => self.refuse(key, refusal, 0),
+            Ok((header, frame)) if self.batch.items.is_empty() => {
+                self.handle_frame(key, &header, frame);
+            }
+            // Others came before it.
+            Ok((header, frame)) => {
+                let chunk = self.batch.add_chunk(Chunk::Owned(frame));
+                self.batch.add_verified(key, header, chunk);
+            }
+        }
+    }
+
+    /// Handles a frame whose CRC is right, in a buffer of its own.
+    fn handle_frame(&mut self, key: Key, header: &Header, mut frame: Vec<u8>) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let payload = &frame[HEADER_BYTES..];
+        connection.out.lend(payload);
+        self.dispatcher.frame(
+            &self.shared.handlers,
+            key,
+            connection,
+            header,
+            payload,
+            self.now_ns,
+        );
+        let pool = &mut self.dispatcher.pool;
+        let Some(mut answer) = connection.out.take_repeat() else {
+            return pool.give(frame);
+        };
+        let length = payload.len();
+        answer.crc32 =
+            crc::exchange_header(header.crc32, &header.to_bytes(), &answer.to_bytes(), length);
+        frame[..HEADER_BYTES].copy_from_slice(&answer.to_bytes());
+        connection.out.send_frame(pool, frame);
+    }
+}
