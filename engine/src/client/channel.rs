@@ -3,8 +3,9 @@
 use std::io;
 
 use super::link::Link;
+use super::long::{Lent, LongAnswer};
 use super::shm::Held;
-use crate::shm::Reservation;
+use crate::shm::{RECORD_MAX, Reservation};
 use crate::wire::{self, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, Scanned, legacy};
 
 /// Bytes received at once; longer frames make the buffer grow while they come.
@@ -30,13 +31,27 @@ pub(super) struct Channel {
     received_bytes: u64,
     /// The bytes between `start` and `end` are one frame whose CRC was checked as it was received.
     good_frame: bool,
+    /// The frame that is being sent from the caller's memory. Nothing is queued then.
+    lent: Option<Lent>,
+    /// The answer that is being gathered. Nothing else is received then.
+    long: Option<LongAnswer>,
+    /// The payload of the last one; memory for the next.
+    whole: Vec<u8>,
 }
 
 /// A frame in the receive buffer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Incoming {
     pub(super) header: Header,
-    payload_at: usize,
+    /// `None`: it is the last long answer.
+    payload_at: Option<usize>,
+}
+
+impl Incoming {
+    /// Whether the payload lies in memory of its own; see [`Channel::exchange_payload`].
+    pub(super) fn lies_apart(&self) -> bool {
+        self.payload_at.is_none()
+    }
 }
 
 impl Channel {
@@ -53,6 +68,9 @@ impl Channel {
             end: 0,
             received_bytes: 0,
             good_frame: false,
+            lent: None,
+            long: None,
+            whole: Vec::new(),
         }
     }
 
@@ -111,6 +129,59 @@ impl Channel {
             self.sent_before += (HEADER_BYTES + payload.len()) as u64;
         }
         sent
+    }
+
+    /// Begins to send a frame from the caller's memory, where it is too long for a record and nothing
+    /// is queued; [`Channel::flush_lent`] sends it. False: queue it.
+    pub(super) fn lend(
+        &mut self,
+        flags: Flags,
+        msg_type: u16,
+        msg_id: u64,
+        payload: &[u8],
+    ) -> bool {
+        let can = self.takes_lent(payload.len()) && self.out.is_empty();
+        if can {
+            let header = Header::new(flags, msg_type, msg_id, payload.len() as u32);
+            self.lent = Some(Lent::new(header, payload));
+        }
+        can
+    }
+
+    /// Whether a payload of this length is to be sent from the caller's memory.
+    #[inline]
+    pub(super) fn takes_lent(&self, payload_bytes: usize) -> bool {
+        HEADER_BYTES + payload_bytes > RECORD_MAX
+            && u32::try_from(payload_bytes).is_ok()
+            && matches!(self.link, Link::Shm(_))
+    }
+
+    /// Sends what fits of the frame that was lent with this payload. True: nothing is left.
+    pub(super) fn flush_lent(&mut self, payload: &[u8]) -> io::Result<bool> {
+        let (Some(lent), Link::Shm(link)) = (&mut self.lent, &mut self.link) else {
+            return Ok(true);
+        };
+        let all = link.send_lent(lent, payload)?;
+        if all {
+            self.sent_before += lent.frame_bytes() as u64;
+            self.lent = None;
+        }
+        Ok(all)
+    }
+
+    /// Queues the frame that was lent with this payload, of which some may be sent: the caller
+    /// wants its memory back.
+    pub(super) fn give_back(&mut self, payload: &[u8]) {
+        let Some(lent) = self.lent.take() else { return };
+        debug_assert!(self.out.is_empty());
+        self.out.extend_from_slice(&lent.header.to_bytes());
+        wire::append(&mut self.out, payload);
+        self.out_sent = lent.sent;
+    }
+
+    /// The frame that is being sent from the caller's memory, and where it begins in the stream.
+    pub(super) fn lent(&self) -> Option<(u64, Header)> {
+        Some((self.next_begins_at(), self.lent?.header))
     }
 
     /// Room to write a payload where it is sent from, where the link has such and nothing is queued.
@@ -192,10 +263,16 @@ impl Channel {
     /// Receives what is there. 0: nothing is. The server's end is an error.
     #[inline]
     pub(super) fn fill(&mut self) -> io::Result<usize> {
+        if self.long.is_some() {
+            return self.fill_long();
+        }
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
             if self.input.len() > KEPT_BYTES_MAX {
                 self.input = vec![0; RECEIVE_BYTES];
+            }
+            if self.whole.capacity() > KEPT_BYTES_MAX {
+                self.whole = Vec::new();
             }
         } else if self.end == self.input.len() {
             self.make_room();
@@ -220,6 +297,21 @@ impl Channel {
         }
     }
 
+    fn fill_long(&mut self) -> io::Result<usize> {
+        let (Some(long), Link::Shm(link)) = (&mut self.long, &mut self.link) else {
+            unreachable!("long answers come out of rings")
+        };
+        match link.receive_long(long) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(received) => {
+                self.received_bytes += received as u64;
+                Ok(received)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
     fn make_room(&mut self) {
         self.input.copy_within(self.start..self.end, 0);
         self.end -= self.start;
@@ -239,13 +331,13 @@ impl Channel {
     pub(super) fn next(&mut self) -> Result<Option<Incoming>, Refusal> {
         let bytes = &self.input[self.start..self.end];
         if bytes.is_empty() {
-            return Ok(None);
+            return self.next_long();
         }
         // Found to be one frame already: all that is left to check is the limit.
         if std::mem::take(&mut self.good_frame)
             && let Ok(Some(header)) = Header::parse(bytes, self.max_message_bytes)
         {
-            let payload_at = self.start + HEADER_BYTES;
+            let payload_at = Some(self.start + HEADER_BYTES);
             self.start = self.end;
             return Ok(Some(Incoming { header, payload_at }));
         }
@@ -262,7 +354,10 @@ impl Channel {
             wire::verify_whole(&header, &bytes[..frame_bytes])?;
             let payload_at = self.start + HEADER_BYTES;
             self.start += frame_bytes;
-            return Ok(Some(Incoming { header, payload_at }));
+            return Ok(Some(Incoming {
+                header,
+                payload_at: Some(payload_at),
+            }));
         }
         self.scan_other()
     }
@@ -272,12 +367,23 @@ impl Channel {
         let bytes = &self.input[self.start..self.end];
         let scanned = wire::scan(self.version, bytes, self.max_message_bytes);
         match scanned.map_err(|refusal| other_version(self.version, refusal))? {
+            Scanned::Part {
+                frame_bytes: Some(frame_bytes),
+            } if frame_bytes > RECORD_MAX && matches!(self.link, Link::Shm(_)) => {
+                let (head, first) = bytes.split_at(HEADER_BYTES);
+                if let Ok(Some(header)) = Header::parse(head, self.max_message_bytes) {
+                    let buffer = std::mem::take(&mut self.whole);
+                    self.long = Some(LongAnswer::begin(header, first, buffer));
+                    self.start = self.end;
+                }
+                Ok(None)
+            }
             Scanned::Part { .. } => Ok(None),
             Scanned::Frame {
                 header,
                 frame_bytes,
             } => {
-                let payload_at = self.start + frame_bytes - header.length as usize;
+                let payload_at = Some(self.start + frame_bytes - header.length as usize);
                 let incoming = Incoming { header, payload_at };
                 if self.version == ProtocolVersion::V2 {
                     wire::verify(&header, self.payload(&incoming))?;
@@ -288,9 +394,32 @@ impl Channel {
         }
     }
 
+    /// The long answer, if one is complete.
+    #[inline]
+    fn next_long(&mut self) -> Result<Option<Incoming>, Refusal> {
+        let complete = |long: &mut LongAnswer| long.missing_bytes() == 0;
+        let Some(long) = self.long.take_if(complete) else {
+            return Ok(None);
+        };
+        let (header, payload) = long.finish()?;
+        self.whole = payload;
+        Ok(Some(Incoming {
+            header,
+            payload_at: None,
+        }))
+    }
+
     #[inline]
     pub(super) fn payload(&self, incoming: &Incoming) -> &[u8] {
-        &self.input[incoming.payload_at..][..incoming.header.length as usize]
+        match incoming.payload_at {
+            Some(at) => &self.input[at..][..incoming.header.length as usize],
+            None => &self.whole,
+        }
+    }
+
+    /// Takes the payload of the last long answer without a copy; `next` is memory for the next one.
+    pub(super) fn exchange_payload(&mut self, next: Vec<u8>) -> Vec<u8> {
+        std::mem::replace(&mut self.whole, next)
     }
 
     pub(super) fn is_v1(&self) -> bool {

@@ -6,6 +6,9 @@ use super::inner::{Inner, Keep};
 use super::{Client, Error};
 use crate::wire::append;
 
+/// Payloads from this length on change hands without a copy, where they lie in memory of their own.
+const MOVED_BYTES_MIN: usize = 32 * 1024;
+
 pub(super) const NOT_IN_FLIGHT: Error = Error::InvalidRequest("no such request is in flight");
 
 /// Waits for all parts of the answer to one request and appends them to `to`. However this ends,
@@ -22,7 +25,13 @@ pub(super) fn collect(
         while !inner.ready.is_empty()
             && let Some(answer) = inner.ready.take(id)
         {
-            append(to, &answer.result?);
+            let payload = answer.result?;
+            if to.is_empty() && payload.len() >= MOVED_BYTES_MIN {
+                inner.ready.give_back(std::mem::replace(to, payload));
+            } else {
+                append(to, &payload);
+                inner.ready.give_back(payload);
+            }
             if answer.last {
                 return Ok(());
             }
@@ -30,12 +39,24 @@ pub(super) fn collect(
         if !inner.flights.contains(id) {
             return Err(NOT_IN_FLIGHT);
         }
+        let mut is_first = to.is_empty();
+        let mut held = false;
         let waited = inner.wait_some(deadline, &mut |answer| {
             if answer.id != id {
                 return Keep::Queue;
             }
+            // What follows a part that is held comes after it.
+            held |= is_first
+                && answer
+                    .result
+                    .as_ref()
+                    .is_ok_and(|it| it.len() >= MOVED_BYTES_MIN);
+            if held {
+                return Keep::Held;
+            }
             match &answer.result {
                 Ok(payload) => {
+                    is_first = false;
                     append(to, payload);
                     if answer.last {
                         outcome = Some(Ok(()));

@@ -36,6 +36,8 @@ pub(super) struct Inner {
     pub(super) ready: Kept,
     /// Frames that the lost connection did not send, for the next one.
     pub(super) unsent: Vec<u8>,
+    /// The last of them lacks its payload, which is lent by a caller who is about to add it.
+    pub(super) unsent_lacks_payload: bool,
     pub(super) backoff: Backoff,
     policy: WaitPolicy,
     pub(super) stats: ClientStats,
@@ -63,6 +65,7 @@ impl Inner {
             address,
             channel: Some(channel),
             unsent: Vec::new(),
+            unsent_lacks_payload: false,
             backoff: Backoff::default(),
             stats: ClientStats::default(),
             peer,
@@ -213,6 +216,15 @@ impl Inner {
     ) -> Result<u64, Error> {
         self.check_length(payload.len())?;
         self.ready_to_submit(deadline)?;
+        if self
+            .channel
+            .as_ref()
+            .is_some_and(|channel| channel.takes_lent(payload.len()))
+        {
+            // Only what follows nothing that is queued is sent from the caller's memory.
+            self.send_queued(deadline)?;
+            self.ready_to_submit(deadline)?;
+        }
         let began_ns = match &self.round_trips {
             Some(_) => clock::now_ns(),
             None => 0,
@@ -222,6 +234,10 @@ impl Inner {
         let flags = flags | Flags::REQUEST;
         self.stats.sent += 1;
         if when == When::Now && channel.send_in_place(flags, msg_type, id, payload) {
+            return Ok(id);
+        }
+        if channel.lend(flags, msg_type, id, payload) {
+            self.send_lent(payload, deadline)?;
             return Ok(id);
         }
         channel.queue(flags, msg_type, id, payload);
@@ -509,9 +525,11 @@ pub(super) enum Keep {
     Done,
     /// It is somebody else's: keep it until it is asked for.
     Queue,
+    /// Keep it, however long it is, for who takes it next.
+    Held,
 }
 
-fn timeout(deadline: &Deadline) -> Error {
+pub(super) fn timeout(deadline: &Deadline) -> Error {
     Error::Timeout {
         after: deadline.timeout(),
     }

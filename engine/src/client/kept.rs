@@ -11,9 +11,11 @@ const ANSWER_BYTES: usize = 64;
 
 /// How much memory is held for the next payloads. Megabytes that are mapped anew for each answer
 /// cost more than the answer.
-const SPARE_BYTES_MAX: usize = 4 * 1024 * 1024;
+const SPARE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// In how many buffers.
 const SPARE_MAX: usize = 1024;
+/// Buffers above this are for long payloads only.
+const SMALL_BYTES_MAX: usize = 32 * 1024;
 
 /// Answers in the order in which they came, up to a limit.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub(super) struct Kept {
     bytes_max: usize,
     /// Buffers whose answers were given to a sink.
     spare: Vec<Vec<u8>>,
+    /// Apart: a large one lent for a short payload is missing when a long one comes.
+    spare_large: Vec<Vec<u8>>,
     spare_bytes: usize,
 }
 
@@ -33,6 +37,7 @@ impl Kept {
             bytes: 0,
             bytes_max,
             spare: Vec::new(),
+            spare_large: Vec::new(),
             spare_bytes: 0,
         }
     }
@@ -69,8 +74,7 @@ impl Kept {
     pub(super) fn push_copy(&mut self, answer: &AnswerRef<'_>) {
         let result = match &answer.result {
             Ok(payload) => {
-                let mut copy = self.spare.pop().unwrap_or_default();
-                self.spare_bytes -= copy.capacity();
+                let mut copy = self.spare(payload.len());
                 append(&mut copy, payload);
                 Ok(copy)
             }
@@ -84,13 +88,28 @@ impl Kept {
         });
     }
 
+    /// Memory for a payload of so many bytes, with less room perhaps.
+    pub(super) fn spare(&mut self, payload_bytes: usize) -> Vec<u8> {
+        let list = match payload_bytes {
+            0..=SMALL_BYTES_MAX => &mut self.spare,
+            _ => &mut self.spare_large,
+        };
+        let buffer = list.pop().unwrap_or_default();
+        self.spare_bytes -= buffer.capacity();
+        buffer
+    }
+
     /// Takes back the buffer of an answer that nobody needs any more.
     pub(super) fn give_back(&mut self, mut buffer: Vec<u8>) {
         let bytes = buffer.capacity();
-        if self.spare.len() < SPARE_MAX && self.spare_bytes + bytes <= SPARE_BYTES_MAX {
+        let list = match bytes {
+            0..=SMALL_BYTES_MAX => &mut self.spare,
+            _ => &mut self.spare_large,
+        };
+        if list.len() < SPARE_MAX && self.spare_bytes + bytes <= SPARE_BYTES_MAX {
             self.spare_bytes += bytes;
             buffer.clear();
-            self.spare.push(buffer);
+            list.push(buffer);
         }
     }
 

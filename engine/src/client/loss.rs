@@ -6,7 +6,7 @@ use super::Error;
 use super::answer::{Answer, AnswerRef};
 use super::channel::Channel;
 use super::inner::{Inner, Keep};
-use crate::wire::{Flags, msg_type};
+use crate::wire::{Flags, Header, msg_type};
 
 impl Inner {
     /// The connection is gone. Requests that were sent fail; frames that were not wait for the
@@ -35,26 +35,40 @@ impl Inner {
     fn keep_unsent(&mut self, channel: &Channel) -> Vec<u64> {
         let mut kept = Vec::new();
         self.unsent.clear();
+        self.unsent_lacks_payload = false;
         for (begins_at, header, frame) in channel.unsent() {
-            let id = header.msg_id;
-            if header.flags.contains(Flags::REQUEST) {
-                match self.flights.get(id) {
-                    Some(flight) if flight.begins_at == begins_at => {
-                        self.flights.moved(id, self.unsent.len() as u64);
-                        kept.push(id);
-                    }
-                    // A later part of a stream goes where the first went.
-                    Some(_) if kept.binary_search(&id).is_ok() => {}
-                    // Forgotten, or begun over the lost connection.
-                    _ => continue,
-                }
-            } else if header.msg_type == msg_type::CANCEL {
-                // The request that it names died with the connection.
-                continue;
+            if self.moves(begins_at, &header, &mut kept) {
+                self.unsent.extend_from_slice(frame);
             }
-            self.unsent.extend_from_slice(frame);
+        }
+        if let Some((begins_at, header)) = channel.lent()
+            && self.moves(begins_at, &header, &mut kept)
+        {
+            self.unsent.extend_from_slice(&header.to_bytes());
+            self.unsent_lacks_payload = true;
         }
         kept
+    }
+
+    /// Whether a frame that was not sent goes over the next connection, behind those that do. If it
+    /// begins a request, that moves there and is one of the `kept`.
+    fn moves(&mut self, begins_at: u64, header: &Header, kept: &mut Vec<u64>) -> bool {
+        let id = header.msg_id;
+        if !header.flags.contains(Flags::REQUEST) {
+            // The request that a CANCEL names died with the connection.
+            return header.msg_type != msg_type::CANCEL;
+        }
+        match self.flights.get(id) {
+            Some(flight) if flight.begins_at == begins_at => {
+                self.flights.moved(id, self.unsent.len() as u64);
+                kept.push(id);
+                true
+            }
+            // A later part of a stream goes where the first went.
+            Some(_) => kept.binary_search(&id).is_ok(),
+            // Forgotten, or begun over the lost connection.
+            None => false,
+        }
     }
 
     fn fail(&mut self, id: u64, error: Error) {
@@ -66,6 +80,7 @@ impl Inner {
     /// Every request in flight fails; the answers wait to be collected.
     pub(super) fn fail_all(&mut self, error: &Error) {
         self.unsent = Vec::new();
+        self.unsent_lacks_payload = false;
         for (id, _) in self.flights.all() {
             self.fail(id, error.copy());
         }

@@ -1,7 +1,7 @@
 //! The blocking client.
 //!
 //! [`Client`] is the face; [`inner`] holds its state, sends and waits; [`receive`] makes answers of
-//! what comes and [`collect`] hands them out; [`loss`] deals with lost connections; [`reserve`]
+//! what comes and [`collect`] hands them out, [`long`] is how long ones go; [`loss`] deals with lost connections; [`reserve`]
 //! lets payloads be written in place; [`channel`] is one connection's buffers; [`link`] is the way
 //! its bytes go.
 
@@ -20,6 +20,7 @@ mod histogram;
 mod inner;
 mod kept;
 mod link;
+mod long;
 mod loss;
 mod receive;
 mod reserve;

@@ -2,6 +2,7 @@
 
 use super::Error;
 use super::answer::{Answer, AnswerRef};
+use super::channel::{Channel, Incoming};
 use super::inner::{Inner, Keep};
 use super::kept::Kept;
 use crate::sys::clock;
@@ -80,6 +81,8 @@ impl Inner {
                 // What cannot be read has no second half either.
                 last |= result.is_err();
                 last = hand_out(&mut self.ready, sink, &header, last, result);
+            } else if incoming.lies_apart() {
+                last = hand_over(&mut self.ready, sink, channel, &incoming, last);
             } else {
                 last = hand_out(&mut self.ready, sink, &header, last, Ok(payload));
             }
@@ -137,16 +140,54 @@ where
         last,
         result,
     };
-    if sink(&answer) == Keep::Done {
+    let keep = sink(&answer);
+    if keep == Keep::Done {
         return last;
     }
     let payload_bytes = answer.result.as_ref().map_or(0, |payload| payload.len());
-    if ready.has_room(payload_bytes) || answer.result.is_err() {
+    if keep == Keep::Held || ready.has_room(payload_bytes) || answer.result.is_err() {
         ready.push_copy(&answer);
         return last;
     }
     ready.push(Answer::failed(header.msg_id, ready.overrun()));
     true
+}
+
+/// As [`hand_out`], of a long answer, which lies in memory of its own: that is kept, not a copy.
+fn hand_over<S>(
+    ready: &mut Kept,
+    sink: &mut S,
+    channel: &mut Channel,
+    incoming: &Incoming,
+    last: bool,
+) -> bool
+where
+    S: FnMut(&AnswerRef<'_>) -> Keep,
+{
+    let header = &incoming.header;
+    let payload = channel.payload(incoming);
+    let payload_bytes = payload.len();
+    let keep = sink(&AnswerRef {
+        id: header.msg_id,
+        msg_type: header.msg_type,
+        last,
+        result: Ok(payload),
+    });
+    if keep == Keep::Done {
+        return last;
+    }
+    if keep == Keep::Queue && !ready.has_room(payload_bytes) {
+        ready.push(Answer::failed(header.msg_id, ready.overrun()));
+        return true;
+    }
+    let spare = ready.spare(payload_bytes);
+    ready.push(Answer {
+        id: header.msg_id,
+        msg_type: header.msg_type,
+        last,
+        result: Ok(channel.exchange_payload(spare)),
+    });
+    last
 }
 
 /// What an ERROR frame says.

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use super::long::{Lent, LongAnswer};
 use crate::shm::{ClientEnd, Corrupt, RECORD_MAX, Record, Reservation, Sleeper};
 use crate::sys::{clock, futex};
 use crate::wire::{HEADER_BYTES, Header};
@@ -153,6 +154,88 @@ impl ShmLink {
         Ok(sent)
     }
 
+    /// Puts what fits of a frame into the ring. False: some is left.
+    pub(super) fn send_lent(&mut self, lent: &mut Lent, payload: &[u8]) -> io::Result<bool> {
+        if self.gone {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let ends = &mut self.end.ends;
+        let before = lent.sent;
+        // Bounded by the ring's room.
+        while lent.sent < lent.frame_bytes() {
+            let ack = ends.rx.position();
+            let (pushed, bytes) = match lent.sent.checked_sub(HEADER_BYTES) {
+                None => {
+                    let piece = &payload[..payload.len().min(RECORD_MAX - HEADER_BYTES)];
+                    let pushed = ends.tx.push_beginning(lent.header, piece, ack);
+                    (pushed, HEADER_BYTES + piece.len())
+                }
+                Some(at) => {
+                    let piece = &payload[at..][..(payload.len() - at).min(RECORD_MAX)];
+                    (ends.tx.push(piece, ack), piece.len())
+                }
+            };
+            if !pushed {
+                break;
+            }
+            lent.sent += bytes;
+        }
+        self.was_full = lent.sent == before;
+        if !self.was_full {
+            self.end.wake_server();
+            self.taken_since_told = 0;
+        }
+        Ok(lent.sent == lent.frame_bytes())
+    }
+
+    /// Takes what is there of a long answer out of the ring; 0: the server has ended.
+    pub(super) fn receive_long(&mut self, answer: &mut LongAnswer) -> io::Result<usize> {
+        let ends = &mut self.end.ends;
+        self.good_frame = false;
+        let mut taken = 0;
+        // Bounded, so that who is sending at the same time goes on with it.
+        while answer.missing_bytes() > 0 && taken < BATCH_BYTES {
+            let (record, from) = match self.half_taken.take() {
+                Some(half) => half,
+                None => match ends.rx.next().map_err(corrupt)? {
+                    Some(record) => (record, 0),
+                    None => break,
+                },
+            };
+            let count = (record.length - from).min(answer.missing_bytes());
+            let to = from + count;
+            answer.append(count, |buffer, sum| {
+                ends.rx.copy_summed(&record, from..to, buffer, sum)
+            });
+            taken += count;
+            if to < record.length {
+                self.half_taken = Some((record, to));
+                break;
+            }
+            let ack = ends.rx.advance(&record);
+            ends.tx.acknowledged(ack);
+            // The server is waiting for this room.
+            ends.rx.publish();
+        }
+        match taken {
+            0 => self.nothing_there(),
+            _ => {
+                self.took(taken);
+                Ok(taken)
+            }
+        }
+    }
+
+    #[inline]
+    fn took(&mut self, bytes: usize) {
+        self.looks = 0;
+        self.taken_since_told += bytes;
+        if self.taken_since_told >= ROOM_BYTES {
+            self.taken_since_told = 0;
+            self.end.wake_server();
+        }
+    }
+
     /// Takes what is there out of the ring; 0: the server has ended.
     #[inline]
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -197,12 +280,7 @@ impl ShmLink {
             return self.nothing_there();
         }
         ends.rx.publish();
-        self.looks = 0;
-        self.taken_since_told += taken;
-        if self.taken_since_told >= ROOM_BYTES {
-            self.taken_since_told = 0;
-            self.end.wake_server();
-        }
+        self.took(taken);
         Ok(taken)
     }
 

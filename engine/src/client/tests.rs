@@ -2,6 +2,7 @@
 
 mod garbage;
 mod killed;
+mod long;
 mod loss;
 mod peer;
 mod shm;

@@ -261,6 +261,21 @@ impl Producer {
         true
     }
 
+    /// As [`Producer::push`] for the beginning of a frame: its header, as it is, and the first bytes
+    /// of its payload.
+    pub(crate) fn push_beginning(&mut self, header: Header, bytes: &[u8], ack: u64) -> bool {
+        let length = HEADER_BYTES + bytes.len();
+        let Some((at, word)) = self.place(length, ack) else {
+            return false;
+        };
+        let data = self.data(at, length);
+        // SAFETY: `data` is valid for both (checked); private memory does not overlap the segment.
+        unsafe { copy(bytes.as_ptr(), data.add(HEADER_BYTES), bytes.len()) };
+        self.write_head(at, Header { crc32: 0, ..header }.to_words(), header.crc32);
+        self.publish(at, word);
+        true
+    }
+
     /// Writes the header of the frame in the record at `at`, with its CRC.
     #[inline]
     pub(super) fn write_head(&self, at: u64, mut words: [u64; HEADER_WORDS], crc: u32) {

@@ -35,5 +35,6 @@ pub use header::{HEADER_BYTES, Header, ProtocolVersion, VERSION};
 pub(crate) use header::{HEADER_WORDS, words_to_bytes};
 pub use instance::{control_segment_name, is_control_segment_name, is_instance_name};
 pub use pool_report::PoolReport;
+pub(crate) use scan::make_room;
 pub use scan::{Assembler, Scanned, header_bytes, scan};
 pub(crate) use scan::{accepted_header, front_frame};

@@ -9,6 +9,8 @@ use crate::ipc::{Client, Error, IdleMode, Responder, Server, Transport, msg_type
 const INSTANCE: &str = "LAPCE_IPC_TEST_INSTANCE";
 /// Never answered.
 const SILENT: u16 = 0x0100;
+/// Keeps the worker from reading for as long as any test takes.
+const BLOCKS: u16 = 0x0101;
 
 /// A server in a process of its own; killed when dropped.
 struct Process(Child);
@@ -49,6 +51,9 @@ fn serve_until_killed() {
         .shm(instance)
         .handler(SILENT, |_, responder: Responder<'_>| {
             std::mem::forget(responder.detach());
+        })
+        .handler(BLOCKS, |_, _: Responder<'_>| {
+            std::thread::sleep(Duration::from_secs(60))
         })
         .start()
         .unwrap();
@@ -119,4 +124,41 @@ fn a_killed_server_is_noticed_and_its_successor_found() {
         .unwrap()
         .stop();
     assert!(!std::fs::exists(&path).unwrap());
+}
+
+/// Of a message that is longer than the ring, the first bytes were sent when the server died. Nobody
+/// can have acted on them, so all of it goes to the successor.
+#[test]
+fn a_message_half_sent_to_a_killed_server_reaches_its_successor() {
+    let instance = format!("killed_half_test_{}", std::process::id());
+    let mut server = Process::start(&instance);
+    for idle in [IdleMode::Spin, IdleMode::Park] {
+        let client = connect(&instance, idle);
+        let blocks = client.submit(BLOCKS, b"").unwrap();
+        client.flush().unwrap();
+        let replaced = std::thread::spawn({
+            let instance = instance.clone();
+            move || {
+                std::thread::sleep(Duration::from_millis(50));
+                server.kill();
+                std::thread::sleep(Duration::from_millis(20));
+                Process::start(&instance)
+            }
+        });
+        let sent: Vec<u8> = (0..1_000_000u32).map(|at| (at / 3) as u8).collect();
+        assert!(client.call(msg_type::ECHO, &sent).unwrap() == sent);
+        assert_eq!(client.stats().reconnects, 1);
+        let error = client.wait(blocks).unwrap_err();
+        let lost = matches!(
+            error,
+            Error::ConnectionLost {
+                may_have_run: true,
+                ..
+            }
+        );
+        assert!(lost, "{error}");
+        server = replaced.join().unwrap();
+    }
+    server.kill();
+    let _ = std::fs::remove_file(format!("/dev/shm/lapce_ipc_v2_{instance}_control"));
 }

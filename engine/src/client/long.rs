@@ -1,0 +1,151 @@
+//! Frames too long for one record of a ring. An answer is gathered straight from the ring into the
+//! memory in which it is handed out, and summed on the way. A request leaves from the caller's
+//! memory: as long as that is lent, only its header and how much is sent are noted.
+
+use super::Error;
+use super::deadline::Deadline;
+use super::inner::{Inner, Keep, timeout};
+use crate::sys::clock;
+use crate::wire::{HEADER_BYTES, Header, Refusal, append, crc, make_room};
+
+/// An answer of which not all has come.
+#[derive(Debug)]
+pub(super) struct LongAnswer {
+    header: Header,
+    payload: Vec<u8>,
+    sum: u32,
+}
+
+impl LongAnswer {
+    /// Begins with what came along with the header. `buffer` gives its memory.
+    pub(super) fn begin(header: Header, first: &[u8], mut buffer: Vec<u8>) -> LongAnswer {
+        buffer.clear();
+        make_room(&mut buffer, first.len(), header.length as usize);
+        append(&mut buffer, first);
+        LongAnswer {
+            header,
+            sum: crc::frame_crc(&header.to_bytes(), first),
+            payload: buffer,
+        }
+    }
+
+    pub(super) fn missing_bytes(&self) -> usize {
+        self.header.length as usize - self.payload.len()
+    }
+
+    /// Lets `append` put so many bytes more, at most what is missing, and say the CRC then.
+    pub(super) fn append(&mut self, bytes: usize, append: impl FnOnce(&mut Vec<u8>, u32) -> u32) {
+        assert!(bytes <= self.missing_bytes());
+        make_room(&mut self.payload, bytes, self.header.length as usize);
+        self.sum = append(&mut self.payload, self.sum);
+    }
+
+    /// The complete answer, if its CRC is right.
+    pub(super) fn finish(self) -> Result<(Header, Vec<u8>), Refusal> {
+        let (expected, got) = (self.header.crc32, self.sum);
+        match expected == got {
+            true => Ok((self.header, self.payload)),
+            false => Err(Refusal::CrcMismatch { expected, got }),
+        }
+    }
+}
+
+/// A frame on its way out, whose payload the caller has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lent {
+    pub(super) header: Header,
+    /// Bytes of the frame that are sent.
+    pub(super) sent: usize,
+}
+
+impl Lent {
+    pub(super) fn new(mut header: Header, payload: &[u8]) -> Lent {
+        header.crc32 = crc::frame_crc(&header.to_bytes(), payload);
+        Lent { header, sent: 0 }
+    }
+
+    pub(super) fn frame_bytes(&self) -> usize {
+        HEADER_BYTES + self.header.length as usize
+    }
+}
+
+impl Inner {
+    /// Sends the frame that was lent with this payload, the last that was begun. As
+    /// [`Inner::send_queued`], it takes answers while the server does not read. However this ends,
+    /// the payload is not needed any more.
+    pub(super) fn send_lent(
+        &mut self,
+        payload: &[u8],
+        deadline: &mut Deadline,
+    ) -> Result<(), Error> {
+        // Ends with everything sent, or at the deadline.
+        loop {
+            let Some(channel) = self.channel.as_mut() else {
+                // What was not sent goes over a new connection.
+                return self.send_queued(deadline);
+            };
+            match channel.flush_lent(payload) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(_) => {
+                    channel.give_back(payload);
+                    return self.send_queued(deadline);
+                }
+            }
+            let taken = self.take_received(&mut |_| Keep::Queue);
+            if std::mem::take(&mut self.unsent_lacks_payload) {
+                append(&mut self.unsent, payload);
+            }
+            if taken? > 0 {
+                continue;
+            }
+            let Some(channel) = self.channel.as_mut() else {
+                continue;
+            };
+            let Some(left) = deadline.left(clock::now_ns()) else {
+                channel.give_back(payload);
+                return Err(timeout(deadline));
+            };
+            if channel.link.sleep(true, left).is_err() {
+                channel.give_back(payload);
+                return self.send_queued(deadline);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Flags;
+
+    #[test]
+    fn an_answer_is_whole_or_refused() {
+        let payload: Vec<u8> = (0..100_000u32).map(|at| (at / 7) as u8).collect();
+        let header = Header::new(Flags::RESPONSE, 1, 2, payload.len() as u32);
+        let header = Lent::new(header, &payload).header;
+        for broken in [None, Some(50), Some(99_999)] {
+            let mut came = payload.clone();
+            if let Some(at) = broken {
+                came[at] ^= 1;
+            }
+            let mut long = LongAnswer::begin(header, &came[..1000], Vec::with_capacity(10));
+            for piece in came[1000..].chunks(30_000) {
+                long.append(piece.len(), |to, sum| {
+                    to.extend_from_slice(piece);
+                    crc::append(sum, piece)
+                });
+                // Grows with what comes.
+                assert!(long.payload.capacity() <= 2 * long.payload.len());
+            }
+            assert_eq!(long.missing_bytes(), 0);
+            match (broken, long.finish()) {
+                (None, Ok((got, bytes))) => assert!(got == header && bytes == payload),
+                (Some(_), Err(Refusal::CrcMismatch { expected, got })) => {
+                    assert!(expected == header.crc32 && got != expected);
+                }
+                (_, other) => panic!("{other:?}"),
+            }
+        }
+    }
+}
