@@ -9,12 +9,12 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::batch::{Message, one_by_one};
+use super::batch::{one_by_one, parts};
 use super::gf::FACTORS;
 use super::kernel::Kernel;
 use super::sse42;
 
-/// The lengths at which four messages' vectors beat their `crc32` chains.
+/// The payload lengths at which four frames' vectors beat their `crc32` chains.
 const BATCH_VECTORS: Range<usize> = sse42::BATCH_MAX + 1..LOOP_MIN;
 /// From here on the message is folded into four vectors first.
 const LOOP_MIN: usize = 592;
@@ -337,23 +337,24 @@ pub(super) unsafe fn frame<const COPY: bool>(
     unsafe { run::<COPY>(dst, src, len, state) }
 }
 
-/// The CRCs of four messages of `len` bytes: their lanes are added up side by side, as a
+/// The CRCs of four frames with `len` bytes of payload: their lanes are added up side by side, as a
 /// transposition would have it.
 ///
 /// # Safety
-/// The processor has the features named; all four have `len` bytes, which is in `BATCH_VECTORS`.
+/// The processor has the features named; all four have `len` bytes of payload, which is in `BATCH_VECTORS`.
 #[inline]
 #[target_feature(enable = "sse4.2,pclmulqdq,avx512f,avx512vl,vpclmulqdq")]
-unsafe fn four<M: Message>(messages: &[M; 4], len: usize, crcs: &mut [u32; 4]) {
+unsafe fn four(frames: &[&[u8]; 4], len: usize, crcs: &mut [u32; 4]) {
     let odd = len & 15;
     let rest = rest(len - odd);
     let null = std::ptr::null_mut();
     let mut sums = [_mm512_setzero_si512(); 4];
-    for (message, sum) in messages.iter().zip(&mut sums) {
-        let src = message.bytes().as_ptr();
+    for (frame, sum) in frames.iter().zip(&mut sums) {
+        let (header, payload) = parts(frame);
+        let src = payload.as_ptr();
         // SAFETY: the caller vouches for `len` bytes; nothing is copied.
         unsafe {
-            let mut state = message.state_sse42();
+            let mut state = sse42::header(header);
             if odd != 0 {
                 state = sse42::below_16::<false>(null, src, odd, state);
             }
@@ -381,22 +382,20 @@ unsafe fn four<M: Message>(messages: &[M; 4], len: usize, crcs: &mut [u32; 4]) {
     ];
 }
 
-/// The CRCs of messages: four at a time if they are short, or equal and not long.
+/// The CRCs of frames: four at a time if they are short, or equal and not long.
 #[target_feature(enable = "sse4.2,pclmulqdq,avx512f,avx512vl,vpclmulqdq")]
-pub(super) fn batch<M: Message>(messages: &[[M; 4]], crcs: &mut [[u32; 4]]) {
-    for (messages, crcs) in messages.iter().zip(crcs) {
-        let longest = sse42::longest(messages);
+pub(super) fn batch(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) {
+    for (frames, crcs) in frames.iter().zip(crcs) {
+        let longest = sse42::longest(frames);
         if longest <= sse42::BATCH_MAX {
-            sse42::four(messages, crcs);
+            sse42::four(frames, crcs);
         } else if BATCH_VECTORS.contains(&longest)
-            && messages
-                .iter()
-                .all(|message| message.bytes().len() == longest)
+            && frames.iter().all(|frame| frame.len() == frames[0].len())
         {
             // SAFETY: this function has the features, and all four lengths are in range.
-            unsafe { four(messages, longest, crcs) };
+            unsafe { four(frames, longest, crcs) };
         } else {
-            one_by_one(messages, crcs, Kernel::Avx512);
+            one_by_one(frames, crcs, Kernel::Avx512);
         }
     }
 }

@@ -28,7 +28,7 @@ mod sse42;
 #[cfg(test)]
 mod tests;
 
-pub use batch::{batch, frame_batch};
+pub use batch::frame_batch;
 pub use exchange::exchange_header;
 use kernel::Kernel;
 

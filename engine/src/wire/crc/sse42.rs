@@ -6,7 +6,8 @@
 use std::arch::asm;
 use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u16, _mm_crc32_u32, _mm_crc32_u64};
 
-use super::batch::{Message, one_by_one};
+use super::HEADER_BYTES;
+use super::batch::{one_by_one, parts};
 use super::kernel::Kernel;
 
 /// Loads an integer and, with `COPY`, stores it at `dst`. In assembly when copying: the source or
@@ -204,26 +205,27 @@ pub(super) unsafe fn frame<const COPY: bool>(
     unsafe { run::<COPY>(dst, src, len, self::header(header)) }
 }
 
-/// The longest messages that are summed side by side; for longer ones, other kernels are better.
+/// The longest payloads that are summed side by side; for longer ones, other kernels are better.
 pub(super) const BATCH_MAX: usize = 255;
 
-/// The CRCs of four messages of no more than `BATCH_MAX` bytes: their common length word by word in
-/// four chains, which keeps the unit busy while each chain waits for its last result, then the rest
-/// of each.
+/// The CRCs of four frames of no more than `BATCH_MAX` bytes of payload: what they have in common
+/// word by word in four chains, which keeps the unit busy while each chain waits for its last
+/// result, then the rest of each.
 ///
 /// Written out without closures: those would not be inlined through functions that lack SSE4.2.
 #[inline]
 #[target_feature(enable = "sse4.2")]
-pub(super) fn four<M: Message>(messages: &[M; 4], crcs: &mut [u32; 4]) {
-    let [m0, m1, m2, m3] = messages;
-    let (b0, b1, b2, b3) = (m0.bytes(), m1.bytes(), m2.bytes(), m3.bytes());
+pub(super) fn four(frames: &[&[u8]; 4], crcs: &mut [u32; 4]) {
+    let [f0, f1, f2, f3] = frames;
+    let ((h0, b0), (h1, b1)) = (parts(f0), parts(f1));
+    let ((h2, b2), (h3, b3)) = (parts(f2), parts(f3));
     // SAFETY: `at` stays within `common`, which is no more than the length of any of the four;
-    // nothing is copied; this function has the feature.
+    // nothing is copied.
     let (common, states) = unsafe {
-        let mut c0 = u64::from(m0.state_sse42());
-        let mut c1 = u64::from(m1.state_sse42());
-        let mut c2 = u64::from(m2.state_sse42());
-        let mut c3 = u64::from(m3.state_sse42());
+        let mut c0 = u64::from(header(h0));
+        let mut c1 = u64::from(header(h1));
+        let mut c2 = u64::from(header(h2));
+        let mut c3 = u64::from(header(h3));
         let common = (b0.len().min(b1.len())).min(b2.len().min(b3.len())) & !7;
         let null = std::ptr::null_mut();
         let mut at = 0;
@@ -239,41 +241,38 @@ pub(super) fn four<M: Message>(messages: &[M; 4], crcs: &mut [u32; 4]) {
     *crcs = [!states[0], !states[1], !states[2], !states[3]];
     // Usually they are equally long, to the word.
     if (b0.len() | b1.len() | b2.len() | b3.len()) != common {
-        finish(messages, common, crcs);
+        finish([b0, b1, b2, b3], common, crcs);
     }
 }
 
-/// Appends to each of `crcs` what its message has after `common` bytes.
+/// Appends to each of `crcs` what its payload has after `common` bytes.
 #[inline(never)]
 #[target_feature(enable = "sse4.2")]
-fn finish<M: Message>(messages: &[M; 4], common: usize, crcs: &mut [u32; 4]) {
-    for (message, crc) in messages.iter().zip(crcs) {
-        let rest = &message.bytes()[common..];
+fn finish(payloads: [&[u8]; 4], common: usize, crcs: &mut [u32; 4]) {
+    for (payload, crc) in payloads.iter().zip(crcs) {
+        let rest = &payload[common..];
         // SAFETY: this function has the feature; `rest` is a slice and nothing is copied.
         let state = unsafe { run::<false>(std::ptr::null_mut(), rest.as_ptr(), rest.len(), !*crc) };
         *crc = !state;
     }
 }
 
-/// The length of the longest of four.
+/// The length of the longest of four payloads.
 #[inline(always)]
-pub(super) fn longest<M: Message>(messages: &[M; 4]) -> usize {
-    let [a, b, c, d] = messages;
-    let (ab, cd) = (
-        a.bytes().len().max(b.bytes().len()),
-        c.bytes().len().max(d.bytes().len()),
-    );
-    ab.max(cd)
+pub(super) fn longest(frames: &[&[u8]; 4]) -> usize {
+    let [a, b, c, d] = frames;
+    let (ab, cd) = (a.len().max(b.len()), c.len().max(d.len()));
+    ab.max(cd).saturating_sub(HEADER_BYTES)
 }
 
-/// The CRCs of messages, four at a time while they are short, else by `kernel`.
+/// The CRCs of frames, four at a time while they are short, else by `kernel`.
 #[target_feature(enable = "sse4.2")]
-pub(super) fn batch<M: Message>(messages: &[[M; 4]], crcs: &mut [[u32; 4]], kernel: Kernel) {
-    for (messages, crcs) in messages.iter().zip(crcs) {
-        if longest(messages) <= BATCH_MAX {
-            four(messages, crcs);
+pub(super) fn batch(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]], kernel: Kernel) {
+    for (frames, crcs) in frames.iter().zip(crcs) {
+        if longest(frames) <= BATCH_MAX {
+            four(frames, crcs);
         } else {
-            one_by_one(messages, crcs, kernel);
+            one_by_one(frames, crcs, kernel);
         }
     }
 }
