@@ -12,10 +12,10 @@ use std::ops::Range;
 use super::batch::{one_by_one, parts};
 use super::gf::FACTORS;
 use super::kernel::Kernel;
-use super::sse42;
+use super::{HEADER_BYTES, side_by_side, sse42};
 
 /// The payload lengths at which four frames' vectors beat their `crc32` chains.
-const BATCH_VECTORS: Range<usize> = sse42::BATCH_MAX + 1..LOOP_MIN;
+const BATCH_VECTORS: Range<usize> = side_by_side::LEN_MAX - HEADER_BYTES + 1..LOOP_MIN;
 /// From here on the message is folded into four vectors first.
 const LOOP_MIN: usize = 592;
 /// Bytes folded at a time by vectors and chains together.
@@ -386,14 +386,14 @@ unsafe fn four(frames: &[&[u8]; 4], len: usize, crcs: &mut [u32; 4]) {
 #[target_feature(enable = "sse4.2,pclmulqdq,avx512f,avx512vl,vpclmulqdq")]
 pub(super) fn batch(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) {
     for (frames, crcs) in frames.iter().zip(crcs) {
-        let longest = sse42::longest(frames);
-        if longest <= sse42::BATCH_MAX {
-            sse42::four(frames, crcs);
-        } else if BATCH_VECTORS.contains(&longest)
-            && frames.iter().all(|frame| frame.len() == frames[0].len())
+        if side_by_side::four(frames, crcs) {
+            continue;
+        }
+        let len = parts(frames[0]).1.len();
+        if BATCH_VECTORS.contains(&len) && frames.iter().all(|frame| frame.len() == frames[0].len())
         {
             // SAFETY: this function has the features, and all four lengths are in range.
-            unsafe { four(frames, longest, crcs) };
+            unsafe { four(frames, len, crcs) };
         } else {
             one_by_one(frames, crcs, Kernel::Avx512);
         }

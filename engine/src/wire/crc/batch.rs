@@ -30,7 +30,9 @@ impl Kernel {
             Self::Avx512 => unsafe { super::avx512::batch(fours, four_crcs) },
             // SAFETY: as above; PCLMULQDQ counts as available only where SSE4.2 is.
             #[cfg(target_arch = "x86_64")]
-            Self::Pclmul | Self::Sse42 => unsafe { super::sse42::batch(fours, four_crcs, self) },
+            Self::Pclmul | Self::Sse42 => unsafe {
+                super::side_by_side::batch(fours, four_crcs, self)
+            },
             _ => {
                 for (four, crcs) in fours.iter().zip(four_crcs) {
                     one_by_one(four, crcs, self);

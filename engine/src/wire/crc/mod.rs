@@ -24,6 +24,8 @@ mod chains;
 #[cfg(target_arch = "x86_64")]
 mod pclmul;
 #[cfg(target_arch = "x86_64")]
+mod side_by_side;
+#[cfg(target_arch = "x86_64")]
 mod sse42;
 #[cfg(test)]
 mod tests;

@@ -6,10 +6,6 @@
 use std::arch::asm;
 use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u16, _mm_crc32_u32, _mm_crc32_u64};
 
-use super::HEADER_BYTES;
-use super::batch::{one_by_one, parts};
-use super::kernel::Kernel;
-
 /// Loads an integer and, with `COPY`, stores it at `dst`. In assembly when copying: the source or
 /// the destination may be memory that another process changes meanwhile, and the value summed has
 /// to be the value stored, so the compiler must not read twice.
@@ -203,76 +199,4 @@ pub(super) unsafe fn frame<const COPY: bool>(
 ) -> u32 {
     // SAFETY: the caller's promises.
     unsafe { run::<COPY>(dst, src, len, self::header(header)) }
-}
-
-/// The longest payloads that are summed side by side; for longer ones, other kernels are better.
-pub(super) const BATCH_MAX: usize = 255;
-
-/// The CRCs of four frames of no more than `BATCH_MAX` bytes of payload: what they have in common
-/// word by word in four chains, which keeps the unit busy while each chain waits for its last
-/// result, then the rest of each.
-///
-/// Written out without closures: those would not be inlined through functions that lack SSE4.2.
-#[inline]
-#[target_feature(enable = "sse4.2")]
-pub(super) fn four(frames: &[&[u8]; 4], crcs: &mut [u32; 4]) {
-    let [f0, f1, f2, f3] = frames;
-    let ((h0, b0), (h1, b1)) = (parts(f0), parts(f1));
-    let ((h2, b2), (h3, b3)) = (parts(f2), parts(f3));
-    // SAFETY: `at` stays within `common`, which is no more than the length of any of the four;
-    // nothing is copied.
-    let (common, states) = unsafe {
-        let mut c0 = u64::from(header(h0));
-        let mut c1 = u64::from(header(h1));
-        let mut c2 = u64::from(header(h2));
-        let mut c3 = u64::from(header(h3));
-        let common = (b0.len().min(b1.len())).min(b2.len().min(b3.len())) & !7;
-        let null = std::ptr::null_mut();
-        let mut at = 0;
-        while at < common {
-            c0 = _mm_crc32_u64(c0, take_u64::<false>(null, b0.as_ptr().add(at)));
-            c1 = _mm_crc32_u64(c1, take_u64::<false>(null, b1.as_ptr().add(at)));
-            c2 = _mm_crc32_u64(c2, take_u64::<false>(null, b2.as_ptr().add(at)));
-            c3 = _mm_crc32_u64(c3, take_u64::<false>(null, b3.as_ptr().add(at)));
-            at += 8;
-        }
-        (common, [c0 as u32, c1 as u32, c2 as u32, c3 as u32])
-    };
-    *crcs = [!states[0], !states[1], !states[2], !states[3]];
-    // Usually they are equally long, to the word.
-    if (b0.len() | b1.len() | b2.len() | b3.len()) != common {
-        finish([b0, b1, b2, b3], common, crcs);
-    }
-}
-
-/// Appends to each of `crcs` what its payload has after `common` bytes.
-#[inline(never)]
-#[target_feature(enable = "sse4.2")]
-fn finish(payloads: [&[u8]; 4], common: usize, crcs: &mut [u32; 4]) {
-    for (payload, crc) in payloads.iter().zip(crcs) {
-        let rest = &payload[common..];
-        // SAFETY: this function has the feature; `rest` is a slice and nothing is copied.
-        let state = unsafe { run::<false>(std::ptr::null_mut(), rest.as_ptr(), rest.len(), !*crc) };
-        *crc = !state;
-    }
-}
-
-/// The length of the longest of four payloads.
-#[inline(always)]
-pub(super) fn longest(frames: &[&[u8]; 4]) -> usize {
-    let [a, b, c, d] = frames;
-    let (ab, cd) = (a.len().max(b.len()), c.len().max(d.len()));
-    ab.max(cd).saturating_sub(HEADER_BYTES)
-}
-
-/// The CRCs of frames, four at a time while they are short, else by `kernel`.
-#[target_feature(enable = "sse4.2")]
-pub(super) fn batch(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]], kernel: Kernel) {
-    for (frames, crcs) in frames.iter().zip(crcs) {
-        if longest(frames) <= BATCH_MAX {
-            four(frames, crcs);
-        } else {
-            one_by_one(frames, crcs, kernel);
-        }
-    }
 }

@@ -219,6 +219,41 @@ fn frames_in_batches_by_every_kernel() {
     }
 }
 
+/// A frame's CRC bit by bit, sharing nothing with the kernels but the polynomial.
+fn frame_crc_bitwise(frame: &[u8]) -> u32 {
+    let state = frame
+        .iter()
+        .enumerate()
+        .fold(u32::MAX, |state, (at, &byte)| {
+            let byte = if (20..24).contains(&at) { 0 } else { byte };
+            gf::times_x(state ^ u32::from(byte), 8)
+        });
+    !state
+}
+
+/// Every number of odd bytes beside every other, at every place in a word; one of each four is
+/// some words longer than the others.
+#[test]
+fn frames_side_by_side_by_every_kernel() {
+    let data = noise(200);
+    for odd in 0..4096_usize {
+        let odd_of_four = [odd & 7, odd >> 3 & 7, odd >> 6 & 7, odd >> 9];
+        let mut lens = odd_of_four.map(|odd| 24 + 8 * (odd % 3) + odd);
+        lens[odd % 4] += 8 * (odd % 11);
+        let mut at = odd % 5;
+        let frames = lens.map(|len| {
+            at = (at + 3) % 8;
+            &data[at..][..len]
+        });
+        let expected = frames.map(frame_crc_bitwise);
+        for kernel in kernels() {
+            let mut crcs = [0; 4];
+            kernel.batch(&frames, &mut crcs);
+            assert_eq!(crcs, expected, "{kernel:?}, {lens:?}");
+        }
+    }
+}
+
 #[test]
 fn frames_by_every_kernel() {
     let data = noise(700);
@@ -263,6 +298,18 @@ fn frame_batch_refuses_too_few_places() {
 #[should_panic(expected = "a frame has a header")]
 fn frame_batch_refuses_a_part_of_a_header() {
     frame_batch(&[&[0; 24], &[0; 23]], &mut [0; 2]);
+}
+
+#[test]
+#[should_panic(expected = "a frame has a header")]
+fn frame_batch_refuses_a_part_of_a_header_among_four() {
+    frame_batch(&[&[0; 24], &[0; 23], &[0; 24], &[0; 24]], &mut [0; 4]);
+}
+
+#[test]
+#[should_panic(expected = "a frame has a header")]
+fn frame_batch_refuses_four_parts_of_a_header() {
+    frame_batch(&[&[0; 16][..]; 4], &mut [0; 4]);
 }
 
 proptest! {
