@@ -23,9 +23,10 @@ pub fn process_stats() -> ProcessStats {
 }
 
 /// For the first line of a program that must stay small and may have many connections: fixes the
-/// allocator's thresholds, and raises the soft limit of open descriptors to the hard one.
+/// allocator's thresholds, lets only the code that runs come into memory, and raises the soft limit of open descriptors to the hard one.
 pub fn keep_process_small() {
     memory::tune_allocator();
+    memory::narrow_mappings();
     if let Err(error) = socket::raise_fd_limit() {
         log::warn!("the limit of open descriptors stays as it is: {error}");
     }

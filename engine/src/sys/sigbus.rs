@@ -16,20 +16,19 @@ struct Place {
     /// 0: free. 1: being filled.
     base: AtomicUsize,
     bytes: AtomicUsize,
-    /// The file that is made long again when it was cut short, or [`NOT_KEPT`].
+    /// One more than the descriptor of the file that is made long again when it was cut short, 0 if
+    /// there is none. (A table of zeros takes no memory before it is used.)
     kept: AtomicI32,
     /// That was done, since somebody last asked.
     restored: AtomicBool,
     poisoned: AtomicBool,
 }
 
-const NOT_KEPT: RawFd = -1;
-
 static TABLE: [Place; PLACES] = [const {
     Place {
         base: AtomicUsize::new(0),
         bytes: AtomicUsize::new(0),
-        kept: AtomicI32::new(NOT_KEPT),
+        kept: AtomicI32::new(0),
         restored: AtomicBool::new(false),
         poisoned: AtomicBool::new(false),
     }
@@ -57,7 +56,7 @@ pub(super) fn guard(base: usize, bytes: usize) -> io::Result<Guard> {
         {
             place.poisoned.store(false, Ordering::Relaxed);
             place.bytes.store(bytes, Ordering::Relaxed);
-            place.kept.store(NOT_KEPT, Ordering::Relaxed);
+            place.kept.store(0, Ordering::Relaxed);
             place.restored.store(false, Ordering::Relaxed);
             // Release: pairs with the acquire in the handler, which reads the rest after it.
             place.base.store(base, Ordering::Release);
@@ -85,7 +84,7 @@ impl Guard {
     /// From now on a fault makes the mapping's file long again. The caller keeps the descriptor
     /// open until the guard is gone.
     pub(super) fn keep(&self, fd: RawFd) {
-        TABLE[self.place].kept.store(fd, Ordering::Release);
+        TABLE[self.place].kept.store(fd + 1, Ordering::Release);
     }
 }
 
@@ -122,7 +121,7 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
         let bytes = place.bytes.load(Ordering::Relaxed);
         if base > 1 && address >= base && address - base < bytes {
             // The instruction runs again, and finds a page.
-            if make_long_again(place.kept.load(Ordering::Acquire), bytes) {
+            if make_long_again(place.kept.load(Ordering::Acquire) - 1, bytes) {
                 place.restored.store(true, Ordering::Release);
                 return;
             }
@@ -151,7 +150,7 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
 /// Whether the file was too short, and is not any more. One that is long enough faults because there
 /// is no memory left for it.
 fn make_long_again(fd: RawFd, bytes: usize) -> bool {
-    if fd == NOT_KEPT {
+    if fd < 0 {
         return false;
     }
     // SAFETY: system calls that a handler may make, on a descriptor that the guard's owner keeps
