@@ -158,14 +158,18 @@ fn verdicts(context: &mut Context) {
             };
             let mut measured = format!("{own:.0} against {best:.0} of {}", row.subject);
             let state_of_best = row.line_ns();
-            let same_state = same_state(state, state_of_best);
-            if let (false, Some(own), Some(best)) = (same_state, state, state_of_best) {
+            let mut fair = true;
+            if let (false, Some(own), Some(best)) =
+                (same_state(state, state_of_best), state, state_of_best)
+            {
+                // It tells something only if the machine helped the one that lost.
+                fair = kept == (own > best);
                 let _ = write!(
                     measured,
                     ", the machine having changed in between: cache line {own:.0} ns against {best:.0}"
                 );
             }
-            context.judge_beside(promise, measured, judged, kept, same_state);
+            context.judge_beside(promise, measured, judged, kept && fair, fair);
         }
     }
 }

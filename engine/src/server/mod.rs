@@ -64,9 +64,7 @@ impl Server {
     /// The path of the control segment by which clients find its shared memory; `None` if it
     /// offers none.
     pub fn shm_path(&self) -> Option<String> {
-        self.shm
-            .as_ref()
-            .map(|shm| crate::sys::segment::path(&shm.control.name))
+        self.shm.as_ref().map(|shm| shm.control.path.clone())
     }
 
     /// The statistics so far.

@@ -119,7 +119,7 @@ impl<P: Placement> AttachServer<P> {
             if wrong != told
                 && let Some(wrong) = wrong
             {
-                log::error!("{}: {wrong}", segment::path(&self.control.name));
+                log::error!("{}: {wrong}", self.control.path);
             }
             told = wrong;
             for (index, watch) in watches.iter_mut().enumerate() {

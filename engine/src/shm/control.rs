@@ -97,6 +97,8 @@ impl std::fmt::Display for ShmError {
 pub(crate) struct Control {
     pub(super) segment: Segment,
     pub(crate) name: String,
+    /// The name's, kept so that a look takes no memory.
+    pub(crate) path: String,
     /// The server's: its file, kept open, holds the lock that proves that the server lives, and the
     /// name is taken away at the end.
     owned: bool,
@@ -161,7 +163,7 @@ impl Control {
                     }
                     // Ours to remove now, unless somebody was quicker and the name is new again.
                     let identity = segment::identity(&old).map_err(unusable)?;
-                    if segment::is_named(&name, identity) {
+                    if segment::is_at(&path, identity) {
                         log::info!("{path} was left by a server that is gone: replaced");
                         let _ = segment::unlink(&name);
                     }
@@ -180,6 +182,7 @@ impl Control {
         segment.keep_length(file);
         Control {
             segment,
+            path: segment::path(&name),
             name,
             owned: true,
             header,
@@ -199,7 +202,7 @@ impl Control {
             doorbell::wake_if_forgotten(self.doorbell(worker));
         }
         if !was_short && ControlHeader::read(&self.segment) == Some(self.header) {
-            return match segment::is_named(&self.name, self.segment.identity()) {
+            return match segment::is_at(&self.path, self.segment.identity()) {
                 true => None,
                 false => Some(
                     "its name was removed: no client finds it until the server is started again",
@@ -254,6 +257,7 @@ impl Control {
         }
         Ok(Control {
             segment,
+            path,
             name: name.to_owned(),
             owned: false,
             header,
@@ -371,7 +375,7 @@ impl Control {
     /// Takes the server's name away: no client finds it any more. A client's does nothing.
     pub(crate) fn remove(&self) {
         // Only our own: a successor may have made a new one under the same name.
-        if self.owned && segment::is_named(&self.name, self.segment.identity()) {
+        if self.owned && segment::is_at(&self.path, self.segment.identity()) {
             let _ = segment::unlink(&self.name);
         }
     }

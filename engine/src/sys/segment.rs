@@ -82,9 +82,9 @@ pub(crate) fn open_ours(name: &str) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether the name still leads to this file, which is named by its device and inode.
-pub(crate) fn is_named(name: &str, identity: (u64, u64)) -> bool {
-    std::fs::symlink_metadata(path(name)).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity)
+/// Whether the path still leads to this file, which is named by its device and inode.
+pub(crate) fn is_at(path: &str, identity: (u64, u64)) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity)
 }
 
 /// Device and inode of an open file.
