@@ -77,7 +77,7 @@ fn the_control_segment_is_cut_short() {
             witness.call(msg_type::ECHO, b"still here").unwrap(),
             b"still here"
         );
-        assert!(daemon.said("another process cut it short: it was restored"));
+        assert!(daemon.said("another process changed its length or mode: it was restored"));
         file.set_len(left_bytes).unwrap();
         drop(witness);
         stops(daemon);

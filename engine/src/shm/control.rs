@@ -158,7 +158,8 @@ impl Control {
                     if !lock(&old).map_err(unusable)? {
                         let header = Segment::open(&name).ok();
                         let header = header.and_then(|(old, _)| ControlHeader::read(&old));
-                        let pid = header.map_or(0, |header| header.server_pid);
+                        let alive = header.filter(ControlHeader::server_lives);
+                        let pid = alive.map_or(0, |header| header.server_pid);
                         return Err(ShmError::InUse { path, pid });
                     }
                     // Ours to remove now, unless somebody was quicker and the name is new again.
@@ -194,14 +195,16 @@ impl Control {
     /// Says what was wrong.
     pub(super) fn look_after(&self, workers: usize) -> Option<&'static str> {
         if self.segment.poisoned() {
-            return Some("it was cut short, and there is no memory to make it long again");
+            return Some(
+                "another process took its memory away, and /dev/shm had none left: clients stay on TCP until the server is started again",
+            );
         }
         // It fails only where there is no memory: then the next fault tells.
-        let was_short = self.segment.restore_length().unwrap_or(true);
+        let was_changed = self.segment.restore_file().unwrap_or(true);
         for worker in 0..workers {
             doorbell::wake_if_forgotten(self.doorbell(worker));
         }
-        if !was_short && ControlHeader::read(&self.segment) == Some(self.header) {
+        if !was_changed && ControlHeader::read(&self.segment) == Some(self.header) {
             return match segment::is_at(&self.path, self.segment.identity()) {
                 true => None,
                 false => Some(
@@ -217,8 +220,8 @@ impl Control {
             doorbell::ring(self.doorbell(worker));
             doorbell::wake_if_forgotten(self.doorbell(worker));
         }
-        Some(match was_short {
-            true => "another process cut it short: it was restored",
+        Some(match was_changed {
+            true => "another process changed its length or mode: it was restored",
             false => "another process wrote over its header: it was restored",
         })
     }
@@ -250,7 +253,7 @@ impl Control {
             ));
         };
         let pid = header.server_pid;
-        if process::start_ticks(pid) != Some(header.start_ticks) {
+        if !header.server_lives() {
             return Err(ShmError::Missing(format!(
                 "Failed to open shared memory: {path}: the server that made it, pid {pid}, is gone; start lapce_ipc_server again"
             )));
@@ -354,6 +357,11 @@ impl ControlHeader {
             .store(self.nonce, Ordering::Relaxed);
         // Release: pairs with the acquire in `read`: with the magic, the rest is there.
         segment.word64(0).store(MAGIC, Ordering::Release);
+    }
+
+    /// Whether the server is there, and not another process with its number.
+    fn server_lives(&self) -> bool {
+        process::start_ticks(self.server_pid) == Some(self.start_ticks)
     }
 
     /// `None`: the segment is not one of this version.

@@ -13,6 +13,9 @@ use super::sigbus;
 /// Where segments live.
 pub(crate) const DIRECTORY: &str = "/dev/shm";
 
+/// Only this user may open a segment.
+const MODE: u32 = 0o600;
+
 /// A mapped segment. Its bytes are reached through atomics and raw pointers only, never through
 /// references to plain data: the other side may change them at any time.
 #[derive(Debug)]
@@ -43,7 +46,7 @@ fn open_file(path: String, flags: i32) -> io::Result<File> {
     let flags = flags | libc::O_RDWR | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     // SAFETY: a valid path; the descriptor is ours alone.
     unsafe {
-        let fd = libc::open(path.as_ptr(), flags, 0o600);
+        let fd = libc::open(path.as_ptr(), flags, MODE);
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -161,7 +164,7 @@ impl Segment {
     fn make(file: &File, bytes: usize, sure_bytes: usize) -> io::Result<Segment> {
         assert!(sure_bytes <= bytes);
         // The mode again: the umask may have taken the owner's right to open it away.
-        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.set_permissions(Permissions::from_mode(MODE))?;
         file.set_len(bytes as u64)?;
         allocate(file, sure_bytes)?;
         Segment::map(file)
@@ -217,7 +220,7 @@ impl Segment {
     }
 
     /// Keeps the file open, and makes it long again whenever another cuts it short: what was in it
-    /// is zeros then, but it remains shared. See [`Segment::restore_length`].
+    /// is zeros then, but it remains shared. See [`Segment::restore_file`].
     pub(crate) fn keep_length(&mut self, file: File) {
         if let Some(guard) = &self.guard {
             guard.keep(file.as_raw_fd());
@@ -225,17 +228,23 @@ impl Segment {
         self.kept = Some(file);
     }
 
-    /// Makes a file that is kept as long as it should be. `true`: it was shorter at some time since
-    /// this was last called.
-    pub(crate) fn restore_length(&self) -> io::Result<bool> {
+    /// Makes a file that is kept as long as it should be, and its owner's alone. `true`: it was not,
+    /// at some time since this was last called.
+    pub(crate) fn restore_file(&self) -> io::Result<bool> {
         let (Some(file), Some(guard)) = (&self.kept, &self.guard) else {
             return Ok(false);
         };
-        let is_short = file.metadata()?.len() < self.bytes as u64;
-        if is_short {
+        let mut was_changed = guard.take_restored();
+        let meta = file.metadata()?;
+        if meta.len() != self.bytes as u64 {
             file.set_len(self.bytes as u64)?;
+            was_changed = true;
         }
-        Ok(guard.take_restored() || is_short)
+        if meta.permissions().mode() & 0o7777 != MODE {
+            file.set_permissions(Permissions::from_mode(MODE))?;
+            was_changed = true;
+        }
+        Ok(was_changed)
     }
 
     /// The file was cut short while mapped: what is read now are zeros.

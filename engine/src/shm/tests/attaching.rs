@@ -84,6 +84,24 @@ fn a_live_servers_segment_is_never_taken_over() {
     scene.witness_works();
 }
 
+/// A process that waited for the lock has it when the server dies, and is no server.
+#[test]
+fn whoever_holds_a_dead_servers_lock_is_not_called_a_server() {
+    let scene = Scene::new();
+    let instance = instance();
+    let path = segment::path(&control_segment_name(&instance));
+    let mut bytes = std::fs::read(segment::path(&scene.name)).unwrap();
+    bytes[24] ^= 1; // its start ticks
+    std::fs::write(&path, bytes).unwrap();
+    let held = std::fs::File::open(&path).unwrap();
+    held.lock().unwrap();
+    let error = Server::builder().shm(&instance).start().unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("another process holds its lock"), "{said}");
+    drop(held);
+    drop(Server::builder().shm(&instance).start().unwrap());
+}
+
 #[test]
 fn a_dead_servers_segment_is_replaced() {
     let instance = instance();

@@ -36,12 +36,31 @@ fn it_is_cut_short() {
         all_is_well(&scene);
     }
     // Over and over.
-    for _ in 0..200 {
+    for _ in 0..20 {
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         file.set_len(0).unwrap();
         scene.witness_works();
     }
     std::thread::sleep(Duration::from_millis(300));
+    all_is_well(&scene);
+}
+
+#[test]
+fn it_is_made_longer_or_closed_to_its_owner() {
+    use std::os::unix::fs::PermissionsExt;
+    let scene = Scene::new();
+    let path = segment::path(&scene.name);
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    let before = file.metadata().unwrap();
+    file.set_len(1 << 30).unwrap();
+    file.set_permissions(PermissionsExt::from_mode(0o000))
+        .unwrap();
+    let start = Instant::now();
+    let now = || file.metadata().unwrap();
+    while (now().len(), now().permissions()) != (before.len(), before.permissions()) {
+        assert!(start.elapsed() < PATIENCE, "it stays so");
+        std::thread::sleep(Duration::from_millis(1));
+    }
     all_is_well(&scene);
 }
 

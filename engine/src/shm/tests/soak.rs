@@ -65,6 +65,12 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // It stops in an orderly way, so that nothing is left in /dev/shm, unless it hangs.
+        drop(self.child.stdin.take());
+        let begin = Instant::now();
+        while begin.elapsed() < LIMIT && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
