@@ -6,7 +6,9 @@ use super::link::Link;
 use super::long::{Lent, LongAnswer};
 use super::shm::Held;
 use crate::shm::{RECORD_MAX, Reservation};
-use crate::wire::{self, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, Scanned, legacy};
+use crate::wire::{
+    self, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, Scanned, legacy, msg_type,
+};
 
 /// Bytes received at once; longer frames make the buffer grow while they come.
 const RECEIVE_BYTES: usize = 64 * 1024;
@@ -295,6 +297,28 @@ impl Channel {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Appends the payload of a plain answer to this request, one whole frame that arrived after
+    /// everything else was looked at, to `to`, straight from a ring. False: nothing was done, and
+    /// [`Channel::fill`] is to look.
+    #[inline]
+    pub(super) fn take_answer(&mut self, id: u64, to: &mut Vec<u8>) -> bool {
+        let Link::Shm(link) = &mut self.link else {
+            return false;
+        };
+        if self.start != self.end || self.long.is_some() {
+            return false;
+        }
+        let max = self.max_message_bytes;
+        let received = link.receive_payload(to, |header| {
+            header.msg_id == id
+                && header.flags == Flags::RESPONSE
+                && header.msg_type != msg_type::ERROR
+                && header.length <= max
+        });
+        self.received_bytes += received as u64;
+        received > 0
     }
 
     fn fill_long(&mut self) -> io::Result<usize> {

@@ -41,30 +41,36 @@ pub(super) fn collect(
         }
         let mut is_first = to.is_empty();
         let mut held = false;
-        let waited = inner.wait_some(deadline, &mut |answer| {
-            if answer.id != id {
-                return Keep::Queue;
+        let waited = inner.wait_until(deadline, |inner| {
+            if inner.take_answer(id, to) {
+                outcome = Some(Ok(()));
+                return Ok(1);
             }
-            // What follows a part that is held comes after it.
-            held |= is_first
-                && answer
-                    .result
-                    .as_ref()
-                    .is_ok_and(|it| it.len() >= MOVED_BYTES_MIN);
-            if held {
-                return Keep::Held;
-            }
-            match &answer.result {
-                Ok(payload) => {
-                    is_first = false;
-                    append(to, payload);
-                    if answer.last {
-                        outcome = Some(Ok(()));
-                    }
+            inner.take_received(&mut |answer| {
+                if answer.id != id {
+                    return Keep::Queue;
                 }
-                Err(error) => outcome = Some(Err(error.copy())),
-            }
-            Keep::Done
+                // What follows a part that is held comes after it.
+                held |= is_first
+                    && answer
+                        .result
+                        .as_ref()
+                        .is_ok_and(|it| it.len() >= MOVED_BYTES_MIN);
+                if held {
+                    return Keep::Held;
+                }
+                match &answer.result {
+                    Ok(payload) => {
+                        is_first = false;
+                        append(to, payload);
+                        if answer.last {
+                            outcome = Some(Ok(()));
+                        }
+                    }
+                    Err(error) => outcome = Some(Err(error.copy())),
+                }
+                Keep::Done
+            })
         });
         if let Some(outcome) = outcome.take() {
             return outcome;

@@ -382,6 +382,17 @@ impl Inner {
     where
         S: FnMut(&AnswerRef<'_>) -> Keep,
     {
+        self.wait_until(deadline, |inner| inner.take_received(sink))
+    }
+
+    /// As [`Inner::wait_some`], for answers that `take` takes: it looks whether there are any, and
+    /// says how many there were.
+    #[inline]
+    pub(super) fn wait_until(
+        &mut self,
+        deadline: &mut Deadline,
+        mut take: impl FnMut(&mut Inner) -> Result<usize, Error>,
+    ) -> Result<(), Error> {
         let kept = self.ready.len();
         self.send_queued(deadline)?;
         if self.ready.len() > kept {
@@ -393,7 +404,7 @@ impl Inner {
         let mut received_bytes = self.received_bytes();
         // Ends with an answer or at the deadline.
         loop {
-            if self.take_received(sink)? > 0 {
+            if take(self)? > 0 {
                 // How long the answer took says nothing if it was kept from being made.
                 if began_ns != 0 && !in_the_way {
                     let waited_ns = clock::now_ns().saturating_sub(began_ns);

@@ -284,6 +284,35 @@ impl ShmLink {
         Ok(taken)
     }
 
+    /// Appends the payload of the next frame to `to`, if that frame is a record of its own, `wanted`
+    /// says yes to its header, and its CRC is right. Returns how many bytes of the ring that took; 0:
+    /// nothing was done, and [`ShmLink::receive`] is to look.
+    #[inline]
+    pub(super) fn receive_payload(
+        &mut self,
+        to: &mut Vec<u8>,
+        wanted: impl FnOnce(&Header) -> bool,
+    ) -> usize {
+        let ends = &mut self.end.ends;
+        if self.half_taken.is_some() {
+            return 0;
+        }
+        // What is corrupt is met again by who looks next.
+        let Ok(Some(record)) = ends.rx.next() else {
+            return 0;
+        };
+        if ends.rx.copy_payload(&record, to, wanted).is_none() {
+            return 0;
+        }
+        let ack = ends.rx.advance(&record);
+        ends.tx.acknowledged(ack);
+        ends.rx.publish();
+        self.in_batches = false;
+        self.took_one = true;
+        self.took(record.length);
+        record.length
+    }
+
     /// Whether this thread is on the CPU that the server's worker needs.
     pub(super) fn is_in_the_way(&self) -> bool {
         self.end.is_in_the_way()

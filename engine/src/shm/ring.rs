@@ -463,6 +463,39 @@ impl Consumer {
         }
     }
 
+    /// Appends the payload of the frame that makes up the record, if it is one, `wanted` says yes to
+    /// its header, and its CRC is right. `None`: `to` has what it had, and the record may still be
+    /// taken in another way, which looks at everything anew.
+    #[inline]
+    pub(crate) fn copy_payload(
+        &self,
+        record: &Record,
+        to: &mut Vec<u8>,
+        wanted: impl FnOnce(&Header) -> bool,
+    ) -> Option<()> {
+        let length = record.length.checked_sub(HEADER_BYTES)?;
+        let begin = self.places.address(offset_of(self.position)) + WORD;
+        let from = self.segment.at_to_read(begin, record.length);
+        // SAFETY: the record has a header (checked), which begins at a multiple of 8; it is read once,
+        // into registers.
+        let word = |index| u64::from_le(unsafe { from.cast::<u64>().add(index).read_volatile() });
+        let words = [word(0), word(1), word(2)];
+        let header = Header::from_words(words, u32::MAX)
+            .filter(|header| header.length as usize == length && wanted(header))?;
+        to.reserve(length);
+        // SAFETY: `to` has room for the payload behind its end, and that becomes part of it only
+        // once all is written and right. Otherwise as in `copy_frame_raw`.
+        unsafe {
+            let to_end = to.as_mut_ptr().add(to.len());
+            let crc = crc::frame_words_copy_raw(words, to_end, from.add(HEADER_BYTES), length);
+            if header.crc32 != crc {
+                return None;
+            }
+            to.set_len(to.len() + length);
+        }
+        Some(())
+    }
+
     /// Copies the first bytes of the record's data into `to`, at most what is there; says how many.
     #[inline]
     pub(crate) fn copy_part(&self, from_byte: usize, record: &Record, to: &mut [u8]) -> usize {

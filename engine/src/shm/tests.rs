@@ -126,6 +126,13 @@ fn only_one_good_frame_is_copied_as_one() {
         assert_eq!(rx.copy_frame_to(&record, &mut to), header);
         assert_eq!(to[..bytes.len()], bytes);
         assert_eq!(to[bytes.len()..], [0; 5]);
+        // Its payload alone, or nothing.
+        let mut payload = vec![9; 3];
+        assert_eq!(rx.copy_payload(&record, &mut payload, |_| false), None);
+        let taken = rx.copy_payload(&record, &mut payload, |it| Some(*it) == header);
+        assert_eq!(taken.is_some(), good);
+        let expected: &[u8] = if good { &bytes[24..] } else { &[] };
+        assert_eq!(payload, [&[9; 3][..], expected].concat());
         rx.advance(&record);
         rx.publish();
     }

@@ -112,6 +112,48 @@ fn many_in_flight_and_streams() {
     drop(server);
 }
 
+/// An answer that goes straight to the caller meets all kinds of others that must not.
+#[test]
+fn what_is_no_plain_answer_goes_the_general_way() {
+    let instance = instance();
+    let _server = builder(&instance)
+        .handler(0x0101, |_, responder: Responder<'_>| {
+            responder.error(ErrorCode::HandlerFailed, "as asked");
+        })
+        .start()
+        .unwrap();
+    let client = Client::builder()
+        .record_round_trips(true)
+        .connect(&format!("shm:{instance}"))
+        .unwrap();
+    let mut answer = b"old".to_vec();
+    let joined = [[5; 10].repeat(100), b"end".to_vec()].concat();
+    for number in 0..100u8 {
+        let payload = [number; 64];
+        client
+            .call_into(msg_type::ECHO, &payload, &mut answer)
+            .unwrap();
+        assert_eq!(answer, payload);
+        client.call_into(STREAM, &[5; 10], &mut answer).unwrap();
+        assert_eq!(answer, joined);
+        let error = client.call_into(0x0101, b"", &mut answer).unwrap_err();
+        assert!(matches!(error, Error::Remote { message, .. } if message == "as asked"));
+        assert!(answer.is_empty());
+        // The only one that is known to be in flight, behind the answer to one that was forgotten.
+        let forgotten = client.submit(msg_type::ECHO, b"forgotten").unwrap();
+        client.flush().unwrap();
+        client.inner.borrow_mut().forget(forgotten);
+        assert_eq!(client.call(msg_type::ECHO, b"wanted").unwrap(), b"wanted");
+        // Of two in flight, the second first.
+        let ids = [b"one", b"two"].map(|it| client.submit(msg_type::ECHO, it).unwrap());
+        assert_eq!(client.wait(ids[1]).unwrap(), b"two");
+        assert_eq!(client.wait(ids[0]).unwrap(), b"one");
+    }
+    assert_eq!(client.in_flight(), 0);
+    assert_eq!(client.stats().received, 600);
+    assert_eq!(client.round_trips().unwrap().len(), client.stats().received);
+}
+
 #[test]
 fn a_tcp_connection_on_this_machine_becomes_a_shared_memory_one() {
     let instance = instance();
