@@ -10,6 +10,7 @@ mod pool;
 mod process;
 mod server;
 mod shm;
+mod spare_buffers;
 mod stats;
 mod sys;
 mod uring;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::Error;
 use super::answer::{Answer, AnswerRef};
+use crate::spare_buffers::SpareBuffers;
 use crate::wire::append;
 
 /// What an answer takes besides its payload, about.
@@ -24,10 +25,9 @@ pub(super) struct Kept {
     bytes: usize,
     bytes_max: usize,
     /// Buffers whose answers were given to a sink.
-    spare: Vec<Vec<u8>>,
+    spare: SpareBuffers,
     /// Apart: a large one lent for a short payload is missing when a long one comes.
-    spare_large: Vec<Vec<u8>>,
-    spare_bytes: usize,
+    spare_large: SpareBuffers,
 }
 
 impl Kept {
@@ -36,9 +36,8 @@ impl Kept {
             answers: VecDeque::new(),
             bytes: 0,
             bytes_max,
-            spare: Vec::new(),
-            spare_large: Vec::new(),
-            spare_bytes: 0,
+            spare: SpareBuffers::default(),
+            spare_large: SpareBuffers::default(),
         }
     }
 
@@ -90,26 +89,20 @@ impl Kept {
 
     /// Memory for a payload of so many bytes, with less room perhaps.
     pub(super) fn spare(&mut self, payload_bytes: usize) -> Vec<u8> {
-        let list = match payload_bytes {
-            0..=SMALL_BYTES_MAX => &mut self.spare,
-            _ => &mut self.spare_large,
-        };
-        let buffer = list.pop().unwrap_or_default();
-        self.spare_bytes -= buffer.capacity();
-        buffer
+        self.spares(payload_bytes).0.pop().unwrap_or_default()
     }
 
     /// Takes back the buffer of an answer that nobody needs any more.
-    pub(super) fn give_back(&mut self, mut buffer: Vec<u8>) {
-        let bytes = buffer.capacity();
-        let list = match bytes {
-            0..=SMALL_BYTES_MAX => &mut self.spare,
-            _ => &mut self.spare_large,
-        };
-        if list.len() < SPARE_MAX && self.spare_bytes + bytes <= SPARE_BYTES_MAX {
-            self.spare_bytes += bytes;
-            buffer.clear();
-            list.push(buffer);
+    pub(super) fn give_back(&mut self, buffer: Vec<u8>) {
+        let (spares, others_bytes) = self.spares(buffer.capacity());
+        spares.push(buffer, SPARE_MAX, SPARE_BYTES_MAX - others_bytes);
+    }
+
+    /// The spare buffers for so many bytes, and how much memory the others hold.
+    fn spares(&mut self, bytes: usize) -> (&mut SpareBuffers, usize) {
+        match bytes {
+            0..=SMALL_BYTES_MAX => (&mut self.spare, self.spare_large.bytes()),
+            _ => (&mut self.spare_large, self.spare.bytes()),
         }
     }
 
@@ -190,7 +183,10 @@ mod tests {
         for _ in 0..3 {
             kept.give_back(Vec::with_capacity(SPARE_BYTES_MAX / 2));
         }
-        assert_eq!(kept.spare_bytes, SPARE_BYTES_MAX);
+        assert_eq!(
+            kept.spare.bytes() + kept.spare_large.bytes(),
+            SPARE_BYTES_MAX
+        );
         for _ in 0..2 * SPARE_MAX {
             kept.give_back(Vec::new());
         }

@@ -1,6 +1,8 @@
 //! Buffers that connections borrow while they have something to gather or to send, so that an idle
 //! connection holds none and a busy one allocates none.
 
+use crate::spare_buffers::SpareBuffers;
+
 /// Buffers up to this are small: a round's answers to full receive buffers fit.
 const SMALL_BYTES_MAX: usize = 256 * 1024;
 /// Longer ones are large.
@@ -19,37 +21,12 @@ const KEPT_ASLEEP_MAX: usize = 2;
 /// How large those may be.
 const KEPT_ASLEEP_BYTES_MAX: usize = 16 * 1024;
 
-/// Buffers of one kind that nobody uses at the moment.
-#[derive(Default)]
-struct Kept {
-    buffers: Vec<Vec<u8>>,
-    bytes: usize,
-}
-
-impl Kept {
-    #[inline]
-    fn pop(&mut self) -> Option<Vec<u8>> {
-        let buffer = self.buffers.pop()?;
-        self.bytes -= buffer.capacity();
-        Some(buffer)
-    }
-
-    fn push(&mut self, mut buffer: Vec<u8>, total_bytes_max: usize) {
-        let bytes = buffer.capacity();
-        if self.bytes + bytes <= total_bytes_max && self.buffers.len() < KEPT_MAX {
-            self.bytes += bytes;
-            buffer.clear();
-            self.buffers.push(buffer);
-        }
-    }
-}
-
 /// Buffers that nobody uses at the moment.
 #[derive(Default)]
 pub(crate) struct VecPool {
-    small: Kept,
+    small: SpareBuffers,
     /// Apart: a large one lent for a short message is missing when a long one comes.
-    large: Kept,
+    large: SpareBuffers,
 }
 
 impl VecPool {
@@ -71,20 +48,16 @@ impl VecPool {
 
     /// A buffer with no more room than this.
     pub(super) fn take_small(&mut self, bytes_max: usize) -> Vec<u8> {
-        let small = |buffer: &Vec<u8>| buffer.capacity() <= bytes_max;
-        let Some(index) = self.small.buffers.iter().rposition(small) else {
-            return Vec::new();
-        };
-        let buffer = self.small.buffers.swap_remove(index);
-        self.small.bytes -= buffer.capacity();
-        buffer
+        self.small.pop_small(bytes_max).unwrap_or_default()
     }
 
     #[inline]
     pub(super) fn give(&mut self, buffer: Vec<u8>) {
         match buffer.capacity() {
-            1..=SMALL_BYTES_MAX => self.small.push(buffer, SMALL_TOTAL_BYTES_MAX),
-            LARGE_BYTES_MIN..=LARGE_BYTES_MAX => self.large.push(buffer, LARGE_TOTAL_BYTES_MAX),
+            1..=SMALL_BYTES_MAX => self.small.push(buffer, KEPT_MAX, SMALL_TOTAL_BYTES_MAX),
+            LARGE_BYTES_MIN..=LARGE_BYTES_MAX => {
+                self.large.push(buffer, KEPT_MAX, LARGE_TOTAL_BYTES_MAX);
+            }
             _ => {}
         }
     }
@@ -92,14 +65,8 @@ impl VecPool {
     /// Gives memory back: the worker goes to sleep. A few small buffers stay, so that being woken
     /// for every message does not mean to allocate for every message.
     pub(super) fn release(&mut self) {
-        let mut stay = 0;
-        self.small.buffers.retain(|buffer| {
-            let stays = stay < KEPT_ASLEEP_MAX && buffer.capacity() <= KEPT_ASLEEP_BYTES_MAX;
-            stay += usize::from(stays);
-            stays
-        });
-        self.small.bytes = self.small.buffers.iter().map(Vec::capacity).sum();
-        self.large = Kept::default();
+        self.small.shrink(KEPT_ASLEEP_MAX, KEPT_ASLEEP_BYTES_MAX);
+        self.large = SpareBuffers::default();
     }
 }
 
@@ -117,8 +84,8 @@ mod tests {
             pool.give(Vec::with_capacity(LARGE));
         }
         // As many as the budget allows, and not one more.
-        assert_eq!(pool.large.bytes, LARGE_TOTAL_BYTES_MAX);
-        assert_eq!(pool.small.bytes, 10 * 64);
+        assert_eq!(pool.large.bytes(), LARGE_TOTAL_BYTES_MAX);
+        assert_eq!(pool.small.bytes(), 10 * 64);
         assert_eq!(pool.take_for(LARGE).capacity(), LARGE);
         let long = pool.take_for(LARGE);
         assert_eq!(long.capacity(), LARGE);
@@ -137,7 +104,7 @@ mod tests {
         }
         pool.give(Vec::with_capacity(LARGE));
         pool.release();
-        assert_eq!(pool.small.bytes, KEPT_ASLEEP_MAX * 64);
+        assert_eq!(pool.small.bytes(), KEPT_ASLEEP_MAX * 64);
         assert_eq!(pool.take_for(LARGE).capacity(), 64);
     }
 }
