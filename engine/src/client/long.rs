@@ -6,7 +6,7 @@ use super::Error;
 use super::deadline::Deadline;
 use super::inner::{Inner, Keep, timeout};
 use crate::sys::clock;
-use crate::wire::{HEADER_BYTES, Header, Refusal, append, crc, make_room};
+use crate::wire::{HEADER_BYTES, Header, Refusal, append, check_crc, crc, make_room};
 
 /// An answer of which not all has come.
 #[derive(Debug)]
@@ -42,11 +42,8 @@ impl LongAnswer {
 
     /// The complete answer, if its CRC is right.
     pub(super) fn finish(self) -> Result<(Header, Vec<u8>), Refusal> {
-        let (expected, got) = (self.header.crc32, self.sum);
-        match expected == got {
-            true => Ok((self.header, self.payload)),
-            false => Err(Refusal::CrcMismatch { expected, got }),
-        }
+        check_crc(self.header.crc32, self.sum)?;
+        Ok((self.header, self.payload))
     }
 }
 

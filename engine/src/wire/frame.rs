@@ -55,28 +55,22 @@ fn encode_large_to(out: &mut Vec<u8>, mut header: Header, payload: &[u8]) {
 /// Checks a frame's CRC.
 #[inline]
 pub fn verify(header: &Header, payload: &[u8]) -> Result<(), Refusal> {
-    let got = crc::frame_crc(&header.to_bytes(), payload);
-    if got == header.crc32 {
-        Ok(())
-    } else {
-        Err(Refusal::CrcMismatch {
-            expected: header.crc32,
-            got,
-        })
-    }
+    check_crc(header.crc32, crc::frame_crc(&header.to_bytes(), payload))
 }
 
 /// As [`verify`], of a frame given whole, as the bytes on the wire.
 #[inline]
 pub(crate) fn verify_whole(header: &Header, frame: &[u8]) -> Result<(), Refusal> {
     let (head, payload) = frame.split_first_chunk().expect("a header is in front");
-    let got = crc::frame_crc(head, payload);
-    match got == header.crc32 {
+    check_crc(header.crc32, crc::frame_crc(head, payload))
+}
+
+/// Whether the CRC that a frame says is the one that it has.
+#[inline]
+pub(crate) fn check_crc(expected: u32, got: u32) -> Result<(), Refusal> {
+    match expected == got {
         true => Ok(()),
-        false => Err(Refusal::CrcMismatch {
-            expected: header.crc32,
-            got,
-        }),
+        false => Err(Refusal::CrcMismatch { expected, got }),
     }
 }
 
@@ -91,9 +85,7 @@ pub fn verify_batch(frames: &[&[u8]]) -> Result<(), (usize, Refusal)> {
     crc::frame_batch(frames, &mut crcs[..frames.len()]);
     for (index, (frame, &got)) in frames.iter().zip(&crcs).enumerate() {
         let expected = u32::from_le_bytes([frame[20], frame[21], frame[22], frame[23]]);
-        if got != expected {
-            return Err((index, Refusal::CrcMismatch { expected, got }));
-        }
+        check_crc(expected, got).map_err(|refusal| (index, refusal))?;
     }
     Ok(())
 }

@@ -28,13 +28,12 @@ pub use error::{ErrorCode, Refusal, decode_error_payload, encode_error_payload};
 pub use flags::Flags;
 #[cfg(test)]
 pub use frame::encode;
-pub(crate) use frame::verify_whole;
 pub use frame::{VERIFY_BATCH, encode_to, verify, verify_batch};
+pub(crate) use frame::{check_crc, verify_whole};
 pub use handshake::{Hello, capability};
 pub use header::{HEADER_BYTES, Header, ProtocolVersion, VERSION};
 pub(crate) use header::{HEADER_WORDS, words_to_bytes};
 pub use instance::{control_segment_name, is_control_segment_name, is_instance_name};
 pub use pool_report::PoolReport;
-pub(crate) use scan::make_room;
 pub use scan::{Assembler, Scanned, header_bytes, scan};
-pub(crate) use scan::{accepted_header, front_frame};
+pub(crate) use scan::{accepted_header, front_frame, make_room};

@@ -4,7 +4,7 @@
 //! is used where it lies, without a copy. Only a frame that a run of bytes cuts in two is gathered,
 //! by an [`Assembler`], in memory that grows as its bytes arrive.
 
-use super::{Header, ProtocolVersion, Refusal, append, crc, legacy};
+use super::{Header, ProtocolVersion, Refusal, append, check_crc, crc, legacy};
 
 /// What lies at the front of a run of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,11 +173,7 @@ impl Assembler {
             Ok(header) => header?,
             Err(refusal) => return Some(Err(refusal)),
         };
-        let expected = header.crc32;
-        Some(match got == expected {
-            true => Ok((header, frame)),
-            false => Err(Refusal::CrcMismatch { expected, got }),
-        })
+        Some(check_crc(header.crc32, got).map(|()| (header, frame)))
     }
 
     /// Gathers the next frame in this buffer, whatever it holds. Not in the middle of a frame.
