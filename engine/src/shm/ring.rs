@@ -385,13 +385,17 @@ impl Consumer {
         Err(Corrupt("skips without end"))
     }
 
+    /// Where the data of the record that is next lie: valid for all of its length.
+    #[inline]
+    fn data(&self, record: &Record) -> *const u8 {
+        let at = self.places.address(offset_of(self.position)) + WORD;
+        self.segment.at_to_read(at, record.length)
+    }
+
     /// Appends the record's data to `to`: from here on they are private.
     #[inline]
     pub(crate) fn copy(&self, record: &Record, to: &mut Vec<u8>) {
-        let from = self.segment.at_to_read(
-            self.places.address(offset_of(self.position)) + WORD,
-            record.length,
-        );
+        let from = self.data(record);
         to.reserve(record.length);
         // SAFETY: `from` is valid for that many bytes (checked), `to` has room for them, and
         // private memory does not overlap the segment. Another process may write meanwhile: then
@@ -432,8 +436,7 @@ impl Consumer {
     /// `to` is private memory, writable for as many bytes as the record has.
     #[inline]
     unsafe fn copy_frame_raw(&self, record: &Record, to: *mut u8) -> Option<Header> {
-        let begin = self.places.address(offset_of(self.position)) + WORD;
-        let from = self.segment.at_to_read(begin, record.length);
+        let from = self.data(record);
         // SAFETY: as in `copy`; the parts make up the record, which begins at a multiple of 8. What
         // the header says is looked at in registers, read once, and each of the payload's bytes is
         // read once too, for the copy and the CRC.
@@ -474,8 +477,7 @@ impl Consumer {
         wanted: impl FnOnce(&Header) -> bool,
     ) -> Option<()> {
         let length = record.length.checked_sub(HEADER_BYTES)?;
-        let begin = self.places.address(offset_of(self.position)) + WORD;
-        let from = self.segment.at_to_read(begin, record.length);
+        let from = self.data(record);
         // SAFETY: the record has a header (checked), which begins at a multiple of 8; it is read once,
         // into registers.
         let word = |index| u64::from_le(unsafe { from.cast::<u64>().add(index).read_volatile() });
@@ -500,10 +502,7 @@ impl Consumer {
     #[inline]
     pub(crate) fn copy_part(&self, from_byte: usize, record: &Record, to: &mut [u8]) -> usize {
         let count = to.len().min(record.length - from_byte);
-        let from = self.segment.at_to_read(
-            self.places.address(offset_of(self.position)) + WORD,
-            record.length,
-        );
+        let from = self.data(record);
         // SAFETY: as in `copy`; `from_byte + count` is at most the record's length.
         unsafe { copy(from.add(from_byte), to.as_mut_ptr(), count) };
         count
@@ -523,10 +522,7 @@ impl Consumer {
         sum: u32,
     ) -> u32 {
         assert!(range.start <= range.end && range.end <= record.length);
-        let from = self.segment.at_to_read(
-            self.places.address(offset_of(self.position)) + WORD,
-            record.length,
-        );
+        let from = self.data(record);
         let count = range.end - range.start;
         to.reserve(count);
         // SAFETY: as in `copy`; the range lies in the record (checked). Each byte is read once, for

@@ -20,6 +20,16 @@ pub(super) enum Chunk {
     Owned(Vec<u8>),
 }
 
+impl Chunk {
+    #[inline]
+    fn bytes<'a>(&'a self, driver: &'a Driver) -> &'a [u8] {
+        match self {
+            Chunk::Buffer(received) => driver.bytes(received),
+            Chunk::Owned(bytes) => bytes,
+        }
+    }
+}
+
 pub(super) enum Item {
     /// Its header is read again when it is handled: to keep it here took longer.
     Frame {
@@ -41,6 +51,29 @@ pub(super) enum Item {
     },
     /// Handled, or not to be handled.
     Done,
+}
+
+impl Item {
+    /// A frame whose header has been accepted. Inlined, lest the header goes through memory.
+    #[inline(always)]
+    fn frame(
+        key: Key,
+        version: ProtocolVersion,
+        header: &Header,
+        chunk: u32,
+        start: usize,
+        verified: bool,
+    ) -> Item {
+        Item::Frame {
+            key,
+            chunk,
+            start: start as u32,
+            payload_bytes: header.length,
+            version,
+            priority: header.flags.contains(Flags::PRIORITY),
+            verified,
+        }
+    }
 }
 
 pub(super) struct Batch {
@@ -71,32 +104,16 @@ impl Batch {
         chunk: u32,
         start: usize,
     ) {
-        let priority = header.flags.contains(Flags::PRIORITY);
-        self.has_priority |= priority;
-        self.items.push(Item::Frame {
-            key,
-            chunk,
-            start: start as u32,
-            payload_bytes: header.length,
-            version,
-            priority,
-            verified: false,
-        });
+        self.has_priority |= header.flags.contains(Flags::PRIORITY);
+        let frame = Item::frame(key, version, &header, chunk, start, false);
+        self.items.push(frame);
     }
 
     /// Adds a frame whose CRC is right, which fills its chunk.
     pub(super) fn add_verified(&mut self, key: Key, header: Header, chunk: u32) {
-        let priority = header.flags.contains(Flags::PRIORITY);
-        self.has_priority |= priority;
-        self.items.push(Item::Frame {
-            key,
-            chunk,
-            start: 0,
-            payload_bytes: header.length,
-            version: ProtocolVersion::V2,
-            priority,
-            verified: true,
-        });
+        self.has_priority |= header.flags.contains(Flags::PRIORITY);
+        let frame = Item::frame(key, ProtocolVersion::V2, &header, chunk, 0, true);
+        self.items.push(frame);
     }
 
     /// Adds the whole version 2 frames that lie one behind the other in a chunk from `start` on.
@@ -109,24 +126,13 @@ impl Batch {
         start: usize,
         max_message_bytes: u32,
     ) -> (u64, usize) {
-        let bytes = match &self.chunks[chunk as usize] {
-            Chunk::Buffer(received) => driver.bytes(received),
-            Chunk::Owned(bytes) => bytes,
-        };
+        let bytes = self.chunks[chunk as usize].bytes(driver);
         let (mut count, mut at) = (0, start);
         // Each turn takes the bytes of a frame.
         while let Some(header) = wire::front_frame(&bytes[at..], max_message_bytes) {
-            let priority = header.flags.contains(Flags::PRIORITY);
-            self.has_priority |= priority;
-            self.items.push(Item::Frame {
-                key,
-                chunk,
-                start: at as u32,
-                payload_bytes: header.length,
-                version: ProtocolVersion::V2,
-                priority,
-                verified: false,
-            });
+            self.has_priority |= header.flags.contains(Flags::PRIORITY);
+            let frame = Item::frame(key, ProtocolVersion::V2, &header, chunk, at, false);
+            self.items.push(frame);
             count += 1;
             at += wire::HEADER_BYTES + header.length as usize;
         }
@@ -134,10 +140,7 @@ impl Batch {
     }
 
     pub(super) fn bytes<'a>(&'a self, chunk: u32, driver: &'a Driver) -> &'a [u8] {
-        match &self.chunks[chunk as usize] {
-            Chunk::Buffer(received) => driver.bytes(received),
-            Chunk::Owned(bytes) => bytes,
-        }
+        self.chunks[chunk as usize].bytes(driver)
     }
 }
 
