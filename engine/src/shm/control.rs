@@ -201,29 +201,28 @@ impl Control {
         }
         // It fails only where there is no memory: then the next fault tells.
         let was_changed = self.segment.restore_file().unwrap_or(true);
-        for worker in 0..workers {
-            doorbell::wake_if_forgotten(self.doorbell(worker));
+        let is_intact = !was_changed && ControlHeader::read(&self.segment) == Some(self.header);
+        if !is_intact {
+            self.header.write(&self.segment);
         }
-        if !was_changed && ControlHeader::read(&self.segment) == Some(self.header) {
-            return match segment::is_at(&self.path, self.segment.identity()) {
-                true => None,
-                false => Some(
-                    "its name was removed: no client finds it until the server is started again",
-                ),
-            };
-        }
-        self.header.write(&self.segment);
         for worker in 0..workers {
-            for bit in 0..READY_BITS {
-                doorbell::set_ready(&self.segment, self.worker(worker), bit);
+            if !is_intact {
+                for bit in 0..READY_BITS {
+                    doorbell::set_ready(&self.segment, self.worker(worker), bit);
+                }
+                doorbell::ring(self.doorbell(worker));
             }
-            doorbell::ring(self.doorbell(worker));
             doorbell::wake_if_forgotten(self.doorbell(worker));
         }
-        Some(match was_changed {
-            true => "another process changed its length or mode: it was restored",
-            false => "another process wrote over its header: it was restored",
-        })
+        if was_changed {
+            Some("another process changed its length or mode: it was restored")
+        } else if !is_intact {
+            Some("another process wrote over its header: it was restored")
+        } else if !segment::is_at(&self.path, self.segment.identity()) {
+            Some("its name was removed: no client finds it until the server is started again")
+        } else {
+            None
+        }
     }
 
     /// Opens the control segment `name` of a server that lives.
