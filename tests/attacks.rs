@@ -4,7 +4,6 @@ mod support;
 
 use std::io::Write;
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,24 +18,11 @@ fn start(scratch: &Scratch, sections: &str) -> Daemon {
     Daemon::start(SERVER, &file, &scratch.instance(), &[])
 }
 
-fn control(daemon: &Daemon) -> PathBuf {
-    let name = format!("lapce_ipc_v2_{}_control", daemon.instance);
-    Path::new("/dev/shm").join(name)
-}
-
-/// Ends the daemon as systemd would, which must not wait for ever.
-fn stops(mut daemon: Daemon) {
-    daemon.signal("-TERM");
-    let start = Instant::now();
-    loop {
-        if let Some(status) = daemon.child.try_wait().unwrap() {
-            assert_eq!(status.code(), Some(0));
-            break;
-        }
-        assert!(start.elapsed() < PATIENCE, "SIGTERM does not end it");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert!(!control(&daemon).exists());
+/// Ends the daemon, of which nothing is left.
+fn stops(daemon: Daemon) {
+    let control = daemon.control();
+    assert_eq!(daemon.stop(), 0);
+    assert!(!control.exists());
 }
 
 /// A client of its own process gets in over shared memory, sooner or later.
@@ -69,7 +55,7 @@ fn the_control_segment_is_cut_short() {
         witness.ping().unwrap();
         let file = std::fs::File::options()
             .write(true)
-            .open(control(&daemon))
+            .open(daemon.control())
             .unwrap();
         file.set_len(left_bytes).unwrap();
         serves(&daemon);
@@ -92,7 +78,7 @@ fn all_slots_are_left_taken() {
     let daemon = start(&scratch, "");
     let file = std::fs::File::options()
         .write(true)
-        .open(control(&daemon))
+        .open(daemon.control())
         .unwrap();
     // docs/architecture.md: 64 slots of 128 bytes, each beginning with its stage; 1: taken.
     for slot in 0..64 {
@@ -139,19 +125,13 @@ fn a_crowd_attaches_at_once() {
     stops(daemon);
 }
 
-fn descriptors(daemon: &Daemon) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", daemon.child.id()))
-        .unwrap()
-        .count()
-}
-
 /// Clients of the metrics that ask and do not read, or do not ask, cost their own connection only.
 #[test]
 fn the_metrics_are_asked_for_and_not_read() {
     let scratch = Scratch::new();
     let daemon = start(&scratch, "");
     daemon.get("/metrics");
-    let before = descriptors(&daemon);
+    let before = daemon.descriptors();
     let mut stalled: Vec<TcpStream> = Vec::new();
     for index in 0..16 {
         let mut stream = TcpStream::connect(&daemon.metrics).unwrap();
@@ -181,7 +161,7 @@ fn the_metrics_are_asked_for_and_not_read() {
         std::thread::sleep(Duration::from_millis(50));
     }
     // The descriptors come back although the others stay.
-    while descriptors(&daemon) > before {
+    while daemon.descriptors() > before {
         assert!(start.elapsed() < PATIENCE, "descriptors are lost");
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -198,7 +178,7 @@ fn the_umask_takes_no_right_away_from_the_owner() {
     let program = scratch.write("server", &script);
     std::fs::set_permissions(&program, PermissionsExt::from_mode(0o700)).unwrap();
     let daemon = Daemon::start(program.to_str().unwrap(), &file, &scratch.instance(), &[]);
-    let mode = std::fs::metadata(control(&daemon)).unwrap().permissions();
+    let mode = std::fs::metadata(daemon.control()).unwrap().permissions();
     assert_eq!(mode.mode() & 0o777, 0o600);
     serves(&daemon);
     stops(daemon);

@@ -43,7 +43,6 @@ struct Held {
 }
 
 fn held(daemon: &Daemon) -> Held {
-    let pid = daemon.child.id();
     let part = format!("lapce_ipc_v2_{}", daemon.instance);
     let mut segments: Vec<String> = std::fs::read_dir("/dev/shm")
         .unwrap()
@@ -52,10 +51,10 @@ fn held(daemon: &Daemon) -> Held {
         .collect();
     segments.sort();
     // The request for the metrics is a connection of the server too, so the descriptors come first.
-    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let descriptors = daemon.descriptors();
     Held {
-        descriptors: descriptors.count(),
-        slots: slots_taken(&Path::new("/dev/shm").join(format!("{part}_control"))),
+        descriptors,
+        slots: slots_taken(&daemon.control()),
         segments,
         connections: metric(daemon, "lapce_ipc_connections{transport=\"shm\"}"),
     }

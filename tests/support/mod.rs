@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 pub const SERVER: &str = env!("CARGO_BIN_EXE_lapce_ipc_server");
 pub const COMMAND: &str = env!("CARGO_BIN_EXE_lapce-ipc");
 
+/// Longer than anything takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A scratch folder that goes with the test.
 pub struct Scratch(pub PathBuf);
 
@@ -121,10 +124,28 @@ impl Daemon {
         );
     }
 
-    /// Ends it as systemd would and returns its exit code.
+    /// Ends it as systemd would and returns its exit code. It must not take long.
     pub fn stop(mut self) -> i32 {
         self.signal("-TERM");
-        self.child.wait().unwrap().code().unwrap()
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code().unwrap();
+            }
+            assert!(start.elapsed() < PATIENCE, "SIGTERM does not end it");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Its control segment.
+    pub fn control(&self) -> PathBuf {
+        PathBuf::from(format!("/dev/shm/lapce_ipc_v2_{}_control", self.instance))
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.child.id());
+        std::fs::read_dir(folder).unwrap().count()
     }
 
     pub fn said(&self, part: &str) -> bool {
@@ -148,8 +169,7 @@ impl Drop for Daemon {
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = self.child.kill();
             let _ = self.child.wait();
-            let segment = format!("/dev/shm/lapce_ipc_v2_{}_control", self.instance);
-            let _ = std::fs::remove_file(segment);
+            let _ = std::fs::remove_file(self.control());
         }
     }
 }
