@@ -75,25 +75,68 @@ const _: () = assert!(TO_CLIENT.hot + HOT == PAGE);
 const _: () = assert!(HOT.is_multiple_of(ALIGN) && TO_SERVER.hot.is_multiple_of(64));
 const _: () = assert!(RECORD_MAX + WORD <= CAPACITY - HOT);
 
-impl RingPlaces {
-    /// Where in the segment a ring's offset lies. No record crosses the end of the hot area.
+/// Where a record may begin, worked out once for all that is done there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Bytes of all laps before it; grows for ever.
+    pub(super) position: u64,
+    /// Where in the segment it lies.
+    pub(super) address: usize,
+    /// Bytes from it to the end of its area, at least [`ALIGN`]. No record crosses that end.
+    pub(super) left: usize,
+}
+
+impl Place {
+    /// Bytes of its lap before it.
     #[inline]
-    pub(super) fn address(&self, offset: usize) -> usize {
-        if offset < HOT {
-            self.hot + offset
-        } else {
-            self.main + offset - HOT
-        }
+    pub(super) fn offset(&self) -> usize {
+        self.position as usize & (CAPACITY - 1)
+    }
+
+    /// Where its lap began.
+    #[inline]
+    pub(super) fn lap(&self) -> u64 {
+        self.position & !(CAPACITY as u64 - 1)
     }
 }
 
-/// Bytes from `offset` to the end of the area that it lies in.
-#[inline]
-pub(super) fn area_left(offset: usize) -> usize {
-    if offset < HOT {
-        HOT - offset
-    } else {
-        CAPACITY - offset
+impl RingPlaces {
+    #[inline(always)]
+    pub(super) fn place(&self, position: u64) -> Place {
+        let offset = position as usize & (CAPACITY - 1);
+        let (address, left) = match offset < HOT {
+            true => (self.hot + offset, HOT - offset),
+            false => (self.main + offset - HOT, CAPACITY - offset),
+        };
+        Place {
+            position,
+            address,
+            left,
+        }
+    }
+
+    /// The place so many bytes on, at most all that are left of the area.
+    #[inline(always)]
+    pub(super) fn after(&self, place: Place, bytes: usize) -> Place {
+        let position = place.position + bytes as u64;
+        if bytes >= place.left {
+            return self.place(position);
+        }
+        Place {
+            position,
+            address: place.address + bytes,
+            left: place.left - bytes,
+        }
+    }
+
+    /// Where the next lap begins.
+    #[inline(always)]
+    pub(super) fn next_lap(&self, place: Place) -> Place {
+        Place {
+            position: place.lap() + CAPACITY as u64,
+            address: self.hot,
+            left: HOT,
+        }
     }
 }
 

@@ -7,8 +7,8 @@
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use super::layout::RECORD_MAX;
-use super::ring::Producer;
+use super::layout::{Place, RECORD_MAX, WORD};
+use super::ring::{Producer, write_head};
 use crate::sys::segment::Segment;
 use crate::wire::{HEADER_BYTES, Header, crc, words_to_bytes};
 
@@ -22,9 +22,7 @@ pub(crate) struct Reservation {
     /// Where the producer stood.
     from: u64,
     /// Where the record begins.
-    at: u64,
-    /// Where in the segment the payload begins.
-    offset: usize,
+    at: Place,
     capacity: usize,
 }
 
@@ -32,7 +30,8 @@ impl Reservation {
     /// Where the payload is to be written. Another process may see and change what is there, so no
     /// reference to it can be had.
     pub(crate) fn data(&self) -> *mut u8 {
-        self.segment.at(self.offset, self.capacity)
+        let offset = self.at.address + WORD + HEADER_BYTES;
+        self.segment.at(offset, self.capacity)
     }
 
     pub(crate) fn capacity(&self) -> usize {
@@ -88,9 +87,8 @@ impl Producer {
         let at = self.plan(length)?;
         Some(Reservation {
             segment: self.segment.clone(),
-            from: self.position,
+            from: self.next.position,
             at,
-            offset: self.data_offset(at) + HEADER_BYTES,
             capacity: payload_bytes,
         })
     }
@@ -102,7 +100,7 @@ impl Producer {
 
     /// Whether nothing was pushed since, so that the reserved bytes are the program's.
     pub(crate) fn holds(&self, reservation: &Reservation) -> bool {
-        self.made(reservation) && self.position == reservation.from
+        self.made(reservation) && self.next.position == reservation.from
     }
 
     /// Publishes a frame whose payload the program has written. `ack` is how far we have consumed
@@ -117,7 +115,9 @@ impl Producer {
         let crc = reservation.frame_crc(&words_to_bytes(words), payload_bytes);
         let length = HEADER_BYTES + payload_bytes;
         let word = self.settle(reservation.at, length, ack);
-        self.write_head(reservation.at, words, crc);
+        let data = self.data(reservation.at, length);
+        // SAFETY: `data` is valid for a header and more.
+        unsafe { write_head(data, words, crc) };
         self.publish(reservation.at, word);
     }
 }

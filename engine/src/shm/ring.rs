@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use super::copy::copy;
 use super::layout::{
-    ALIGN, CAPACITY, FLAG_WAITING, FLAG_WANTS_ROOM, HOT, RECORD_MAX, RingPlaces, WORD, area_left,
+    ALIGN, CAPACITY, FLAG_WAITING, FLAG_WANTS_ROOM, HOT, Place, RECORD_MAX, RingPlaces, WORD,
     record_bytes,
 };
 use super::sync::{AtomicU32, AtomicU64, Ordering, Segment, fence};
@@ -34,8 +34,9 @@ const KNOWN_BITS: u64 = LENGTH_MASK | COMMITTED | NEXT_WRAPS | SKIP;
 const ACK_SHIFT: u32 = 32;
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// Turn back to the start when less than this is left of the hot area.
-const EARLY_LEFT: usize = 256;
+/// Turn back to the start once more than this is used of a lap: two lines, so that small requests and
+/// their answers alternate between two places, which are always in the cache.
+const EARLY_BYTES: usize = 2 * LINE;
 
 /// The other side wrote what the protocol does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +53,8 @@ impl std::fmt::Display for Corrupt {
 pub(crate) struct Producer {
     pub(super) segment: Arc<Segment>,
     pub(super) places: &'static RingPlaces,
-    /// Where the next record begins; grows for ever.
-    pub(super) position: u64,
+    /// Where the next record begins.
+    pub(super) next: Place,
     /// How far the consumer is known to be.
     consumed: u64,
 }
@@ -63,7 +64,8 @@ pub(crate) struct Producer {
 pub(crate) struct Consumer {
     segment: Arc<Segment>,
     pub(super) places: &'static RingPlaces,
-    position: u64,
+    /// Where the next record begins.
+    next: Place,
     /// What the producer was last told.
     published: u64,
     /// The last record lay in two cache lines.
@@ -76,16 +78,6 @@ pub(crate) struct Record {
     pub(crate) length: usize,
     next_wraps: bool,
     ack: u32,
-}
-
-#[inline]
-fn offset_of(position: u64) -> usize {
-    position as usize & (CAPACITY - 1)
-}
-
-#[inline]
-fn next_lap(position: u64) -> u64 {
-    (position & !(CAPACITY as u64 - 1)) + CAPACITY as u64
 }
 
 /// Whether a record of so many data bytes lies in two cache lines, as small frames do.
@@ -103,15 +95,14 @@ impl Producer {
         Producer {
             segment,
             places,
-            position: 0,
+            next: places.place(0),
             consumed: 0,
         }
     }
 
     #[inline]
-    fn word(&self, position: u64) -> &AtomicU64 {
-        self.segment
-            .word64(self.places.address(offset_of(position)))
+    fn word(&self, at: Place) -> &AtomicU64 {
+        self.segment.word64(at.address)
     }
 
     /// The consumer said how far it is, in a word of its own.
@@ -120,13 +111,13 @@ impl Producer {
         let ahead = ack.wrapping_sub(ack_of(self.consumed));
         let consumed = self.consumed + u64::from(ahead) * ALIGN as u64;
         // Beyond what was produced: a lie, or an old word; the published position decides.
-        if consumed <= self.position {
+        if consumed <= self.next.position {
             self.consumed = consumed;
         }
     }
 
     /// Whether everything up to `end` fits beside what is not consumed.
-    #[inline]
+    #[inline(always)]
     fn has_room(&mut self, end: u64) -> bool {
         if end - self.consumed <= CAPACITY as u64 {
             return true;
@@ -137,92 +128,90 @@ impl Producer {
             .segment
             .word64(self.places.consumed)
             .load(Ordering::Acquire);
-        if consumed > self.consumed && consumed <= self.position {
+        if consumed > self.consumed && consumed <= self.next.position {
             self.consumed = consumed;
         }
         end - self.consumed <= CAPACITY as u64
     }
 
     /// Finds the place for a record, which lasts while the position does. Stores nothing.
-    #[inline]
-    pub(super) fn plan(&mut self, length: usize) -> Option<u64> {
+    ///
+    /// Inlined, as `settle` and the places are: a place that is handed over in memory keeps whoever
+    /// reads it there waiting, ten nanoseconds a message.
+    #[inline(always)]
+    pub(super) fn plan(&mut self, length: usize) -> Option<Place> {
         assert!(length <= RECORD_MAX);
         let bytes = record_bytes(length);
-        let mut at = self.position;
-        if area_left(offset_of(at)) < bytes {
-            at += area_left(offset_of(at)) as u64;
+        let mut at = self.next;
+        if at.left < bytes {
+            at = self.places.after(at, at.left);
             // From the end of the hot area a record goes to the other, which holds any.
-            debug_assert!(area_left(offset_of(at)) >= bytes || offset_of(at) == 0);
-            if area_left(offset_of(at)) < bytes {
-                at += area_left(offset_of(at)) as u64;
+            debug_assert!(at.left >= bytes || at.offset() == 0);
+            if at.left < bytes {
+                at = self.places.after(at, at.left);
             }
         }
-        let end = at + bytes as u64;
+        let end = at.position + bytes as u64;
         self.has_room(end + WORD as u64).then_some(at)
     }
 
     /// Leads the consumer to the place that [`Producer::plan`] found for a record of at least this
     /// length, and puts 0 where the next will begin. Returns the record's commit word.
-    #[inline]
-    pub(super) fn settle(&mut self, at: u64, length: usize, ack: u64) -> u64 {
-        let end = at + record_bytes(length) as u64;
+    #[inline(always)]
+    pub(super) fn settle(&mut self, at: Place, length: usize, ack: u64) -> u64 {
+        let bytes = record_bytes(length);
         let mut word = length as u64 | COMMITTED | u64::from(ack_of(ack)) << ACK_SHIFT;
-        let mut next = end;
-        let lap_begin = next_lap(at) - CAPACITY as u64;
-        let lap_used = end - lap_begin;
+        let mut next = self.places.after(at, bytes);
+        let lap_used = at.offset() + bytes;
         // Turn back early if the consumer keeps up; it has read the start of this lap by then.
-        if lap_used > (HOT - EARLY_LEFT) as u64
-            && self.consumed > lap_begin
-            && (self.consumed - lap_begin) * 2 >= lap_used
-            && offset_of(end) != 0
+        if lap_used > EARLY_BYTES
+            && self.consumed > at.lap()
+            && (self.consumed - at.lap()) * 2 >= lap_used as u64
+            && next.offset() != 0
         {
-            next = next_lap(at);
+            next = self.places.next_lap(at);
             word |= NEXT_WRAPS;
-            debug_assert!(next + WORD as u64 - self.consumed <= CAPACITY as u64);
+            debug_assert!(next.position + WORD as u64 - self.consumed <= CAPACITY as u64);
         }
         if is_two_lines(length) {
             // The consumer polls both. Stores become visible in order, so without this one line
             // would be waited for after the other.
-            let begin = self.data(at, length).wrapping_sub(WORD);
+            let begin = self.segment.at(at.address, WORD + length);
             prefetch::to_write(begin);
             prefetch::to_write(begin.wrapping_add(LINE));
         }
         // Relaxed: published by the release of the commit.
         self.word(next).store(0, Ordering::Relaxed);
-        let from = self.position;
-        if at != from {
+        let from = self.next;
+        if at.position != from.position {
             self.word(at).store(0, Ordering::Relaxed);
+            let skipped = at.position - from.position;
             // Release: pairs with the acquire in `Consumer::next`: where it goes on is cleared.
             self.word(from)
-                .store(COMMITTED | SKIP | (at - from), Ordering::Release);
+                .store(COMMITTED | SKIP | skipped, Ordering::Release);
         }
-        self.position = next;
+        self.next = next;
         word
     }
 
     /// Finds the place for a record and leads there: its position and its commit word.
-    #[inline]
-    fn place(&mut self, length: usize, ack: u64) -> Option<(u64, u64)> {
+    #[inline(always)]
+    fn place(&mut self, length: usize, ack: u64) -> Option<(Place, u64)> {
         let at = self.plan(length)?;
         Some((at, self.settle(at, length, ack)))
     }
 
     /// Publishes the record whose data are written.
     #[inline]
-    pub(super) fn publish(&self, at: u64, word: u64) {
+    pub(super) fn publish(&self, at: Place, word: u64) {
         // Release: pairs with the acquire in `Consumer::next`.
         self.word(at).store(word, Ordering::Release);
     }
 
+    /// Where the data of the record at `at` go: valid for so many bytes, and a multiple of 8.
     #[inline]
-    fn data(&self, at: u64, length: usize) -> *mut u8 {
-        self.segment.at_to_write(self.data_offset(at), length)
-    }
-
-    /// Where in the segment the data of a record lie.
-    #[inline]
-    pub(super) fn data_offset(&self, at: u64) -> usize {
-        self.places.address(offset_of(at)) + WORD
+    pub(super) fn data(&self, at: Place, length: usize) -> *mut u8 {
+        self.segment.at_to_write(at.address + WORD, length)
     }
 
     /// Writes one record and publishes it. False: there is no room now. `ack` is how far we have
@@ -252,11 +241,11 @@ impl Producer {
         let words = header.to_words();
         // SAFETY: `data` is valid for header and payload (checked); private memory does not
         // overlap the segment.
-        let crc = unsafe {
+        unsafe {
             let to = data.add(HEADER_BYTES);
-            crc::frame_words_copy_raw(words, to, payload.as_ptr(), payload.len())
-        };
-        self.write_head(at, words, crc);
+            let crc = crc::frame_copy_raw(words, to, payload.as_ptr(), payload.len());
+            write_head(data, words, crc);
+        }
         self.publish(at, word);
         true
     }
@@ -270,22 +259,12 @@ impl Producer {
         };
         let data = self.data(at, length);
         // SAFETY: `data` is valid for both (checked); private memory does not overlap the segment.
-        unsafe { copy(bytes.as_ptr(), data.add(HEADER_BYTES), bytes.len()) };
-        self.write_head(at, Header { crc32: 0, ..header }.to_words(), header.crc32);
+        unsafe {
+            copy(bytes.as_ptr(), data.add(HEADER_BYTES), bytes.len());
+            write_head(data, Header { crc32: 0, ..header }.to_words(), header.crc32);
+        }
         self.publish(at, word);
         true
-    }
-
-    /// Writes the header of the frame in the record at `at`, with its CRC.
-    #[inline]
-    pub(super) fn write_head(&self, at: u64, mut words: [u64; HEADER_WORDS], crc: u32) {
-        words[HEADER_WORDS - 1] |= u64::from(crc) << 32;
-        let head = self.data(at, HEADER_BYTES).cast::<u64>();
-        for (index, word) in words.into_iter().enumerate() {
-            // SAFETY: `head` is valid for a header (checked), and a multiple of 8 as records and
-            // their commit words are.
-            unsafe { head.add(index).write_volatile(word.to_le()) };
-        }
     }
 
     /// Whether the consumer has gone on since this producer last looked.
@@ -308,28 +287,40 @@ impl Producer {
     }
 }
 
+/// Writes the header of a frame to the front of a record's data, with its CRC.
+///
+/// # Safety
+/// `data` is a multiple of 8 and valid for a header.
+#[inline]
+pub(super) unsafe fn write_head(data: *mut u8, mut words: [u64; HEADER_WORDS], crc: u32) {
+    words[HEADER_WORDS - 1] |= u64::from(crc) << 32;
+    for (index, word) in words.into_iter().enumerate() {
+        // SAFETY: the caller's promises.
+        unsafe { data.cast::<u64>().add(index).write_volatile(word.to_le()) };
+    }
+}
+
 impl Consumer {
     pub(super) fn new(segment: Arc<Segment>, places: &'static RingPlaces) -> Consumer {
         Consumer {
             segment,
             places,
-            position: 0,
+            next: places.place(0),
             published: 0,
             two_lines: false,
         }
     }
 
     pub(crate) fn position(&self) -> u64 {
-        self.position
+        self.next.position
     }
 
     #[inline]
     fn load(&self) -> u64 {
-        let word = self
-            .segment
-            .word64(self.places.address(offset_of(self.position)));
         // Acquire: pairs with the releases in `Producer::publish` and `settle`.
-        word.load(Ordering::Acquire)
+        self.segment
+            .word64(self.next.address)
+            .load(Ordering::Acquire)
     }
 
     /// Whether there is something, or something wrong.
@@ -344,14 +335,14 @@ impl Consumer {
     #[inline]
     pub(crate) fn poll(&self) -> bool {
         if self.two_lines {
-            let begin = self.places.address(offset_of(self.position));
-            prefetch::to_read(self.segment.at(begin, WORD).wrapping_add(LINE));
+            let begin = self.segment.at(self.next.address, WORD);
+            prefetch::to_read(begin.wrapping_add(LINE));
         }
         self.has_record()
     }
 
     /// The next record, if it is committed.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn next(&mut self) -> Result<Option<Record>, Corrupt> {
         // Two skips at most: from the hot area to the other one, and from its end to the start.
         for _ in 0..3 {
@@ -364,9 +355,9 @@ impl Consumer {
                 return Err(Corrupt("a commit word with unknown bits"));
             }
             let length = (word & LENGTH_MASK) as usize;
-            let offset = offset_of(self.position);
+            let at = self.next;
             if word & SKIP == 0 {
-                if length == 0 || length > RECORD_MAX || record_bytes(length) > area_left(offset) {
+                if length == 0 || length > RECORD_MAX || record_bytes(length) > at.left {
                     return Err(Corrupt("a record longer than its place"));
                 }
                 return Ok(Some(Record {
@@ -375,12 +366,11 @@ impl Consumer {
                     ack: (word >> ACK_SHIFT) as u32,
                 }));
             }
-            let to_end = area_left(offset);
-            let over_hot = offset >= HOT && length == to_end + HOT;
-            if length != to_end && !over_hot {
+            let over_hot = at.offset() >= HOT && length == at.left + HOT;
+            if length != at.left && !over_hot {
                 return Err(Corrupt("a skip that leads nowhere"));
             }
-            self.position += length as u64;
+            self.next = self.places.place(at.position + length as u64);
         }
         Err(Corrupt("skips without end"))
     }
@@ -388,8 +378,8 @@ impl Consumer {
     /// Where the data of the record that is next lie: valid for all of its length.
     #[inline]
     fn data(&self, record: &Record) -> *const u8 {
-        let at = self.places.address(offset_of(self.position)) + WORD;
-        self.segment.at_to_read(at, record.length)
+        self.segment
+            .at_to_read(self.next.address + WORD, record.length)
     }
 
     /// Appends the record's data to `to`: from here on they are private.
@@ -461,7 +451,7 @@ impl Consumer {
                 copy(from, to, length);
                 return None;
             };
-            let crc = crc::frame_words_copy_raw(words, to, from, length);
+            let crc = crc::frame_copy_raw(words, to, from, length);
             (header.crc32 == crc).then_some(header)
         }
     }
@@ -489,7 +479,7 @@ impl Consumer {
         // once all is written and right. Otherwise as in `copy_frame_raw`.
         unsafe {
             let to_end = to.as_mut_ptr().add(to.len());
-            let crc = crc::frame_words_copy_raw(words, to_end, from.add(HEADER_BYTES), length);
+            let crc = crc::frame_copy_raw(words, to_end, from.add(HEADER_BYTES), length);
             if header.crc32 != crc {
                 return None;
             }
@@ -539,9 +529,9 @@ impl Consumer {
     #[inline]
     pub(crate) fn advance(&mut self, record: &Record) -> u32 {
         self.two_lines = is_two_lines(record.length);
-        self.position = match record.next_wraps {
-            true => next_lap(self.position),
-            false => self.position + record_bytes(record.length) as u64,
+        self.next = match record.next_wraps {
+            true => self.places.next_lap(self.next),
+            false => self.places.after(self.next, record_bytes(record.length)),
         };
         record.ack
     }
@@ -549,12 +539,12 @@ impl Consumer {
     /// Tells the producer how far we are.
     #[inline]
     pub(crate) fn publish(&mut self) {
-        if self.published != self.position {
-            self.published = self.position;
+        if self.published != self.next.position {
+            self.published = self.next.position;
             // Release: pairs with the acquire in `Producer::has_room`: we have read all before it.
             self.segment
                 .word64(self.places.consumed)
-                .store(self.position, Ordering::Release);
+                .store(self.next.position, Ordering::Release);
         }
     }
 

@@ -133,7 +133,7 @@ impl Segment {
             }
             segment.words64.insert(places.consumed, AtomicU64::new());
             for offset in (0..CAPACITY).step_by(ALIGN) {
-                let at = places.address(offset);
+                let at = places.place(offset as u64).address;
                 segment.words64.insert(at, AtomicU64::new());
                 segment.data.insert(at, Watched::new(()));
                 end = end.max(at + ALIGN);

@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::batch::{one_by_one, parts};
 use super::gf::FACTORS;
 use super::kernel::Kernel;
-use super::{HEADER_BYTES, side_by_side, sse42};
+use super::{HEADER_BYTES, header_words, side_by_side, sse42};
 
 /// The payload lengths at which four frames' vectors beat their `crc32` chains.
 const BATCH_VECTORS: Range<usize> = side_by_side::LEN_MAX - HEADER_BYTES + 1..LOOP_MIN;
@@ -327,12 +327,14 @@ pub(super) unsafe fn run<const COPY: bool>(
 /// As [`run`].
 #[target_feature(enable = "sse4.2,pclmulqdq,avx512f,avx512vl,vpclmulqdq")]
 pub(super) unsafe fn frame<const COPY: bool>(
-    header: &[u8; 24],
+    first: u64,
+    second: u64,
+    third: u64,
     dst: *mut u8,
     src: *const u8,
     len: usize,
 ) -> u32 {
-    let state = sse42::header(header);
+    let state = sse42::header(first, second, third);
     // SAFETY: the caller's promises.
     unsafe { run::<COPY>(dst, src, len, state) }
 }
@@ -354,7 +356,8 @@ unsafe fn four(frames: &[&[u8]; 4], len: usize, crcs: &mut [u32; 4]) {
         let src = payload.as_ptr();
         // SAFETY: the caller vouches for `len` bytes; nothing is copied.
         unsafe {
-            let mut state = sse42::header(header);
+            let [first, second, third] = header_words(header);
+            let mut state = sse42::header(first, second, third);
             if odd != 0 {
                 state = sse42::below_16::<false>(null, src, odd, state);
             }

@@ -1,8 +1,8 @@
 //! Many frames in one call. One frame alone leaves the units idle while each step waits for the
 //! last; several at once fill the gaps, and the call is paid once.
 
-use super::HEADER_BYTES;
 use super::kernel::Kernel;
+use super::{HEADER_BYTES, header_words};
 
 /// The CRCs of frames, given whole, as they lie on the wire: `crcs[i]` becomes `frame_crc` of
 /// `frames[i]`. Whatever their CRC fields hold counts as zero.
@@ -50,7 +50,12 @@ pub(super) fn one_by_one(frames: &[&[u8]], crcs: &mut [u32], kernel: Kernel) {
         let (header, bytes) = parts(frame);
         // SAFETY: the kernel is available; `bytes` is a slice and nothing is copied.
         *crc = !unsafe {
-            kernel.frame::<false>(header, std::ptr::null_mut(), bytes.as_ptr(), bytes.len())
+            kernel.frame::<false>(
+                header_words(header),
+                std::ptr::null_mut(),
+                bytes.as_ptr(),
+                bytes.len(),
+            )
         };
     }
 }

@@ -106,12 +106,14 @@ pub(super) unsafe fn run<const COPY: bool>(
 /// As [`run`].
 #[target_feature(enable = "sse4.2,pclmulqdq")]
 pub(super) unsafe fn frame<const COPY: bool>(
-    header: &[u8; 24],
+    first: u64,
+    second: u64,
+    third: u64,
     dst: *mut u8,
     src: *const u8,
     len: usize,
 ) -> u32 {
-    let state = sse42::header(header);
+    let state = sse42::header(first, second, third);
     // SAFETY: the caller's promises.
     unsafe {
         pick!(3, dst, src, len, state:

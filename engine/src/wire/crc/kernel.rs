@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 #[cfg(target_arch = "aarch64")]
 use super::aarch64;
 use super::software;
+use super::{WITHOUT_CRC, Words};
 #[cfg(target_arch = "x86_64")]
 use super::{avx512, chains, pclmul, sse42};
 
@@ -119,7 +120,7 @@ impl Kernel {
     #[inline(always)]
     pub(super) unsafe fn frame<const COPY: bool>(
         self,
-        header: &[u8; 24],
+        [first, second, third]: Words,
         dst: *mut u8,
         src: *const u8,
         len: usize,
@@ -129,19 +130,18 @@ impl Kernel {
             match self {
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx512 | Self::Pclmul if len <= chains::len_max(COPY) => {
-                    chains::frame::<COPY>(header, dst, src, len)
+                    chains::frame::<COPY>(first, second, third, dst, src, len)
                 }
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx512 => avx512::frame::<COPY>(header, dst, src, len),
+                Self::Avx512 => avx512::frame::<COPY>(first, second, third, dst, src, len),
                 #[cfg(target_arch = "x86_64")]
-                Self::Pclmul => pclmul::frame::<COPY>(header, dst, src, len),
+                Self::Pclmul => pclmul::frame::<COPY>(first, second, third, dst, src, len),
                 #[cfg(target_arch = "x86_64")]
-                Self::Sse42 => sse42::frame::<COPY>(header, dst, src, len),
+                Self::Sse42 => sse42::frame::<COPY>(first, second, third, dst, src, len),
                 _ => {
-                    let mut header = *header;
-                    header[20..].fill(0);
-                    let null = std::ptr::null_mut();
-                    let state = self.run::<false>(null, header.as_ptr(), 24, u32::MAX);
+                    let header = [first, second, third & WITHOUT_CRC].map(u64::to_le_bytes);
+                    let (null, bytes) = (std::ptr::null_mut(), header.as_flattened());
+                    let state = self.run::<false>(null, bytes.as_ptr(), bytes.len(), u32::MAX);
                     self.run::<COPY>(dst, src, len, state)
                 }
             }

@@ -38,6 +38,16 @@ use kernel::Kernel;
 const HEADER_BYTES: usize = 24;
 /// Where the CRC lies in it.
 const CRC_AT: usize = 20;
+/// A frame header as little-endian words: the kernels take it in registers.
+type Words = [u64; HEADER_BYTES / 8];
+/// What of its last word is not the CRC.
+const WITHOUT_CRC: u64 = u32::MAX as u64;
+
+#[inline(always)]
+fn header_words(header: &[u8; HEADER_BYTES]) -> Words {
+    let (words, _) = header.as_chunks::<8>();
+    [words[0], words[1], words[2]].map(u64::from_le_bytes)
+}
 
 /// The CRC-32C of `bytes`.
 #[inline]
@@ -95,7 +105,7 @@ pub fn frame_crc(header: &[u8; HEADER_BYTES], payload: &[u8]) -> u32 {
     // SAFETY: as in `append`.
     !unsafe {
         Kernel::best().frame::<false>(
-            header,
+            header_words(header),
             std::ptr::null_mut(),
             payload.as_ptr(),
             payload.len(),
@@ -106,14 +116,14 @@ pub fn frame_crc(header: &[u8; HEADER_BYTES], payload: &[u8]) -> u32 {
 /// Appends a frame to `to`: the header, whose CRC field is 0, with its CRC put in, then the payload,
 /// copied and summed in one pass.
 #[inline]
-pub fn frame_append(to: &mut Vec<u8>, mut header: [u64; HEADER_BYTES / 8], payload: &[u8]) {
+pub fn frame_append(to: &mut Vec<u8>, mut header: Words, payload: &[u8]) {
     to.reserve(HEADER_BYTES + payload.len());
     // SAFETY: `to` has room for header and payload behind its end (reserved), nobody else has it,
     // and all of that is written before it counts as part of it.
     unsafe {
         let head = to.as_mut_ptr().add(to.len());
         let rest = head.add(HEADER_BYTES);
-        let crc = frame_words_copy_raw(header, rest, payload.as_ptr(), payload.len());
+        let crc = frame_copy_raw(header, rest, payload.as_ptr(), payload.len());
         header[2] |= u64::from(crc) << 32;
         for (index, word) in header.into_iter().enumerate() {
             head.cast::<u64>().add(index).write_unaligned(word.to_le());
@@ -122,39 +132,15 @@ pub fn frame_append(to: &mut Vec<u8>, mut header: [u64; HEADER_BYTES / 8], paylo
     }
 }
 
-/// As [`frame_copy_raw`], for a header that is in registers, as little-endian words.
-///
-/// # Safety
-/// As [`copy_raw`].
-#[inline]
-pub unsafe fn frame_words_copy_raw(
-    words: [u64; HEADER_BYTES / 8],
-    dst: *mut u8,
-    src: *const u8,
-    len: usize,
-) -> u32 {
-    let mut header = [0u64; HEADER_BYTES / 8];
-    for (place, word) in header.iter_mut().zip(words) {
-        // SAFETY: a place of our own. Volatile, so that each word is one store: the kernel loads
-        // them one by one, and two that were stored together it would have to wait for.
-        unsafe { std::ptr::from_mut(place).write_volatile(word.to_le()) };
-    }
-    // SAFETY: 24 bytes of our own; the caller's promises are the kernel's.
-    unsafe { frame_copy_raw(&*header.as_ptr().cast(), dst, src, len) }
-}
-
 /// Copies a frame's payload from `src` to `dst` and returns the CRC of the whole frame, in one
-/// pass. The header is only summed, its CRC field counting as zero whatever it holds.
+/// pass. The header, as little-endian words, is only summed, its CRC field counting as zero whatever
+/// it holds.
 ///
 /// # Safety
 /// As [`copy_raw`].
-#[inline]
-pub unsafe fn frame_copy_raw(
-    header: &[u8; HEADER_BYTES],
-    dst: *mut u8,
-    src: *const u8,
-    len: usize,
-) -> u32 {
+// Lest the header goes through memory: whoever reads it there waits for it.
+#[inline(always)]
+pub unsafe fn frame_copy_raw(header: Words, dst: *mut u8, src: *const u8, len: usize) -> u32 {
     // SAFETY: the caller's promises are the kernel's.
     !unsafe { Kernel::best().frame::<true>(header, dst, src, len) }
 }
@@ -169,8 +155,11 @@ pub fn frame_copy(dst: &mut [u8], header: &[u8; HEADER_BYTES], payload: &[u8]) -
     let (head, rest) = dst.split_at_mut(HEADER_BYTES);
     let rest = &mut rest[..payload.len()];
     // SAFETY: `rest` has the payload's length, and a mutable slice overlaps no other.
-    let crc = unsafe { frame_copy_raw(header, rest.as_mut_ptr(), payload.as_ptr(), payload.len()) };
-    head[..CRC_AT].copy_from_slice(&header[..CRC_AT]);
+    let crc = unsafe {
+        let rest = rest.as_mut_ptr();
+        frame_copy_raw(header_words(header), rest, payload.as_ptr(), payload.len())
+    };
+    head.copy_from_slice(header);
     head[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
     crc
 }

@@ -175,7 +175,9 @@ pub(super) unsafe fn run<const COPY: bool>(
 /// As [`run`].
 #[target_feature(enable = "sse4.2,pclmulqdq")]
 pub(super) unsafe fn frame<const COPY: bool>(
-    header: &[u8; 24],
+    first: u64,
+    second: u64,
+    third: u64,
     dst: *mut u8,
     src: *const u8,
     len: usize,
@@ -183,8 +185,8 @@ pub(super) unsafe fn frame<const COPY: bool>(
     // SAFETY: the caller's promises.
     unsafe {
         if COPY && len <= chains::LEN_MAX {
-            return chains::frame::<COPY>(header, dst, src, len);
+            return chains::frame::<COPY>(first, second, third, dst, src, len);
         }
-        run::<COPY>(dst, src, len, sse42::header(header))
+        run::<COPY>(dst, src, len, sse42::header(first, second, third))
     }
 }

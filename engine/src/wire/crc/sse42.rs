@@ -6,6 +6,8 @@
 use std::arch::asm;
 use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u16, _mm_crc32_u32, _mm_crc32_u64};
 
+use super::WITHOUT_CRC;
+
 /// Loads an integer and, with `COPY`, stores it at `dst`. In assembly when copying: the source or
 /// the destination may be memory that another process changes meanwhile, and the value summed has
 /// to be the value stored, so the compiler must not read twice.
@@ -175,15 +177,10 @@ pub(super) unsafe fn run<const COPY: bool>(
 /// The register after a frame header whose CRC field counts as zero.
 #[inline]
 #[target_feature(enable = "sse4.2")]
-pub(super) fn header(header: &[u8; 24]) -> u32 {
-    let word = |at: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&header[at..at + 8]);
-        u64::from_le_bytes(bytes)
-    };
-    let state = _mm_crc32_u64(u64::from(u32::MAX), word(0));
-    let state = _mm_crc32_u64(state, word(8));
-    _mm_crc32_u64(state, word(16) & u64::from(u32::MAX)) as u32
+pub(super) fn header(first: u64, second: u64, third: u64) -> u32 {
+    let state = _mm_crc32_u64(u64::from(u32::MAX), first);
+    let state = _mm_crc32_u64(state, second);
+    _mm_crc32_u64(state, third & WITHOUT_CRC) as u32
 }
 
 /// Runs a frame: its header, then `len` bytes of payload as [`run`] does.
@@ -192,11 +189,13 @@ pub(super) fn header(header: &[u8; 24]) -> u32 {
 /// As [`run`].
 #[target_feature(enable = "sse4.2")]
 pub(super) unsafe fn frame<const COPY: bool>(
-    header: &[u8; 24],
+    first: u64,
+    second: u64,
+    third: u64,
     dst: *mut u8,
     src: *const u8,
     len: usize,
 ) -> u32 {
     // SAFETY: the caller's promises.
-    unsafe { run::<COPY>(dst, src, len, self::header(header)) }
+    unsafe { run::<COPY>(dst, src, len, header(first, second, third)) }
 }

@@ -271,8 +271,13 @@ fn frames_by_every_kernel() {
             let (summed, with_copy) = unsafe {
                 let null = std::ptr::null_mut();
                 (
-                    !kernel.frame::<false>(&header, null, payload.as_ptr(), len),
-                    !kernel.frame::<true>(&header, copied.as_mut_ptr(), payload.as_ptr(), len),
+                    !kernel.frame::<false>(header_words(&header), null, payload.as_ptr(), len),
+                    !kernel.frame::<true>(
+                        header_words(&header),
+                        copied.as_mut_ptr(),
+                        payload.as_ptr(),
+                        len,
+                    ),
                 )
             };
             assert_eq!(summed, expected, "{kernel:?}, {len}");
