@@ -81,16 +81,28 @@ impl Header {
         ]
     }
 
-    /// The header in these words, if all checks of [`Header::parse`] pass.
+    /// The fields in these words, whatever they are.
     #[inline]
-    pub(crate) fn from_words(words: [u64; HEADER_WORDS], max_message_bytes: u32) -> Option<Header> {
-        let header = Header {
+    fn decode(words: [u64; HEADER_WORDS]) -> Header {
+        Header {
             flags: Flags::from_bits((words[0] >> 40) as u8),
             msg_type: (words[0] >> 48) as u16,
             length: words[1] as u32,
             msg_id: words[1] >> 32 | words[2] << 32,
             crc32: (words[2] >> 32) as u32,
-        };
+        }
+    }
+
+    /// The header at the front of bytes in which one was found before; no check is made again.
+    #[inline(always)]
+    pub(crate) fn of_accepted(bytes: &[u8]) -> Option<Header> {
+        Some(Header::decode(words(bytes.first_chunk()?)))
+    }
+
+    /// The header in these words, if all checks of [`Header::parse`] pass.
+    #[inline]
+    pub(crate) fn from_words(words: [u64; HEADER_WORDS], max_message_bytes: u32) -> Option<Header> {
+        let header = Header::decode(words);
         let good = words[0] as u32 == MAGIC
             && (words[0] >> 32) as u8 == VERSION
             && header.flags.is_valid()

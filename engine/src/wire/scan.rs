@@ -72,7 +72,7 @@ pub(crate) fn front_frame(bytes: &[u8], max_message_bytes: u32) -> Option<Header
 #[inline(always)]
 pub(crate) fn accepted_header(version: ProtocolVersion, frame: &[u8]) -> Header {
     let header = match version {
-        ProtocolVersion::V2 => Header::first_of(frame),
+        ProtocolVersion::V2 => Header::of_accepted(frame),
         ProtocolVersion::V1 => legacy::parse(frame, u32::MAX).ok().flatten(),
     };
     header.expect("it was accepted")

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use super::connection::{Connection, Phase};
 use super::context::Shared;
-use super::deferred::Deferred;
 use super::handler::{
     HandlerTable, Outcome, ReplyTo, Request, RequestParts, Responder, ResponderParts,
 };
@@ -155,28 +154,24 @@ impl Dispatcher {
             peer,
             ..
         } = connection;
-        let (inbox, max_message_bytes) = (&self.inbox, limits.max_message_bytes);
-        let mut detach = |to: ReplyTo| {
-            *owed += 1;
-            let shared = shared.get_or_insert_default();
-            Deferred::new(to, inbox.clone(), shared.clone(), max_message_bytes)
-        };
         let request = RequestParts {
             header,
             payload,
             transport,
             peer: peer.as_ref(),
         };
-        let mut responder = ResponderParts {
+        let mut parts = ResponderParts {
             to,
             out,
             pool: &mut self.pool,
             outcome: &mut outcome,
-            detach: &mut detach,
-            max_message_bytes,
+            owed,
+            shared,
+            inbox: &self.inbox,
+            max_message_bytes: limits.max_message_bytes,
             part: header.flags.contains(Flags::STREAM),
         };
-        let (request, responder) = (Request::new(&request), Responder::new(&mut responder));
+        let (request, responder) = (Request::new(&request), Responder::new(&mut parts));
         // A handler that panics has dropped its responder, which answered HANDLER_FAILED.
         let _ = catch_unwind(AssertUnwindSafe(|| handler.handle(request, responder)));
         match outcome {

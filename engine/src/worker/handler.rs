@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::deferred::Deferred;
+use super::deferred::{ConnectionShared, Deferred};
+use super::inbox::Inbox;
 use super::outgoing::Outgoing;
 use super::vec_pool::VecPool;
 use crate::stats::Transport;
@@ -172,7 +173,10 @@ pub(super) struct ResponderParts<'a> {
     pub(super) out: &'a mut Outgoing,
     pub(super) pool: &'a mut VecPool,
     pub(super) outcome: &'a mut Outcome,
-    pub(super) detach: &'a mut dyn FnMut(ReplyTo) -> Deferred,
+    /// The connection's, for an answer that comes later.
+    pub(super) owed: &'a mut u32,
+    pub(super) shared: &'a mut Option<Arc<ConnectionShared>>,
+    pub(super) inbox: &'a Arc<Inbox>,
     pub(super) max_message_bytes: u32,
     /// The request was a part of a stream: no answer to it is no failure.
     pub(super) part: bool,
@@ -228,7 +232,10 @@ impl<'a> Responder<'a> {
     /// Takes the duty to answer away from the handler; the result may be sent to another thread.
     pub fn detach(self) -> Deferred {
         *self.parts.outcome = Outcome::Detached;
-        (self.parts.detach)(self.parts.to)
+        *self.parts.owed += 1;
+        let shared = self.parts.shared.get_or_insert_default().clone();
+        let (inbox, max) = (self.parts.inbox.clone(), self.parts.max_message_bytes);
+        Deferred::new(self.parts.to, inbox, shared, max)
     }
 
     /// Whether the requester waits for an answer.
