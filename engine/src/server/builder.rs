@@ -38,7 +38,7 @@ pub struct ServerBuilder {
     legacy: bool,
     shm: Option<String>,
     pin: bool,
-    handlers: Vec<(u16, Arc<dyn Handler>)>,
+    handlers: Vec<(u16, Box<dyn Handler>)>,
 }
 
 impl std::fmt::Debug for ServerBuilder {
@@ -124,7 +124,7 @@ impl ServerBuilder {
     where
         F: Fn(Request<'_>, Responder<'_>) + Send + Sync + 'static,
     {
-        self.handlers.push((msg_type, Arc::new(handler)));
+        self.handlers.push((msg_type, Box::new(handler)));
         self
     }
 
@@ -160,7 +160,7 @@ impl ServerBuilder {
             workers => workers,
         };
         let mut handlers = HandlerTable::new();
-        handlers.insert(msg_type::ECHO, Arc::new(echo));
+        handlers.insert(msg_type::ECHO, Box::new(echo));
         for (msg_type, handler) in self.handlers {
             handlers.insert(msg_type, handler);
         }

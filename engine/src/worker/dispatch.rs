@@ -174,13 +174,11 @@ impl Dispatcher {
         let (request, responder) = (Request::new(&request), Responder::new(&mut parts));
         // A handler that panics has dropped its responder, which answered HANDLER_FAILED.
         let _ = catch_unwind(AssertUnwindSafe(|| handler.handle(request, responder)));
-        match outcome {
-            Outcome::Failed(code) => {
-                self.stats.error(code);
-                self.answered_inline[transport.index()] += 1;
-            }
-            Outcome::Answered => self.answered_inline[transport.index()] += 1,
-            Outcome::Detached | Outcome::Open => {}
+        if let Outcome::Failed(code) = outcome {
+            self.stats.error(code);
+        }
+        if matches!(outcome, Outcome::Answered | Outcome::Failed(_)) {
+            self.answered_inline[transport.index()] += 1;
         }
     }
 

@@ -32,7 +32,9 @@ pub(crate) struct HandlerTable {
     /// One past the index in `handlers`, 0 where nobody serves the type. Zeroed memory: only the
     /// pages of types in use become resident.
     by_type: Vec<u16>,
-    handlers: Vec<Arc<dyn Handler>>,
+    /// In boxes: what lies in an `Arc` is found only by way of its alignment, which is one more load
+    /// to wait for.
+    handlers: Vec<Box<dyn Handler>>,
 }
 
 impl HandlerTable {
@@ -44,7 +46,7 @@ impl HandlerTable {
     }
 
     /// Registers or replaces the handler of a type.
-    pub(crate) fn insert(&mut self, msg_type: u16, handler: Arc<dyn Handler>) {
+    pub(crate) fn insert(&mut self, msg_type: u16, handler: Box<dyn Handler>) {
         self.handlers.push(handler);
         self.by_type[usize::from(msg_type)] =
             u16::try_from(self.handlers.len()).expect("no more handlers than types");
