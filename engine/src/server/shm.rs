@@ -77,8 +77,9 @@ impl ShmService {
 
     /// Takes the name away and attaches nobody from now on.
     pub(super) fn stop(&mut self) {
-        self.control.remove();
+        // In this order, so that the thread which looks after the name does not miss it.
         shm::stop(&self.control, &self.stop);
+        self.control.remove();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {

@@ -116,8 +116,10 @@ impl<P: Placement> AttachServer<P> {
                 break;
             }
             let wrong = self.control.look_after(self.workers);
+            // A server that stops takes its name away itself.
             if wrong != told
                 && let Some(wrong) = wrong
+                && !self.stop.load(Ordering::Acquire)
             {
                 log::error!("{}: {wrong}", self.control.path);
             }
