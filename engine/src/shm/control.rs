@@ -80,7 +80,7 @@ impl std::fmt::Display for ShmError {
                 )
             }
             ShmError::Unseen => f.write_str(
-                "the server does not see this process, which is in another PID namespace: let both share one, or use TCP",
+                "the server cannot watch this process, most likely because it is in another PID namespace (the server's log says why): let both share one, or use TCP",
             ),
             ShmError::TimedOut => f.write_str(
                 "the server did not answer in time on shared memory; does it still run?",
