@@ -96,6 +96,22 @@ fn ping_reports_what_the_specification_names() {
     );
 }
 
+/// As many answers as are in flight may wait for being collected, also when that is much.
+#[test]
+fn ping_holds_what_is_in_flight() {
+    let scratch = Scratch::new();
+    let daemon = start(&scratch, &config(&scratch, NEW, COMPATIBILITY), &[]);
+    let shm = format!("shm:{}", scratch.instance());
+    for address in [daemon.address.as_str(), shm.as_str()] {
+        for (size, window, count) in [("64", "1024", "50000"), ("3000000", "32", "64")] {
+            let mut arguments = vec!["ping", address, "--size", size, "--window", window];
+            arguments.extend(["--count", count, "--idle", "adaptive"]);
+            let output = run(COMMAND, &arguments);
+            assert!(output.status.success(), "{}", text(&output.stderr));
+        }
+    }
+}
+
 #[test]
 fn the_metrics_have_the_names_that_others_rely_on() {
     let scratch = Scratch::new();

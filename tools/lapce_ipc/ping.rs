@@ -102,8 +102,8 @@ fn connect(arguments: &PingArguments) -> Result<Client, Failure> {
         .idle(arguments.idle.into())
         .max_inflight(arguments.window as usize)
         .max_message_bytes(arguments.size.max(10 * 1024 * 1024))
-        // All that is in flight may be answered while one of them is waited for.
-        .max_unread_bytes(arguments.window as usize * arguments.size as usize)
+        // What is in flight bounds what can wait to be collected.
+        .max_unread_bytes(usize::MAX)
         .shm_upgrade(arguments.transport != TransportChoice::Tcp)
         .reconnect(false)
         .connect(&arguments.address)
