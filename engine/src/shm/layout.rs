@@ -101,6 +101,7 @@ impl Place {
 }
 
 impl RingPlaces {
+    /// The place at a position.
     #[inline(always)]
     pub(super) fn place(&self, position: u64) -> Place {
         let offset = position as usize & (CAPACITY - 1);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::layout::{Place, RECORD_MAX, WORD};
 use super::ring::{Producer, write_head};
 use crate::sys::segment::Segment;
-use crate::wire::{HEADER_BYTES, Header, crc, words_to_bytes};
+use crate::wire::{HEADER_BYTES, Header, crc};
 
 /// Payloads are summed in pieces of this size, which stay in the nearest cache.
 const PIECE_BYTES: usize = 4096;
@@ -111,13 +111,12 @@ impl Producer {
     pub(crate) fn commit(&mut self, reservation: &Reservation, header: Header, ack: u64) {
         assert!(self.holds(reservation));
         let payload_bytes = header.length as usize;
-        let words = header.to_words();
-        let crc = reservation.frame_crc(&words_to_bytes(words), payload_bytes);
+        let crc = reservation.frame_crc(&header.to_bytes(), payload_bytes);
         let length = HEADER_BYTES + payload_bytes;
         let word = self.settle(reservation.at, length, ack);
         let data = self.data(reservation.at, length);
         // SAFETY: `data` is valid for a header and more.
-        unsafe { write_head(data, words, crc) };
+        unsafe { write_head(data, header.to_words(), crc) };
         self.publish(reservation.at, word);
     }
 }

@@ -1,5 +1,6 @@
 //! The 24-byte header of version 2.
 
+use super::crc::header_words;
 use super::{Flags, Refusal};
 
 /// The first four bytes of a frame as a little-endian number: "LPAI".
@@ -96,7 +97,7 @@ impl Header {
     /// The header at the front of bytes in which one was found before; no check is made again.
     #[inline(always)]
     pub(crate) fn of_accepted(bytes: &[u8]) -> Option<Header> {
-        Some(Header::decode(words(bytes.first_chunk()?)))
+        Some(Header::decode(header_words(bytes.first_chunk()?)))
     }
 
     /// The header in these words, if all checks of [`Header::parse`] pass.
@@ -116,7 +117,7 @@ impl Header {
     /// pass.
     #[inline(always)]
     pub(crate) fn first_of(bytes: &[u8]) -> Option<Header> {
-        Header::from_words(words(bytes.first_chunk()?), u32::MAX)
+        Header::from_words(header_words(bytes.first_chunk()?), u32::MAX)
     }
 
     /// Reads a header and checks it in the specification's order, as far as `bytes` reach, so that
@@ -127,7 +128,7 @@ impl Header {
         let Some(bytes) = bytes.first_chunk::<HEADER_BYTES>() else {
             return check_part(bytes, max_message_bytes).map(|()| None);
         };
-        if let Some(header) = Header::from_words(words(bytes), max_message_bytes) {
+        if let Some(header) = Header::from_words(header_words(bytes), max_message_bytes) {
             return Ok(Some(header));
         }
         // One of the checks fails; this says which is the first.
@@ -135,16 +136,9 @@ impl Header {
     }
 }
 
-/// A header's bytes as words.
-#[inline]
-fn words(bytes: &[u8; HEADER_BYTES]) -> [u64; HEADER_WORDS] {
-    let (words, _) = bytes.as_chunks::<8>();
-    [words[0], words[1], words[2]].map(u64::from_le_bytes)
-}
-
 /// A header's words as bytes.
 #[inline]
-pub(crate) fn words_to_bytes(words: [u64; HEADER_WORDS]) -> [u8; HEADER_BYTES] {
+fn words_to_bytes(words: [u64; HEADER_WORDS]) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
     let (chunks, _) = bytes.as_chunks_mut::<8>();
     for (chunk, word) in chunks.iter_mut().zip(words) {

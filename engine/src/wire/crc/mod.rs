@@ -43,8 +43,9 @@ type Words = [u64; HEADER_BYTES / 8];
 /// What of its last word is not the CRC.
 const WITHOUT_CRC: u64 = u32::MAX as u64;
 
+/// A header's bytes as words.
 #[inline(always)]
-fn header_words(header: &[u8; HEADER_BYTES]) -> Words {
+pub(crate) fn header_words(header: &[u8; HEADER_BYTES]) -> Words {
     let (words, _) = header.as_chunks::<8>();
     [words[0], words[1], words[2]].map(u64::from_le_bytes)
 }
