@@ -30,7 +30,7 @@ impl Kernel {
             Self::Avx512 => unsafe { super::avx512::batch(fours, four_crcs) },
             // SAFETY: as above; PCLMULQDQ counts as available only where SSE4.2 is.
             #[cfg(target_arch = "x86_64")]
-            Self::Pclmul | Self::Sse42 => unsafe {
+            Self::Avx2 | Self::Pclmul | Self::Sse42 => unsafe {
                 super::side_by_side::batch(fours, four_crcs, self)
             },
             _ => {

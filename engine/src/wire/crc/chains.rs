@@ -14,11 +14,6 @@ use super::sse42;
 /// The most bytes that there is code for.
 pub(super) const LEN_MAX: usize = 199;
 
-/// The most bytes that this kernel is better for than vectors of 64 bytes: less when copying.
-pub(super) const fn len_max(copying: bool) -> usize {
-    if copying { 167 } else { LEN_MAX }
-}
-
 /// From here on, in words and counting those summed already, three chains beat one. A chain that
 /// comes late gains less.
 const fn words_min(lead: usize) -> usize {

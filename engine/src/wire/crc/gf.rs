@@ -34,7 +34,7 @@ const fn fold(lanes: u32) -> [u64; 2] {
 /// The furthest that a lane is carried in one step, in lanes.
 ///
 /// One less than a multiple of 4: so that the factors for whole vectors lie aligned.
-pub(super) const LANES_MAX: usize = 35;
+pub(super) const LANES_MAX: usize = 43;
 
 /// Fold factors in falling order of distance, so that the factors of the lanes at rising addresses
 /// lie at rising addresses too. The last entries (distance 0 and beyond the end) are zero: they

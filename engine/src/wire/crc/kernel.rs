@@ -7,7 +7,7 @@ use super::aarch64;
 use super::software;
 use super::{WITHOUT_CRC, Words};
 #[cfg(target_arch = "x86_64")]
-use super::{avx512, chains, pclmul, sse42};
+use super::{avx2, avx512, chains, pclmul, sse42};
 
 /// The kernels, on every architecture. One of another architecture is never available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,8 +16,9 @@ pub(super) enum Kernel {
     Software = 1,
     Sse42 = 2,
     Pclmul = 3,
-    Avx512 = 4,
-    Aarch64 = 5,
+    Avx2 = 4,
+    Avx512 = 5,
+    Aarch64 = 6,
 }
 
 /// The best kernel's number, 0 before it is known. Relaxed throughout: the number is all there is
@@ -26,10 +27,11 @@ static BEST: AtomicU8 = AtomicU8::new(0);
 
 impl Kernel {
     /// Best last.
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 6] = [
         Self::Software,
         Self::Sse42,
         Self::Pclmul,
+        Self::Avx2,
         Self::Avx512,
         Self::Aarch64,
     ];
@@ -37,10 +39,11 @@ impl Kernel {
     #[inline(always)]
     pub(super) fn best() -> Self {
         match BEST.load(Ordering::Relaxed) {
-            4 => Self::Avx512,
+            5 => Self::Avx512,
+            4 => Self::Avx2,
             3 => Self::Pclmul,
             2 => Self::Sse42,
-            5 => Self::Aarch64,
+            6 => Self::Aarch64,
             1 => Self::Software,
             _ => Self::find(),
         }
@@ -66,6 +69,12 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Self::Pclmul => Self::Sse42.is_available() && is_x86_feature_detected!("pclmulqdq"),
             #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                Self::Pclmul.is_available()
+                    && is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("vpclmulqdq")
+            }
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
                 Self::Pclmul.is_available()
                     && is_x86_feature_detected!("avx512f")
@@ -77,6 +86,19 @@ impl Kernel {
             #[allow(unreachable_patterns)]
             _ => false,
         }
+    }
+
+    /// Whether chains are better for so many bytes. Vectors save stores where they copy.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn leaves_to_chains(self, len: usize, copying: bool) -> bool {
+        let len_max = match self {
+            Self::Avx512 if copying => 167,
+            Self::Avx2 if copying => 111,
+            Self::Avx512 | Self::Avx2 | Self::Pclmul => chains::LEN_MAX,
+            _ => return false,
+        };
+        len <= len_max
     }
 
     /// Runs `len` bytes through `state`, copying them to `dst` if `COPY`.
@@ -96,11 +118,13 @@ impl Kernel {
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx512 | Self::Pclmul if len <= chains::len_max(COPY) => {
+                kernel if kernel.leaves_to_chains(len, COPY) => {
                     chains::run::<COPY>(dst, src, len, state)
                 }
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx512 => avx512::run::<COPY>(dst, src, len, state),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2 => avx2::run::<COPY>(dst, src, len, state),
                 #[cfg(target_arch = "x86_64")]
                 Self::Pclmul => pclmul::run::<COPY>(dst, src, len, state),
                 #[cfg(target_arch = "x86_64")]
@@ -129,11 +153,13 @@ impl Kernel {
         unsafe {
             match self {
                 #[cfg(target_arch = "x86_64")]
-                Self::Avx512 | Self::Pclmul if len <= chains::len_max(COPY) => {
+                kernel if kernel.leaves_to_chains(len, COPY) => {
                     chains::frame::<COPY>(first, second, third, dst, src, len)
                 }
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx512 => avx512::frame::<COPY>(first, second, third, dst, src, len),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2 => avx2::frame::<COPY>(first, second, third, dst, src, len),
                 #[cfg(target_arch = "x86_64")]
                 Self::Pclmul => pclmul::frame::<COPY>(first, second, third, dst, src, len),
                 #[cfg(target_arch = "x86_64")]

@@ -1,10 +1,10 @@
 //! Carry-less multiplication of one 16-byte lane at a time (PCLMULQDQ), for x86-64 processors
-//! without the 64-byte vectors of AVX-512.
+//! that cannot do it on wider vectors.
 
 use std::arch::x86_64::*;
 
 use super::chains;
-use super::gf::{FACTORS, LANES_MAX};
+use super::gf::FACTORS;
 use super::sse42;
 
 /// Bytes in the lanes: eight independent ones cover the multiplication's latency.
@@ -17,8 +17,9 @@ const CHAIN: usize = 96;
 const BLOCK: usize = CHAINS * CHAIN + STEP;
 /// From here on folding is better than three chains alone.
 const FOLD_MIN: usize = 1024;
-/// The most words that each of three chains may have: the first is carried over two of them.
-const THIRD_WORDS_MAX: usize = LANES_MAX;
+/// The most words that each of three chains may have: the first is carried over two of them, as
+/// many lanes.
+const THIRD_WORDS_MAX: usize = 35;
 /// From here on three chains are better than one.
 const THIRDS_MIN: usize = 72;
 
@@ -146,10 +147,6 @@ pub(super) unsafe fn run<const COPY: bool>(
     let mut left = len;
     // SAFETY: every part lies within the `left` bytes at `src` and `dst`.
     unsafe {
-        // Copies between what is too long for chains where vectors have 64 bytes, and here.
-        if COPY && len <= chains::LEN_MAX {
-            return chains::run::<COPY>(dst, src, len, state);
-        }
         // When copying, the lanes' stores would cost more than the lanes save.
         if !COPY && left >= FOLD_MIN {
             let blocks = (left - STEP) / BLOCK;
@@ -182,11 +179,7 @@ pub(super) unsafe fn frame<const COPY: bool>(
     src: *const u8,
     len: usize,
 ) -> u32 {
+    let state = sse42::header(first, second, third);
     // SAFETY: the caller's promises.
-    unsafe {
-        if COPY && len <= chains::LEN_MAX {
-            return chains::frame::<COPY>(first, second, third, dst, src, len);
-        }
-        run::<COPY>(dst, src, len, sse42::header(first, second, third))
-    }
+    unsafe { run::<COPY>(dst, src, len, state) }
 }
