@@ -7,9 +7,10 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::gf::{FACTORS, LANES_MAX};
-use super::sse42;
+use super::{pclmul, sse42};
 
 /// Bytes of a lane and of a vector.
 const LANE: usize = 16;
@@ -27,6 +28,9 @@ const BLOCK: usize = CHAINS * CHAIN + SUMMED * VECTOR;
 /// From here on it is worth folding first.
 const FOLD_COPIED_MIN: usize = 400;
 const FOLD_SUMMED_MIN: usize = SUMMED * VECTOR + BLOCK + LANE;
+
+/// Where three chains alone are as good, or better when the other thread of the core is busy too.
+const THIRDS: Range<usize> = 300..FOLD_SUMMED_MIN;
 
 const _: () = assert!(FOLD_COPIED_MIN <= LANE * LANES_MAX && BLOCK <= LANE * LANES_MAX);
 
@@ -321,6 +325,9 @@ pub(super) unsafe fn run<const COPY: bool>(
 ) -> u32 {
     // SAFETY: every part lies within the `left` bytes at `src` and `dst`.
     unsafe {
+        if !COPY && THIRDS.contains(&len) {
+            return pclmul::run::<COPY>(dst, src, len, state);
+        }
         let odd = len % LANE;
         let state = sse42::below_16::<COPY>(dst, src, odd, state);
         (dst, src) = (dst.wrapping_add(odd), src.wrapping_add(odd));
