@@ -281,6 +281,27 @@ fn good_frames_before_a_bad_one_are_answered_whatever_their_number() {
 }
 
 #[test]
+fn priority_does_not_reach_over_a_bad_frame() {
+    let server = echo_server();
+    let mut peer = Peer::connect(address(&server));
+    let mut bad = echo(4, b"damaged");
+    bad[30] ^= 1;
+    // In one segment, so that they wait together.
+    let bytes = [
+        echo(1, b"a"),
+        frame(REQUEST | PRIORITY, ECHO, 2, b"b"),
+        echo(3, b"c"),
+        bad,
+        frame(REQUEST | PRIORITY, ECHO, 5, b"unreachable"),
+    ];
+    peer.send(&bytes.concat());
+    let ids = [(); 3].map(|()| peer.receive().msg_id);
+    assert_eq!(ids, [2, 1, 3]);
+    assert_eq!(peer.receive().error().0, 3);
+    peer.expect_end();
+}
+
+#[test]
 fn one_connections_fault_is_nobody_elses() {
     let server = echo_server();
     let mut good = Peer::connect(address(&server));

@@ -7,11 +7,15 @@ use super::long::{Lent, LongAnswer};
 use super::shm::Held;
 use crate::shm::{RECORD_MAX, Reservation};
 use crate::wire::{
-    self, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, Scanned, legacy, msg_type,
+    self, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, Scanned, Unsealed, VERIFY_BATCH,
+    legacy, msg_type,
 };
 
 /// Bytes received at once; longer frames make the buffer grow while they come.
 const RECEIVE_BYTES: usize = 64 * 1024;
+
+/// Frames are summed together when there are this many bytes of them, while they lie in the cache.
+const UNSEALED_BYTES: usize = 2048;
 
 /// Buffers that grew beyond this for a long frame are given back after it.
 const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -22,6 +26,8 @@ pub(super) struct Channel {
     version: ProtocolVersion,
     max_message_bytes: u32,
     out: Vec<u8>,
+    /// Of the frames at the end of `out`.
+    unsealed: Unsealed,
     /// How much of `out` is sent.
     out_sent: usize,
     /// Bytes sent over this connection before those in `out`.
@@ -31,6 +37,8 @@ pub(super) struct Channel {
     end: usize,
     /// Bytes received, all in all.
     received_bytes: u64,
+    /// Before this, frames in `input` are whole, and their headers and CRCs are right.
+    checked_to: usize,
     /// The bytes between `start` and `end` are one frame whose CRC was checked as it was received.
     good_frame: bool,
     /// The frame that is being sent from the caller's memory. Nothing is queued then.
@@ -63,11 +71,13 @@ impl Channel {
             version,
             max_message_bytes,
             out: Vec::new(),
+            unsealed: Unsealed::default(),
             out_sent: 0,
             sent_before: 0,
             input: vec![0; RECEIVE_BYTES],
             start: 0,
             end: 0,
+            checked_to: 0,
             received_bytes: 0,
             good_frame: false,
             lent: None,
@@ -101,12 +111,31 @@ impl Channel {
         self.out.len() - self.out_sent
     }
 
-    #[inline]
+    /// Queues a frame. Inlined as far as a short one goes.
+    #[inline(always)]
     pub(super) fn queue(&mut self, flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) {
+        if self.version != ProtocolVersion::V2 || !Unsealed::takes(payload.len()) {
+            return self.queue_alone(flags, msg_type, msg_id, payload);
+        }
+        let out = &mut self.out;
+        self.unsealed.append(out, flags, msg_type, msg_id, payload);
+        if self.unsealed.bytes() >= UNSEALED_BYTES {
+            self.seal();
+        }
+    }
+
+    /// Queues a frame whose CRC is computed with it, or that has none.
+    fn queue_alone(&mut self, flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) {
+        self.seal();
         match self.version {
             ProtocolVersion::V2 => wire::encode_to(&mut self.out, flags, msg_type, msg_id, payload),
             ProtocolVersion::V1 => legacy::encode_to(&mut self.out, msg_type, msg_id, payload),
         }
+    }
+
+    /// Computes the CRCs that are missing.
+    fn seal(&mut self) {
+        self.unsealed.seal(&mut self.out);
     }
 
     /// Sends one frame without queueing it, where the link takes it in place and nothing is queued.
@@ -216,11 +245,13 @@ impl Channel {
 
     /// The queued frames of which not all bytes are sent, oldest first: nobody can have acted on
     /// them. With each, where it begins in the stream.
-    pub(super) fn unsent(&self) -> impl Iterator<Item = (u64, Header, &[u8])> {
+    pub(super) fn unsent(&mut self) -> impl Iterator<Item = (u64, Header, &[u8])> {
+        self.seal();
+        let this = &*self;
         let mut at = 0;
         std::iter::from_fn(move || {
             // `out` holds whole frames, as they were queued.
-            let scanned = wire::scan(self.version, &self.out[at..], u32::MAX).ok()?;
+            let scanned = wire::scan(this.version, &this.out[at..], u32::MAX).ok()?;
             let Scanned::Frame {
                 header,
                 frame_bytes,
@@ -228,22 +259,24 @@ impl Channel {
             else {
                 return None;
             };
-            let begins_at = self.sent_before + at as u64;
-            let frame = &self.out[at..at + frame_bytes];
+            let begins_at = this.sent_before + at as u64;
+            let frame = &this.out[at..at + frame_bytes];
             at += frame_bytes;
             Some((begins_at, header, frame))
         })
-        .filter(|(begins_at, _, frame)| begins_at + frame.len() as u64 > self.sent_to())
+        .filter(|(begins_at, _, frame)| begins_at + frame.len() as u64 > this.sent_to())
     }
 
     /// Queues frames that are encoded already.
     pub(super) fn queue_encoded(&mut self, frames: &[u8]) {
+        self.seal();
         self.out.extend_from_slice(frames);
     }
 
     /// Sends what fits. True: nothing is left.
     #[inline]
     pub(super) fn flush(&mut self) -> io::Result<bool> {
+        self.seal();
         // Each turn sends at least one byte or ends the loop.
         while self.out_sent < self.out.len() {
             match self.link.send(&self.out[self.out_sent..]) {
@@ -269,7 +302,7 @@ impl Channel {
             return self.fill_long();
         }
         if self.start == self.end {
-            (self.start, self.end) = (0, 0);
+            (self.start, self.end, self.checked_to) = (0, 0, 0);
             if self.input.len() > KEPT_BYTES_MAX {
                 self.input = vec![0; RECEIVE_BYTES];
             }
@@ -339,6 +372,7 @@ impl Channel {
     fn make_room(&mut self) {
         self.input.copy_within(self.start..self.end, 0);
         self.end -= self.start;
+        self.checked_to = self.checked_to.saturating_sub(self.start);
         self.start = 0;
         if self.end > self.input.len() / 2 {
             // Twofold, up to the longest frame there can be.
@@ -368,22 +402,48 @@ impl Channel {
         self.scan_next()
     }
 
-    #[inline]
+    #[inline(always)]
     fn scan_next(&mut self) -> Result<Option<Incoming>, Refusal> {
-        let bytes = &self.input[self.start..self.end];
-        if self.version == ProtocolVersion::V2
-            && let Some(header) = wire::front_frame(bytes, self.max_message_bytes)
-        {
-            let frame_bytes = HEADER_BYTES + header.length as usize;
-            wire::verify_whole(&header, &bytes[..frame_bytes])?;
-            let payload_at = self.start + HEADER_BYTES;
-            self.start += frame_bytes;
-            return Ok(Some(Incoming {
-                header,
-                payload_at: Some(payload_at),
-            }));
+        if self.start >= self.checked_to && !self.check_ahead()? {
+            return self.scan_other();
         }
-        self.scan_other()
+        let header = wire::accepted_header(ProtocolVersion::V2, &self.input[self.start..]);
+        let payload_at = self.start + HEADER_BYTES;
+        self.start = payload_at + header.length as usize;
+        Ok(Some(Incoming {
+            header,
+            payload_at: Some(payload_at),
+        }))
+    }
+
+    /// Checks the next whole frames, several at a time. False: there is none, of version 2.
+    fn check_ahead(&mut self) -> Result<bool, Refusal> {
+        if self.version != ProtocolVersion::V2 {
+            return Ok(false);
+        }
+        let bytes = &self.input[self.start..self.end];
+        let mut frames: [&[u8]; VERIFY_BATCH] = [&[]; VERIFY_BATCH];
+        let (mut count, mut to) = (0, 0);
+        while count < VERIFY_BATCH
+            && let Some(header) = wire::front_frame(&bytes[to..], self.max_message_bytes)
+        {
+            let frame = &bytes[to..][..HEADER_BYTES + header.length as usize];
+            frames[count] = frame;
+            count += 1;
+            to += frame.len();
+        }
+        if count == 0 {
+            return Ok(false);
+        }
+        if let Err((bad, refusal)) = wire::verify_batch(&frames[..count]) {
+            // Those before it are handed out first.
+            to = frames[..bad].iter().map(|frame| frame.len()).sum();
+            if bad == 0 {
+                return Err(refusal);
+            }
+        }
+        self.checked_to = self.start + to;
+        Ok(true)
     }
 
     /// Version 1, a frame that is cut, or none.

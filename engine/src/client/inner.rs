@@ -191,8 +191,16 @@ impl Inner {
     }
 
     /// Makes sure that there is a connection and that one more request may be in flight.
-    #[inline]
+    #[inline(always)]
     pub(super) fn ready_to_submit(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
+        let in_flight = self.flights.count() > 0 && !self.flights.is_full();
+        match in_flight && self.channel.is_some() {
+            true => Ok(()),
+            false => self.get_ready_to_submit(deadline),
+        }
+    }
+
+    fn get_ready_to_submit(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
         // Each turn takes at least one answer; most end a request.
         while self.flights.is_full() {
             self.wait_some(deadline, &mut |_| Keep::Queue)?;
@@ -203,10 +211,33 @@ impl Inner {
         Ok(())
     }
 
-    /// Queues a request, or sends it if somebody is about to wait for it. Waits for answers if too many
-    /// requests are in flight.
-    #[inline]
+    /// Queues a request, which is sent with others. Waits for answers if too many requests are in
+    /// flight.
     pub(super) fn submit(
+        &mut self,
+        flags: Flags,
+        msg_type: u16,
+        payload: &[u8],
+        deadline: &mut Deadline,
+    ) -> Result<u64, Error> {
+        self.begin(flags, msg_type, payload, When::Later, deadline)
+    }
+
+    /// As [`Inner::submit`], and sends it if that is possible at once: somebody is about to wait for
+    /// the answer.
+    #[inline]
+    pub(super) fn submit_now(
+        &mut self,
+        msg_type: u16,
+        payload: &[u8],
+        deadline: &mut Deadline,
+    ) -> Result<u64, Error> {
+        self.begin(Flags::NONE, msg_type, payload, When::Now, deadline)
+    }
+
+    /// Code of its own for each of the two.
+    #[inline(always)]
+    fn begin(
         &mut self,
         flags: Flags,
         msg_type: u16,
@@ -522,7 +553,7 @@ impl Inner {
 
 /// When a request is to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum When {
+enum When {
     /// Somebody is about to wait for the answer.
     Now,
     /// With others.

@@ -12,10 +12,10 @@ impl Inner {
     /// The connection is gone. Requests that were sent fail; frames that were not wait for the
     /// next connection, or fail too if there is to be none.
     pub(super) fn lost(&mut self, source: Option<io::Error>) {
-        let Some(channel) = self.channel.take() else {
+        let Some(mut channel) = self.channel.take() else {
             return;
         };
-        let kept = self.keep_unsent(&channel);
+        let kept = self.keep_unsent(&mut channel);
         let kind = source.as_ref().map(io::Error::kind);
         for (id, _) in self.flights.all() {
             if kept.binary_search(&id).is_err() {
@@ -32,7 +32,7 @@ impl Inner {
 
     /// Copies the frames that can be sent over another connection; returns the ids of the requests
     /// among them, which ascend as ids do.
-    fn keep_unsent(&mut self, channel: &Channel) -> Vec<u64> {
+    fn keep_unsent(&mut self, channel: &mut Channel) -> Vec<u64> {
         let mut kept = Vec::new();
         self.unsent.clear();
         self.unsent_lacks_payload = false;

@@ -43,7 +43,7 @@ pub use collect::Parts;
 use collect::{collect, give, take_kept};
 use deadline::Deadline;
 pub use error::Error;
-use inner::{Inner, Keep, When};
+use inner::{Inner, Keep};
 pub use watch::Watch;
 
 use crate::stats::Transport;
@@ -232,7 +232,7 @@ impl Client {
             return Err(Error::InvalidRequest("version 1 has no flags"));
         }
         let mut deadline = inner.deadline();
-        inner.submit(flags, msg_type, payload, When::Later, &mut deadline)
+        inner.submit(flags, msg_type, payload, &mut deadline)
     }
 
     /// Queues the next part of a request that was submitted with STREAM. `last` ends it.
@@ -502,7 +502,7 @@ fn call(
     answer: &mut Vec<u8>,
     deadline: &mut Deadline,
 ) -> Result<(), Error> {
-    let id = inner.submit(Flags::NONE, msg_type, payload, When::Now, deadline)?;
+    let id = inner.submit_now(msg_type, payload, deadline)?;
     answer.clear();
     collect(inner, id, deadline, answer)
 }

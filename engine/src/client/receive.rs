@@ -85,7 +85,7 @@ impl Inner {
                 Ok(None) => return Ok(answers),
                 Ok(Some(incoming)) => incoming,
                 Err(refusal) => {
-                    self.lost(None);
+                    self.lost(Some(std::io::ErrorKind::InvalidData.into()));
                     return Err(Error::ServerViolation(refusal));
                 }
             };

@@ -3,7 +3,7 @@
 
 use super::Error;
 use super::deadline::Deadline;
-use super::inner::{Inner, When};
+use super::inner::Inner;
 use super::shm::Held;
 use crate::shm::Reservation;
 use crate::sys::clock;
@@ -93,7 +93,7 @@ impl Inner {
             Place::Ring(reservation) => reservation,
             Place::Memory { bytes, lead } => {
                 let payload = &bytes[lead..][..length];
-                return self.submit(Flags::NONE, msg_type, payload, When::Later, deadline);
+                return self.submit(Flags::NONE, msg_type, payload, deadline);
             }
         };
         if self.flights.count() == 0 || self.channel.is_none() {
@@ -109,7 +109,7 @@ impl Inner {
             }
             _ => {
                 let payload = reservation.copy_out(length);
-                return self.submit(Flags::NONE, msg_type, &payload, When::Later, deadline);
+                return self.submit(Flags::NONE, msg_type, &payload, deadline);
             }
         }
         let began_ns = match &self.round_trips {

@@ -5,7 +5,7 @@ use super::{Flags, HEADER_BYTES, Header, Refusal, append, crc};
 /// Frames that [`verify_batch`] takes at once.
 pub const VERIFY_BATCH: usize = 16;
 
-fn header_for(flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) -> Header {
+pub(super) fn header_for(flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) -> Header {
     let length = u32::try_from(payload.len()).expect("limits are below 4 GiB");
     Header::new(flags, msg_type, msg_id, length)
 }
@@ -58,13 +58,6 @@ pub fn verify(header: &Header, payload: &[u8]) -> Result<(), Refusal> {
     check_crc(header.crc32, crc::frame_crc(&header.to_bytes(), payload))
 }
 
-/// As [`verify`], of a frame given whole, as the bytes on the wire.
-#[inline]
-pub(crate) fn verify_whole(header: &Header, frame: &[u8]) -> Result<(), Refusal> {
-    let (head, payload) = frame.split_first_chunk().expect("a header is in front");
-    check_crc(header.crc32, crc::frame_crc(head, payload))
-}
-
 /// Whether the CRC that a frame says is the one that it has.
 #[inline]
 pub(crate) fn check_crc(expected: u32, got: u32) -> Result<(), Refusal> {
@@ -84,7 +77,7 @@ pub fn verify_batch(frames: &[&[u8]]) -> Result<(), (usize, Refusal)> {
     let mut crcs = [0u32; VERIFY_BATCH];
     crc::frame_batch(frames, &mut crcs[..frames.len()]);
     for (index, (frame, &got)) in frames.iter().zip(&crcs).enumerate() {
-        let expected = u32::from_le_bytes([frame[20], frame[21], frame[22], frame[23]]);
+        let expected = Header::of_accepted(frame).map_or(0, |header| header.crc32);
         check_crc(expected, got).map_err(|refusal| (index, refusal))?;
     }
     Ok(())

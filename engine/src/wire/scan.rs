@@ -78,6 +78,13 @@ pub(crate) fn accepted_header(version: ProtocolVersion, frame: &[u8]) -> Header 
     header.expect("it was accepted")
 }
 
+/// The frame at the front of `bytes`, version 2, that [`scan`] has accepted.
+#[inline(always)]
+pub(crate) fn accepted_frame(bytes: &[u8]) -> &[u8] {
+    let header = Header::of_accepted(bytes).expect("it was accepted");
+    &bytes[..super::HEADER_BYTES + header.length as usize]
+}
+
 /// Makes room for `bytes` more of a frame of `goal` bytes. Grows with what arrives, at most twofold,
 /// never on the header's word alone, and never beyond the frame.
 pub(crate) fn make_room(buffer: &mut Vec<u8>, bytes: usize, goal: usize) {

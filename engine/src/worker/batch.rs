@@ -7,8 +7,8 @@ use super::lifecycle::PROGRESS_BYTES;
 use crate::uring::{Driver, Key, Received};
 use crate::wire::{self, Flags, Header, ProtocolVersion, Refusal, Scanned, VERIFY_BATCH, legacy};
 
-/// Frames whose places are set aside at start; a round with more takes memory once.
-const FRAMES: usize = 1024;
+/// Runs whose places are set aside at start; a round with more takes memory once.
+const RUNS: usize = 256;
 /// A message longer than this reserves its room among the bytes on their way.
 const SMALL_FRAME_BYTES: usize = 64 * 1024;
 
@@ -31,62 +31,44 @@ impl Chunk {
 }
 
 pub(super) enum Item {
-    /// Its header is read again when it is handled: to keep it here took longer.
-    Frame {
-        key: Key,
-        chunk: u32,
-        /// Where the frame, header first, lies in its chunk.
-        start: u32,
-        payload_bytes: u32,
-        version: ProtocolVersion,
-        priority: bool,
-        /// Its CRC was found to be right already.
-        verified: bool,
-    },
+    Frames(Run),
     /// The connection's bytes from here on are no frame.
     Refused {
         key: Key,
         refusal: Refusal,
         msg_id: u64,
     },
-    /// Handled, or not to be handled.
+    /// Not to be handled.
     Done,
 }
 
-impl Item {
-    /// A frame whose header has been accepted. Inlined, lest the header goes through memory.
-    #[inline(always)]
-    fn frame(
-        key: Key,
-        version: ProtocolVersion,
-        header: &Header,
-        chunk: u32,
-        start: usize,
-        verified: bool,
-    ) -> Item {
-        Item::Frame {
-            key,
-            chunk,
-            start: start as u32,
-            payload_bytes: header.length,
-            version,
-            priority: header.flags.contains(Flags::PRIORITY),
-            verified,
-        }
-    }
+/// Whole frames of one connection that lie one behind the other in a chunk, their headers accepted.
+/// These are read again when the frames are handled: to keep them here took longer.
+#[derive(Clone, Copy)]
+pub(super) struct Run {
+    pub(super) key: Key,
+    pub(super) chunk: u32,
+    pub(super) start: u32,
+    pub(super) end: u32,
+    pub(super) version: ProtocolVersion,
+    /// Their CRCs were found to be right already.
+    verified: bool,
 }
 
 pub(super) struct Batch {
     pub(super) items: Vec<Item>,
     pub(super) chunks: Vec<Chunk>,
+    /// How many frames there are.
+    pub(super) frames: usize,
     pub(super) has_priority: bool,
 }
 
 impl Batch {
     pub(super) fn new() -> Batch {
         Batch {
-            items: Vec::with_capacity(FRAMES),
+            items: Vec::with_capacity(RUNS),
             chunks: Vec::with_capacity(64),
+            frames: 0,
             has_priority: false,
         }
     }
@@ -104,16 +86,25 @@ impl Batch {
         chunk: u32,
         start: usize,
     ) {
+        self.frames += 1;
         self.has_priority |= header.flags.contains(Flags::PRIORITY);
-        let frame = Item::frame(key, version, &header, chunk, start, false);
-        self.items.push(frame);
+        let end = start + wire::header_bytes(version) + header.length as usize;
+        self.items.push(Item::Frames(Run {
+            key,
+            chunk,
+            start: start as u32,
+            end: end as u32,
+            version,
+            verified: false,
+        }));
     }
 
     /// Adds a frame whose CRC is right, which fills its chunk.
     pub(super) fn add_verified(&mut self, key: Key, header: Header, chunk: u32) {
-        self.has_priority |= header.flags.contains(Flags::PRIORITY);
-        let frame = Item::frame(key, ProtocolVersion::V2, &header, chunk, 0, true);
-        self.items.push(frame);
+        self.add_frame(key, ProtocolVersion::V2, header, chunk, 0);
+        if let Some(Item::Frames(run)) = self.items.last_mut() {
+            run.verified = true;
+        }
     }
 
     /// Adds the whole version 2 frames that lie one behind the other in a chunk from `start` on.
@@ -125,18 +116,35 @@ impl Batch {
         chunk: u32,
         start: usize,
         max_message_bytes: u32,
-    ) -> (u64, usize) {
+    ) -> (usize, usize) {
         let bytes = self.chunks[chunk as usize].bytes(driver);
         let (mut count, mut at) = (0, start);
+        let mut flags = Flags::NONE;
         // Each turn takes the bytes of a frame.
         while let Some(header) = wire::front_frame(&bytes[at..], max_message_bytes) {
-            self.has_priority |= header.flags.contains(Flags::PRIORITY);
-            let frame = Item::frame(key, ProtocolVersion::V2, &header, chunk, at, false);
-            self.items.push(frame);
+            flags = flags | header.flags;
             count += 1;
             at += wire::HEADER_BYTES + header.length as usize;
         }
+        if count > 0 {
+            self.frames += count;
+            self.has_priority |= flags.contains(Flags::PRIORITY);
+            self.items.push(Item::Frames(Run {
+                key,
+                chunk,
+                start: start as u32,
+                end: at as u32,
+                version: ProtocolVersion::V2,
+                verified: false,
+            }));
+        }
         (count, at)
+    }
+
+    /// The bytes of a run.
+    #[inline]
+    pub(super) fn run<'a>(&'a self, run: &Run, driver: &'a Driver) -> &'a [u8] {
+        &self.bytes(run.chunk, driver)[run.start as usize..run.end as usize]
     }
 
     pub(super) fn bytes<'a>(&'a self, chunk: u32, driver: &'a Driver) -> &'a [u8] {
@@ -186,7 +194,7 @@ impl Worker {
                     .batch
                     .add_whole_frames(&self.driver, key, chunk, at, max);
                 if frames > 0 {
-                    connection.progress_bytes += frames * PROGRESS_BYTES;
+                    connection.progress_bytes += frames as u64 * PROGRESS_BYTES;
                     at = end;
                     continue;
                 }
@@ -299,53 +307,68 @@ impl Worker {
     /// Checks the CRCs of the frames found. A bad one becomes a refusal, and those behind it on
     /// the same connection are dropped: where they begin cannot be trusted either.
     pub(super) fn verify(&mut self) {
-        let mut next = 0;
-        // Each turn moves on by at least one item.
-        while next < self.batch.items.len() {
+        // The item that is next, and where in it.
+        let (mut next, mut at) = (0, 0);
+        // Each turn moves on by at least one frame, or ends the loop.
+        loop {
             let mut frames: [&[u8]; VERIFY_BATCH] = [&[]; VERIFY_BATCH];
-            let mut places = [0usize; VERIFY_BATCH];
+            let mut places = [(0, 0); VERIFY_BATCH];
             let mut count = 0;
-            while next < self.batch.items.len() && count < VERIFY_BATCH {
-                if let Item::Frame {
-                    chunk,
-                    start,
-                    payload_bytes,
-                    version: ProtocolVersion::V2,
-                    verified: false,
-                    ..
-                } = &self.batch.items[next]
+            while count < VERIFY_BATCH
+                && let Some(item) = self.batch.items.get(next)
+            {
+                if let Item::Frames(run) = item
+                    && run.version == ProtocolVersion::V2
+                    && !run.verified
                 {
-                    let bytes = &self.batch.bytes(*chunk, &self.driver)[*start as usize..];
-                    frames[count] = &bytes[..wire::HEADER_BYTES + *payload_bytes as usize];
-                    places[count] = next;
-                    count += 1;
+                    let bytes = self.batch.run(run, &self.driver);
+                    while count < VERIFY_BATCH && at < bytes.len() {
+                        let frame = wire::accepted_frame(&bytes[at..]);
+                        frames[count] = frame;
+                        places[count] = (next, at);
+                        count += 1;
+                        at += frame.len();
+                    }
+                    if at < bytes.len() {
+                        break;
+                    }
                 }
-                next += 1;
+                (next, at) = (next + 1, 0);
+            }
+            if count == 0 {
+                return;
             }
             if let Err((bad, refusal)) = wire::verify_batch(&frames[..count]) {
-                next = places[bad] + 1;
-                self.poison(places[bad], refusal);
+                let (item, start) = places[bad];
+                self.poison(item, start, refusal);
+                // Behind what is left of the run.
+                (next, at) = (item + 1, 0);
             }
         }
     }
 
-    fn poison(&mut self, bad: usize, refusal: Refusal) {
-        let Item::Frame { key, .. } = self.batch.items[bad] else {
+    /// The frame that begins at `start` in the run at `bad` is damaged.
+    fn poison(&mut self, bad: usize, start: usize, refusal: Refusal) {
+        let Item::Frames(run) = &mut self.batch.items[bad] else {
             unreachable!("only frames are verified")
         };
-        self.batch.items[bad] = Item::Refused {
-            key,
-            refusal,
-            msg_id: 0,
-        };
+        let key = run.key;
+        run.end = run.start + start as u32;
         for item in &mut self.batch.items[bad + 1..] {
             let of_it = match item {
-                Item::Frame { key: other, .. } | Item::Refused { key: other, .. } => *other == key,
+                Item::Frames(run) => run.key == key,
+                Item::Refused { key: other, .. } => *other == key,
                 Item::Done => false,
             };
             if of_it {
                 *item = Item::Done;
             }
         }
+        let refused = Item::Refused {
+            key,
+            refusal,
+            msg_id: 0,
+        };
+        self.batch.items.insert(bad + 1, refused);
     }
 }

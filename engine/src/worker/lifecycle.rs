@@ -81,8 +81,8 @@ impl Worker {
         }
         let connection = self.connections.get_mut(key).expect("looked up above");
         let out = &mut connection.out;
+        out.gathering = false;
         if out.ends.is_some() {
-            out.gathering = false;
             let before = out.buffered_bytes();
             out.flush_to_ring(&mut self.dispatcher.pool);
             if out.buffered_bytes() < before {
@@ -97,6 +97,7 @@ impl Worker {
             return;
         };
         let mut from = 0;
+        out.seal();
         if alone {
             match socket::send_now(fd, &out.staged) {
                 Ok(sent) => from = sent,

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 
 use super::vec_pool::VecPool;
 use crate::shm::{Ends, RECORD_MAX};
-use crate::wire::{self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, legacy};
+use crate::wire::{
+    self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, Unsealed, legacy,
+};
 
 /// Answers gathered for a ring go in pieces of this size, so that the client works on the first
 /// while the next is written.
@@ -21,8 +23,8 @@ pub(crate) struct Outgoing {
     pub(super) sending_bytes: usize,
     /// How much of `staged` is in the ring already (shared memory only).
     pub(super) staged_sent: usize,
-    /// Several answers are on their way in this round: they go into the ring together, since a
-    /// client that waits takes the ring's lines away with every single record.
+    /// Several answers are on their way in this round: they are summed together, and go into the ring
+    /// together, since a client that waits takes the ring's lines away with every single record.
     pub(super) gathering: bool,
     /// The ring was full when it was last tried in this round.
     pub(super) ring_full: bool,
@@ -35,6 +37,8 @@ pub(crate) struct Outgoing {
     /// Bytes encoded since the worker last asked, for its statistics.
     pub(super) encoded_bytes: u64,
     repeat: Repeat,
+    /// Of the frames at the end of `staged`.
+    unsealed: Unsealed,
 }
 
 /// Whether an answer can leave from its request's buffer.
@@ -61,6 +65,7 @@ impl Outgoing {
 
     /// Encodes something of about so many bytes behind what waits.
     fn encode(&mut self, pool: &mut VecPool, bytes: usize, encode: impl FnOnce(&mut Vec<u8>)) {
+        self.seal();
         if self.staged.capacity() == 0 {
             self.staged = pool.take_for(bytes);
         }
@@ -80,16 +85,25 @@ impl Outgoing {
         self.encoded_bytes += encoded as u64;
     }
 
+    /// Computes the CRCs that are missing.
+    #[inline]
+    pub(super) fn seal(&mut self) {
+        self.unsealed.seal(&mut self.staged);
+    }
+
     /// Throws away what waits for a connection that is gone.
     pub(super) fn forget(&mut self) {
         self.staged = Vec::new();
         self.staged_sent = 0;
+        self.unsealed.forget();
         self.behind = VecDeque::new();
         self.behind_bytes = 0;
     }
 
     /// Encodes one frame.
-    #[inline]
+    ///
+    /// Inlined as far as most answers of a round with several go.
+    #[inline(always)]
     pub(super) fn frame(
         &mut self,
         pool: &mut VecPool,
@@ -99,25 +113,51 @@ impl Outgoing {
         msg_id: u64,
         payload: &[u8],
     ) {
-        if let Some(ends) = &mut self.ends
-            && self.staged.is_empty()
-            && !self.gathering
-            && HEADER_BYTES + payload.len() <= RECORD_MAX
+        let bytes = HEADER_BYTES + payload.len();
+        if self.gathering
+            && version == ProtocolVersion::V2
+            && Unsealed::takes(payload.len())
+            && bytes <= self.staged.capacity() - self.staged.len()
+            && self.behind.is_empty()
         {
-            // Straight into the ring, in place.
-            let header = Header::new(flags, msg_type, msg_id, payload.len() as u32);
-            if ends.tx.push_frame(header, payload, ends.rx.position()) {
-                self.encoded_bytes += (HEADER_BYTES + payload.len()) as u64;
-                return;
-            }
+            let staged = &mut self.staged;
+            self.unsealed
+                .append(staged, flags, msg_type, msg_id, payload);
+            self.encoded_bytes += bytes as u64;
+        } else {
+            self.frame_alone(pool, version, flags, msg_type, msg_id, payload);
         }
-        self.encode(pool, HEADER_BYTES + payload.len(), |to| match version {
-            ProtocolVersion::V2 => wire::encode_to(to, flags, msg_type, msg_id, payload),
-            ProtocolVersion::V1 => legacy::encode_to(to, msg_type, msg_id, payload),
-        });
         if self.gathering && !self.ring_full && self.buffered_bytes() >= PIECE_BYTES {
             self.flush_to_ring(pool);
         }
+    }
+
+    /// Encodes one frame whose CRC is computed with it, straight into the ring if it can go there.
+    fn frame_alone(
+        &mut self,
+        pool: &mut VecPool,
+        version: ProtocolVersion,
+        flags: Flags,
+        msg_type: u16,
+        msg_id: u64,
+        payload: &[u8],
+    ) {
+        let bytes = HEADER_BYTES + payload.len();
+        if let Some(ends) = &mut self.ends
+            && self.staged.is_empty()
+            && !self.gathering
+            && bytes <= RECORD_MAX
+        {
+            let header = Header::new(flags, msg_type, msg_id, payload.len() as u32);
+            if ends.tx.push_frame(header, payload, ends.rx.position()) {
+                self.encoded_bytes += bytes as u64;
+                return;
+            }
+        }
+        self.encode(pool, bytes, |to| match version {
+            ProtocolVersion::V2 => wire::encode_to(to, flags, msg_type, msg_id, payload),
+            ProtocolVersion::V1 => legacy::encode_to(to, msg_type, msg_id, payload),
+        });
     }
 
     /// The request that is handled now has this payload, in a frame of its own.
@@ -155,6 +195,7 @@ impl Outgoing {
 
     /// Sends a frame that is encoded already. Shared memory only.
     pub(super) fn send_frame(&mut self, pool: &mut VecPool, frame: Vec<u8>) {
+        self.seal();
         self.encoded_bytes += frame.len() as u64;
         if self.staged.is_empty() {
             pool.give(std::mem::replace(&mut self.staged, frame));
@@ -167,6 +208,7 @@ impl Outgoing {
 
     /// Moves staged frames into the ring, as far as there is room, in pieces. Shared memory only.
     pub(super) fn flush_to_ring(&mut self, pool: &mut VecPool) {
+        self.seal();
         let Some(ends) = &mut self.ends else { return };
         // Twice: what the client made room for before it saw that we want some is not announced.
         for _ in 0..2 {

@@ -1,14 +1,14 @@
 //! One round: take everything that is there, handle it, send what came of it.
 
 use super::Worker;
-use super::batch::{Chunk, Item};
+use super::batch::{Chunk, Item, Run};
 use super::connection::Waiting;
 use super::deferred::{Answer, Body};
 use super::inbox::Message;
 use crate::stats::Transport;
 use crate::sys::clock;
 use crate::uring::Key;
-use crate::wire::{accepted_header, header_bytes};
+use crate::wire::{Flags, accepted_header, header_bytes};
 
 /// Messages from other threads taken in one round.
 const MESSAGES_MAX: usize = 256;
@@ -109,6 +109,7 @@ impl Worker {
         }
         self.dispatch_items(false);
         self.batch.items.clear();
+        self.batch.frames = 0;
         self.batch.has_priority = false;
         for chunk in self.batch.chunks.drain(..) {
             match chunk {
@@ -119,52 +120,9 @@ impl Worker {
     }
 
     fn dispatch_items(&mut self, priority_only: bool) {
-        let outgoing_bytes_max = self.outgoing_bytes_max();
-        let several = self.batch.items.len() > 1;
         for index in 0..self.batch.items.len() {
             match self.batch.items[index] {
-                Item::Frame {
-                    key,
-                    chunk,
-                    start,
-                    payload_bytes,
-                    version,
-                    priority,
-                    ..
-                } => {
-                    if priority_only {
-                        if !priority {
-                            continue;
-                        }
-                        self.batch.items[index] = Item::Done;
-                    }
-                    let Some(connection) = self.connections.get_mut(key) else {
-                        continue;
-                    };
-                    if !connection.takes_requests() {
-                        continue;
-                    }
-                    let head = header_bytes(version);
-                    let frame = &self.batch.bytes(chunk, &self.driver)[start as usize..];
-                    let frame = &frame[..head + payload_bytes as usize];
-                    // Once one of its frames waits, those behind it wait too.
-                    if connection.has_stash()
-                        || connection.out.buffered_bytes() > outgoing_bytes_max
-                    {
-                        connection.waiting().stash.extend_from_slice(frame);
-                        continue;
-                    }
-                    let (header, payload) = (accepted_header(version, frame), &frame[head..]);
-                    connection.out.gathering = several;
-                    self.dispatcher.frame(
-                        &self.shared.handlers,
-                        key,
-                        connection,
-                        &header,
-                        payload,
-                        self.now_ns,
-                    );
-                }
+                Item::Frames(run) => self.dispatch_run(&run, priority_only),
                 Item::Refused { .. } if priority_only => {}
                 Item::Refused {
                     key,
@@ -189,6 +147,42 @@ impl Worker {
                 }
                 Item::Done => {}
             }
+        }
+    }
+
+    /// Handles the frames of a run: those with PRIORITY, or the others. If none has it, all are others.
+    fn dispatch_run(&mut self, run: &Run, priority_only: bool) {
+        let outgoing_bytes_max = self.outgoing_bytes_max();
+        let Some(connection) = self.connections.get_mut(run.key) else {
+            return;
+        };
+        connection.out.gathering = self.batch.frames > 1;
+        let head = header_bytes(run.version);
+        let mut rest = self.batch.run(run, &self.driver);
+        // Each turn takes a frame.
+        while !rest.is_empty() {
+            let header = accepted_header(run.version, rest);
+            let (frame, behind) = rest.split_at(head + header.length as usize);
+            rest = behind;
+            if header.flags.contains(Flags::PRIORITY) != priority_only {
+                continue;
+            }
+            if !connection.takes_requests() {
+                return;
+            }
+            // Once one of its frames waits, those behind it wait too.
+            if connection.has_stash() || connection.out.buffered_bytes() > outgoing_bytes_max {
+                connection.waiting().stash.extend_from_slice(frame);
+                continue;
+            }
+            self.dispatcher.frame(
+                &self.shared.handlers,
+                run.key,
+                connection,
+                &header,
+                &frame[head..],
+                self.now_ns,
+            );
         }
     }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::peer::Peer;
+use super::peer::{Frame, Peer};
 use crate::client::Client;
-use crate::wire::{self, Flags, msg_type};
+use crate::wire::{self, ErrorCode, Flags, msg_type};
 
 const REQUESTS: u64 = 3;
 
@@ -81,5 +81,39 @@ proptest! {
             }
         }
         prop_assert_eq!(ended, [1; REQUESTS as usize]);
+    }
+}
+
+/// Answers come many at a time and are checked several together: those before a damaged one count.
+#[test]
+fn answers_before_a_damaged_one_are_handed_out() {
+    const ANSWERS: usize = 40;
+    for bad in [0, 1, 3, 4, 15, 16, 17, 31, 32, ANSWERS - 1] {
+        let peer = Peer::serve(move |mut stream| {
+            let requests = stream.take(ANSWERS);
+            let mut answers: Vec<_> = requests.iter().map(Frame::response).collect();
+            *answers[bad].last_mut().unwrap() ^= 1;
+            // The client may have had enough.
+            let _ = stream.write_all(&answers.concat());
+        });
+        let client = Client::builder()
+            .reconnect(false)
+            .shm_upgrade(false)
+            .connect(peer.address())
+            .unwrap();
+        let payload = |number: usize| vec![number as u8; 8 + number];
+        let ids: Vec<u64> = (0..ANSWERS)
+            .map(|number| client.submit(msg_type::ECHO, &payload(number)).unwrap())
+            .collect();
+        for (number, &id) in ids.iter().enumerate() {
+            match client.wait(id) {
+                Ok(answer) => assert!(number < bad && answer == payload(number), "{bad}"),
+                // Whoever waits when it comes is told exactly.
+                Err(error) if number == 0 => {
+                    assert_eq!(error.code(), Some(ErrorCode::CrcMismatch), "{error}");
+                }
+                Err(error) => assert!(number >= bad && error.is_connection_lost(), "{error}"),
+            }
+        }
     }
 }

@@ -40,6 +40,8 @@ use kernel::Kernel;
 const HEADER_BYTES: usize = 24;
 /// Where the CRC lies in it.
 const CRC_AT: usize = 20;
+/// Frames up to this length are summed faster several at a time, by [`frame_batch`].
+pub(crate) const SHORT_BYTES_MAX: usize = HEADER_BYTES + 255;
 /// A frame header as little-endian words: the kernels take it in registers.
 type Words = [u64; HEADER_BYTES / 8];
 /// What of its last word is not the CRC.

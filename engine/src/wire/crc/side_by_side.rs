@@ -8,13 +8,13 @@
 
 use std::arch::x86_64::_mm_crc32_u64;
 
-use super::HEADER_BYTES;
 use super::batch::one_by_one;
 use super::kernel::Kernel;
 use super::sse42::{take_u32, take_u64};
+use super::{HEADER_BYTES, SHORT_BYTES_MAX};
 
 /// The longest frames that are summed so; for longer ones, other kernels are better.
-pub(super) const LEN_MAX: usize = HEADER_BYTES + 255;
+pub(super) const LEN_MAX: usize = SHORT_BYTES_MAX;
 
 /// The registers of four frames.
 type States = [u64; 4];

@@ -1,0 +1,117 @@
+//! Short frames whose CRCs are computed after several were encoded: of one alone, each step waits for
+//! the last, and of several they take turns.
+
+use super::frame::{VERIFY_BATCH, header_for};
+use super::scan::accepted_frame;
+use super::{Flags, HEADER_BYTES, crc};
+
+/// Where the CRC lies in a frame.
+const CRC_AT: usize = HEADER_BYTES - 4;
+
+/// How many of the bytes at the end of a buffer are whole frames without their CRCs.
+#[derive(Debug, Default)]
+pub(crate) struct Unsealed {
+    bytes: usize,
+}
+
+impl Unsealed {
+    /// Whether a frame with so many bytes of payload is better summed with others.
+    #[inline(always)]
+    pub(crate) fn takes(payload_bytes: usize) -> bool {
+        HEADER_BYTES + payload_bytes <= crc::SHORT_BYTES_MAX
+    }
+
+    /// How many bytes they are.
+    #[inline(always)]
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Appends a frame to the buffer whose CRC is left to [`Unsealed::seal`].
+    #[inline(always)]
+    pub(crate) fn append(
+        &mut self,
+        to: &mut Vec<u8>,
+        flags: Flags,
+        msg_type: u16,
+        msg_id: u64,
+        payload: &[u8],
+    ) {
+        let header = header_for(flags, msg_type, msg_id, payload);
+        to.extend_from_slice(&header.to_bytes());
+        to.extend_from_slice(payload);
+        self.bytes += HEADER_BYTES + payload.len();
+    }
+
+    /// Puts the missing CRCs into the frames at the end of the buffer. To be done before anything
+    /// else is appended to it, or any of it is sent.
+    #[inline]
+    pub(crate) fn seal(&mut self, buffer: &mut [u8]) {
+        if self.bytes > 0 {
+            let start = buffer.len() - std::mem::take(&mut self.bytes);
+            seal(&mut buffer[start..]);
+        }
+    }
+
+    /// The buffer was thrown away.
+    pub(crate) fn forget(&mut self) {
+        self.bytes = 0;
+    }
+}
+
+/// Puts the CRCs into whole frames that lie one behind the other.
+fn seal(mut rest: &mut [u8]) {
+    let mut crcs = [0u32; VERIFY_BATCH];
+    // Each turn takes at least one frame.
+    while !rest.is_empty() {
+        let mut frames: [&[u8]; VERIFY_BATCH] = [&[]; VERIFY_BATCH];
+        let (mut count, mut end) = (0, 0);
+        while count < VERIFY_BATCH && end < rest.len() {
+            let frame = accepted_frame(&rest[end..]);
+            frames[count] = frame;
+            count += 1;
+            end += frame.len();
+        }
+        let lengths = frames.map(<[u8]>::len);
+        crc::frame_batch(&frames[..count], &mut crcs[..count]);
+        for (crc, length) in crcs[..count].iter().zip(lengths) {
+            let (frame, behind) = rest.split_at_mut(length);
+            frame[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+            rest = behind;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::encode_to;
+    use super::*;
+
+    proptest! {
+        /// Sealed at whatever time, and behind whatever was there, frames are what they are encoded
+        /// one by one.
+        #[test]
+        fn as_if_encoded_one_by_one(
+            frames in proptest::collection::vec((any::<u64>(), 0..300usize, any::<bool>()), 0..60),
+            before in 0..50usize,
+        ) {
+            let mut unsealed = Unsealed::default();
+            let mut expected = vec![0xA5; before];
+            let mut got = expected.clone();
+            for (id, length, seal_now) in frames {
+                let payload: Vec<u8> = (0..length).map(|at| (id.wrapping_mul(at as u64) >> 3) as u8).collect();
+                let flags = Flags::REQUEST;
+                encode_to(&mut expected, flags, 7, id, &payload);
+                unsealed.append(&mut got, flags, 7, id, &payload);
+                if seal_now {
+                    unsealed.seal(&mut got);
+                    prop_assert_eq!(unsealed.bytes(), 0);
+                }
+            }
+            unsealed.seal(&mut got);
+            prop_assert_eq!(got, expected);
+        }
+    }
+}
