@@ -344,9 +344,7 @@ pub(super) unsafe fn run<const COPY: bool>(
             let seed = _mm_cvtsi32_si128(state as i32);
             widened(_mm_clmulepi64_si128::<0x00>(seed, factor))
         };
-        let lane = lanes::<COPY>(dst, src, left / LANE, sum);
-        let state = _mm_crc32_u64(0, _mm_cvtsi128_si64(lane) as u64);
-        _mm_crc32_u64(state, _mm_extract_epi64::<1>(lane) as u64) as u32
+        sse42::register(lanes::<COPY>(dst, src, left / LANE, sum))
     }
 }
 

@@ -289,14 +289,6 @@ impl Rest {
     }
 }
 
-/// The register that one lane comes to.
-#[inline]
-#[target_feature(enable = "sse4.2")]
-fn register(lane: __m128i) -> u32 {
-    let state = _mm_crc32_u64(0, _mm_cvtsi128_si64(lane) as u64);
-    _mm_crc32_u64(state, _mm_extract_epi64::<1>(lane) as u64) as u32
-}
-
 /// Runs `len` bytes through `state`, copying them to `dst` if `COPY`.
 ///
 /// # Safety
@@ -315,7 +307,7 @@ pub(super) unsafe fn run<const COPY: bool>(
         _mm512_castsi512_si256(lanes),
         _mm512_extracti64x4_epi64::<1>(lanes),
     );
-    register(_mm_xor_si128(
+    sse42::register(_mm_xor_si128(
         _mm256_castsi256_si128(half),
         _mm256_extracti128_si256::<1>(half),
     ))
@@ -378,10 +370,10 @@ unsafe fn four(frames: &[&[u8]; 4], len: usize, crcs: &mut [u32; 4]) {
         _mm512_shuffle_i64x2::<0xDD>(s01, s23),
     );
     *crcs = [
-        !register(_mm512_castsi512_si128(all)),
-        !register(_mm512_extracti32x4_epi32::<1>(all)),
-        !register(_mm512_extracti32x4_epi32::<2>(all)),
-        !register(_mm512_extracti32x4_epi32::<3>(all)),
+        !sse42::register(_mm512_castsi512_si128(all)),
+        !sse42::register(_mm512_extracti32x4_epi32::<1>(all)),
+        !sse42::register(_mm512_extracti32x4_epi32::<2>(all)),
+        !sse42::register(_mm512_extracti32x4_epi32::<3>(all)),
     ];
 }
 

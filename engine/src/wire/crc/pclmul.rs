@@ -92,8 +92,7 @@ unsafe fn fold(mut src: *const u8, blocks: usize, state: u32) -> u32 {
         for (n, lane) in lanes[..STEP / 16 - 1].iter().enumerate() {
             sum = carry(sum, *lane, STEP / 16 - 1 - n);
         }
-        let state = _mm_crc32_u64(0, _mm_cvtsi128_si64(sum) as u64);
-        _mm_crc32_u64(state, _mm_extract_epi64::<1>(sum) as u64) as u32
+        sse42::register(sum)
     }
 }
 

@@ -4,7 +4,10 @@
 //! vector kernels use its parts for what is shorter than a vector.
 
 use std::arch::asm;
-use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u16, _mm_crc32_u32, _mm_crc32_u64};
+use std::arch::x86_64::{
+    __m128i, _mm_crc32_u8, _mm_crc32_u16, _mm_crc32_u32, _mm_crc32_u64, _mm_cvtsi128_si64,
+    _mm_extract_epi64,
+};
 
 use super::WITHOUT_CRC;
 
@@ -181,6 +184,14 @@ pub(super) fn header(first: u64, second: u64, third: u64) -> u32 {
     let state = _mm_crc32_u64(u64::from(u32::MAX), first);
     let state = _mm_crc32_u64(state, second);
     _mm_crc32_u64(state, third & WITHOUT_CRC) as u32
+}
+
+/// The register that one lane comes to.
+#[inline]
+#[target_feature(enable = "sse4.2")]
+pub(super) fn register(lane: __m128i) -> u32 {
+    let state = _mm_crc32_u64(0, _mm_cvtsi128_si64(lane) as u64);
+    _mm_crc32_u64(state, _mm_extract_epi64::<1>(lane) as u64) as u32
 }
 
 /// Runs a frame: its header, then `len` bytes of payload as [`run`] does.
