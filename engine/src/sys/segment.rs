@@ -312,3 +312,46 @@ impl Drop for Segment {
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    const BYTES: usize = 3 * 4096;
+
+    fn kept(file: &File) -> Segment {
+        let mut segment = Segment::map(file).unwrap();
+        segment.keep_length(file.try_clone().unwrap());
+        segment
+    }
+
+    /// Two threads meet the end of the file at the same moment, and only one can make it long again.
+    #[test]
+    fn all_who_meet_a_file_cut_short_go_on_sharing_it() {
+        let (_first, file) = Segment::create_unnamed(BYTES, BYTES).unwrap();
+        let (left, right) = (kept(&file), kept(&file));
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for segment in [&left, &right, &right] {
+                let stop = &stop;
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        for at in (0..BYTES).step_by(4096) {
+                            segment.word64(at).fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+            for turn in 0..20_000 {
+                file.set_len(turn % 3 * 4096).unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(!left.poisoned() && !right.poisoned());
+        for at in (0..BYTES).step_by(4096) {
+            left.word64(at).store(u64::MAX, Ordering::Relaxed);
+            assert_eq!(right.word64(at).load(Ordering::Relaxed), u64::MAX);
+        }
+    }
+}

@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 /// Mappings guarded at a time.
 const PLACES: usize = 4096;
+/// Signals that may come while a file is made long again: each makes that fail once.
+const INTERRUPTED_MAX: u32 = 64;
 
 struct Place {
     /// 0: free. 1: being filled.
@@ -121,7 +123,7 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
         let bytes = place.bytes.load(Ordering::Relaxed);
         if base > 1 && address >= base && address - base < bytes {
             // The instruction runs again, and finds a page.
-            if make_long_again(place.kept.load(Ordering::Acquire) - 1, bytes) {
+            if fill_again(place.kept.load(Ordering::Acquire) - 1, bytes) {
                 place.restored.store(true, Ordering::Release);
                 return;
             }
@@ -147,19 +149,28 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
     pass_on(signal, info, context);
 }
 
-/// Whether the file was too short, and is not any more. One that is long enough faults because there
-/// is no memory left for it.
-fn make_long_again(fd: RawFd, bytes: usize) -> bool {
+/// Makes the file as long as it was, and has all its pages there. False: there is no memory for them.
+///
+/// Whether the file is short now says nothing: another thread or process that met the same fault may
+/// have made it long again between the fault and this call.
+fn fill_again(fd: RawFd, bytes: usize) -> bool {
     if fd < 0 {
         return false;
     }
-    // SAFETY: system calls that a handler may make, on a descriptor that the guard's owner keeps
-    // open and a record of ours.
+    // SAFETY: what a handler may call, on a descriptor that the guard's owner keeps open; the
+    // interrupted code finds its errno as it was.
     unsafe {
-        let mut now: libc::stat = std::mem::zeroed();
-        libc::fstat(fd, &mut now) == 0
-            && (now.st_size as u64) < bytes as u64
-            && libc::ftruncate(fd, bytes as libc::off_t) == 0
+        let errno = libc::__errno_location();
+        let before = *errno;
+        let mut filled = false;
+        for _ in 0..INTERRUPTED_MAX {
+            filled = libc::fallocate(fd, 0, 0, bytes as libc::off_t) == 0;
+            if filled || *errno != libc::EINTR {
+                break;
+            }
+        }
+        *errno = before;
+        filled
     }
 }
 
