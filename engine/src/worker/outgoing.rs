@@ -102,7 +102,7 @@ impl Outgoing {
 
     /// Encodes one frame.
     ///
-    /// Inlined as far as most answers of a round with several go.
+    /// Inlined as far as most answers go.
     #[inline(always)]
     pub(super) fn frame(
         &mut self,
@@ -114,26 +114,40 @@ impl Outgoing {
         payload: &[u8],
     ) {
         let bytes = HEADER_BYTES + payload.len();
-        if self.gathering
-            && version == ProtocolVersion::V2
-            && Unsealed::takes(payload.len())
-            && bytes <= self.staged.capacity() - self.staged.len()
-            && self.behind.is_empty()
+        if self.gathering {
+            if version == ProtocolVersion::V2
+                && Unsealed::takes(payload.len())
+                && bytes <= self.staged.capacity() - self.staged.len()
+                && self.behind.is_empty()
+            {
+                let staged = &mut self.staged;
+                self.unsealed
+                    .append(staged, flags, msg_type, msg_id, payload);
+                self.encoded_bytes += bytes as u64;
+            } else {
+                self.frame_behind(pool, version, flags, msg_type, msg_id, payload);
+            }
+            if !self.ring_full && self.buffered_bytes() >= PIECE_BYTES {
+                self.flush_to_ring(pool);
+            }
+            return;
+        }
+        if let Some(ends) = &mut self.ends
+            && self.staged.is_empty()
+            && bytes <= RECORD_MAX
         {
-            let staged = &mut self.staged;
-            self.unsealed
-                .append(staged, flags, msg_type, msg_id, payload);
-            self.encoded_bytes += bytes as u64;
-        } else {
-            self.frame_alone(pool, version, flags, msg_type, msg_id, payload);
+            // Straight into the ring, in place.
+            let header = Header::new(flags, msg_type, msg_id, payload.len() as u32);
+            if ends.tx.push_frame(header, payload, ends.rx.position()) {
+                self.encoded_bytes += bytes as u64;
+                return;
+            }
         }
-        if self.gathering && !self.ring_full && self.buffered_bytes() >= PIECE_BYTES {
-            self.flush_to_ring(pool);
-        }
+        self.frame_behind(pool, version, flags, msg_type, msg_id, payload);
     }
 
-    /// Encodes one frame whose CRC is computed with it, straight into the ring if it can go there.
-    fn frame_alone(
+    /// Encodes one frame, its CRC too, behind what waits.
+    fn frame_behind(
         &mut self,
         pool: &mut VecPool,
         version: ProtocolVersion,
@@ -142,19 +156,7 @@ impl Outgoing {
         msg_id: u64,
         payload: &[u8],
     ) {
-        let bytes = HEADER_BYTES + payload.len();
-        if let Some(ends) = &mut self.ends
-            && self.staged.is_empty()
-            && !self.gathering
-            && bytes <= RECORD_MAX
-        {
-            let header = Header::new(flags, msg_type, msg_id, payload.len() as u32);
-            if ends.tx.push_frame(header, payload, ends.rx.position()) {
-                self.encoded_bytes += bytes as u64;
-                return;
-            }
-        }
-        self.encode(pool, bytes, |to| match version {
+        self.encode(pool, HEADER_BYTES + payload.len(), |to| match version {
             ProtocolVersion::V2 => wire::encode_to(to, flags, msg_type, msg_id, payload),
             ProtocolVersion::V1 => legacy::encode_to(to, msg_type, msg_id, payload),
         });

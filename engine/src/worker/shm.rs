@@ -16,7 +16,7 @@ use crate::sys::affinity;
 use crate::sys::clock;
 use crate::sys::process::PidFd;
 use crate::uring::Key;
-use crate::wire::{HEADER_BYTES, Header};
+use crate::wire::HEADER_BYTES;
 
 /// Rings that are looked at in every round.
 const HOT_MAX: usize = 32;
@@ -224,16 +224,14 @@ impl Worker {
         if let Some(link) = &mut connection.shm {
             link.last_record_ns = self.now_ns;
         }
+        let mid_frame = connection.assembler.is_mid_frame();
         if !has_record {
             connection.tcp.ended = true;
-        } else if !self.take_into_message(key) {
-            // The first record is answered before the next is looked for: with one request in
-            // flight, that look would wait for a cache line which holds nothing yet.
+        } else if !mid_frame || !self.take_into_message(key) {
             let mut taken = self.dispatcher.pool.take();
-            match self.take_first(key, &mut taken) {
-                Some(header) if self.handle_alone(key, &header, &taken) => taken.clear(),
-                _ if taken.is_empty() => {}
-                _ => taken = self.scan_owned(key, taken),
+            self.take_first(key, &mut taken);
+            if !taken.is_empty() {
+                taken = self.scan_owned(key, taken);
             }
             // What was taken may be the beginning of a long message.
             if !self.take_into_message(key) {
@@ -248,32 +246,46 @@ impl Worker {
         true
     }
 
-    /// Copies the next record to `taken`, which is empty: its header, if it is one frame whose CRC
-    /// is right. Nothing is left in `taken` that may not be used.
+    /// Takes the next record, and handles it if it is one frame whose CRC is right, without the
+    /// detour over the batch and before the next is looked for: with one request in flight, that
+    /// look would wait for a cache line which holds nothing yet. Otherwise its bytes are left in
+    /// `taken`, which is empty, if they may be used.
     ///
-    /// Inlined, lest the header goes through memory: that took as long as the copy.
+    /// Its connection is looked up once, and nothing is counted before the answer has left.
     #[inline(always)]
-    fn take_first(&mut self, key: Key, taken: &mut Vec<u8>) -> Option<Header> {
-        let connection = self.connections.get_mut(key)?;
-        let ends = connection.out.ends.as_mut()?;
-        let header = match ends.rx.next() {
-            Ok(Some(record)) => {
-                let header = ends.rx.copy_frame(&record, taken);
-                let ack = ends.rx.advance(&record);
-                ends.tx.acknowledged(ack);
-                header
-            }
-            Ok(None) => None,
-            Err(error) => {
-                self.close_corrupt(key, error);
-                return None;
-            }
+    fn take_first(&mut self, key: Key, taken: &mut Vec<u8>) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
         };
-        if self.took(key, taken.len()) {
-            return header;
+        let Some(ends) = connection.out.ends.as_mut() else {
+            return;
+        };
+        let record = match ends.rx.next() {
+            Ok(Some(record)) => record,
+            Ok(None) => return,
+            Err(error) => return self.close_corrupt(key, error),
+        };
+        let header = ends.rx.copy_frame(&record, taken);
+        let ack = ends.rx.advance(&record);
+        ends.tx.acknowledged(ack);
+        let simple = self.batch.items.is_empty()
+            && !connection.assembler.is_mid_frame()
+            && connection.takes_requests();
+        let max = self.shared.limits.max_message_bytes;
+        if let Some(header) = header.filter(|header| simple && header.length <= max) {
+            self.dispatcher.frame(
+                &self.shared.handlers,
+                key,
+                connection,
+                &header,
+                &taken[HEADER_BYTES..],
+                self.now_ns,
+            );
+            taken.clear();
         }
-        taken.clear();
-        None
+        if !self.took(key, record.length) {
+            taken.clear();
+        }
     }
 
     /// Appends records to `taken`, which is empty, until that has enough for a round or the ring is
@@ -341,30 +353,6 @@ impl Worker {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.phase = Phase::Closing;
         }
-    }
-
-    /// Handles a frame whose CRC is right without the detour over the batch. False: it is nothing
-    /// simple, and nothing was done.
-    #[inline]
-    fn handle_alone(&mut self, key: Key, header: &Header, bytes: &[u8]) -> bool {
-        let Some(connection) = self.connections.get_mut(key) else {
-            return false;
-        };
-        if !self.batch.items.is_empty()
-            || connection.assembler.is_mid_frame()
-            || header.length > self.shared.limits.max_message_bytes
-        {
-            return false;
-        }
-        self.dispatcher.frame(
-            &self.shared.handlers,
-            key,
-            connection,
-            header,
-            &bytes[HEADER_BYTES..],
-            self.now_ns,
-        );
-        true
     }
 
     /// Puts bytes into the batch; returns an empty buffer for the next.
