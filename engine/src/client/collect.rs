@@ -19,6 +19,9 @@ pub(super) fn collect(
     deadline: &mut Deadline,
     to: &mut Vec<u8>,
 ) -> Result<(), Error> {
+    if inner.is_answered_soon(id, to) {
+        return Ok(());
+    }
     let mut outcome = None;
     // Each turn takes an answer that is here or waits for one; ends with the last or the deadline.
     loop {

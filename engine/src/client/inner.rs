@@ -39,7 +39,7 @@ pub(super) struct Inner {
     /// The last of them lacks its payload, which is lent by a caller who is about to add it.
     pub(super) unsent_lacks_payload: bool,
     pub(super) backoff: Backoff,
-    policy: WaitPolicy,
+    pub(super) policy: WaitPolicy,
     pub(super) stats: ClientStats,
     pub(super) peer: PeerLimits,
     pub(super) round_trips: Option<Histogram<u64>>,
@@ -92,13 +92,9 @@ impl Inner {
         if self.closed {
             return Err(Error::Closed);
         }
-        if self.flights.count() == 0 {
-            let now_ns = deadline.began_ns();
-            let stale = now_ns.saturating_sub(self.last_used_ns) > STALE_NS;
-            self.last_used_ns = now_ns;
-            if stale {
-                self.look_for_the_end();
-            }
+        if self.flights.count() == 0 && !self.was_used_lately(deadline) {
+            self.last_used_ns = deadline.began_ns();
+            self.look_for_the_end();
         }
         if self.channel.is_none() {
             self.reconnect(deadline)?;
@@ -193,11 +189,27 @@ impl Inner {
     /// Makes sure that there is a connection and that one more request may be in flight.
     #[inline(always)]
     pub(super) fn ready_to_submit(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
-        let in_flight = self.flights.count() > 0 && !self.flights.is_full();
-        match in_flight && self.channel.is_some() {
+        let in_flight = self.flights.count() > 0;
+        let is_ready = self.channel.is_some()
+            && match in_flight {
+                true => !self.flights.is_full(),
+                false => self.was_used_lately(deadline),
+            };
+        match is_ready {
             true => Ok(()),
             false => self.get_ready_to_submit(deadline),
         }
+    }
+
+    /// Whether the connection was used a moment ago; it is used now.
+    #[inline]
+    fn was_used_lately(&mut self, deadline: &mut Deadline) -> bool {
+        let now_ns = deadline.began_ns();
+        let lately = now_ns.saturating_sub(self.last_used_ns) <= STALE_NS;
+        if lately {
+            self.last_used_ns = now_ns;
+        }
+        lately
     }
 
     fn get_ready_to_submit(&mut self, deadline: &mut Deadline) -> Result<(), Error> {

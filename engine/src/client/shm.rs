@@ -17,6 +17,8 @@ const ROOM_BYTES: usize = 32 * 1024;
 /// Looks without success between two looks whether the server lives, with a few nanoseconds of
 /// watching the ring after each: well below a millisecond.
 const LOOKS: u32 = 1024;
+/// Looks at a ring between two full looks at the connection.
+const WATCH_LOOKS: u32 = 8;
 /// The longest sleep between two looks whether the server lives.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
 /// How long room in the ring is looked for before sleeping.
@@ -318,15 +320,16 @@ impl ShmLink {
         self.end.is_in_the_way()
     }
 
-    /// Looks for a record up to `looks` times.
+    /// Looks for a record a few times. Says whether there is one.
     #[inline]
-    pub(super) fn watch(&self, looks: u32) {
-        for _ in 0..looks {
+    pub(super) fn watch(&self) -> bool {
+        for _ in 0..WATCH_LOOKS {
             if self.end.ends.rx.poll() {
-                return;
+                return true;
             }
             std::hint::spin_loop();
         }
+        false
     }
 
     fn nothing_there(&mut self) -> io::Result<usize> {

@@ -33,6 +33,18 @@ impl WaitPolicy {
         self.wait_ns = self.wait_ns - self.wait_ns / 8 + nanos.min(PAUSE_NS) / 8;
     }
 
+    /// Something came before anybody looked at a clock.
+    #[inline]
+    pub(super) fn waited_little(&mut self) {
+        self.waited(0);
+    }
+
+    /// Whether waiting begins with spinning.
+    #[inline]
+    pub(super) fn spins(&self) -> bool {
+        self.mode != IdleMode::Park
+    }
+
     /// How long to spin before sleeping.
     #[inline]
     pub(super) fn spin_ns(&self) -> u64 {

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::consumer::Consumer;
 use super::layout::{FLAG_CLOSED, FLAG_WAITING, FLAG_WANTS_ROOM, RingPlaces};
-use super::ring::{Consumer, Producer};
+use super::producer::Producer;
 use super::sync::{AtomicU32, Ordering, Segment, fence, futex};
 
 /// All who sleep on a client's word: itself, and whoever watches for it.

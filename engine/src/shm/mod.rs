@@ -1,13 +1,14 @@
 //! Shared memory: the ring, the control segment, attach and detach.
 //!
 //! [`layout`] says where everything lies in a connection's segment, [`ring`] is one direction of
-//! it and [`ends`] both as one side has them, [`mod@copy`] how bytes get there and [`reserve`] how
+//! it, which [`producer`] and [`consumer`] carry out, [`ends`] both as one side has them, [`mod@copy`] how bytes get there and [`reserve`] how
 //! they are sent without, [`doorbell`] is how a sleeping worker is woken, [`control`] the segment by
 //! which clients find a server and [`slots`] how they ask it for a connection, [`attach`] the server's side of making a connection and [`join`]
 //! the client's.
 #![allow(unsafe_code)]
 
 mod attach;
+mod consumer;
 mod control;
 mod copy;
 pub(crate) mod doorbell;
@@ -16,6 +17,7 @@ mod join;
 mod layout;
 #[cfg(all(test, loom))]
 mod loom_models;
+mod producer;
 mod reserve;
 mod ring;
 mod sizes;
@@ -25,9 +27,10 @@ mod sync;
 mod tests;
 
 pub(crate) use attach::{AttachServer, Placement, ReadyBits, ServerEnd, stop};
+pub(crate) use consumer::Record;
 pub(crate) use control::{Control, DoorbellWord, ShmError};
 pub(crate) use ends::Ends;
 pub(crate) use join::{ClientEnd, Sleeper, join};
 pub(crate) use layout::RECORD_MAX;
 pub(crate) use reserve::Reservation;
-pub(crate) use ring::{Corrupt, Record};
+pub(crate) use ring::Corrupt;

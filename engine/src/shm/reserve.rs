@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use super::layout::{Place, RECORD_MAX, WORD};
-use super::ring::{Producer, write_head};
+use super::producer::{Producer, write_head};
 use crate::sys::segment::Segment;
 use crate::wire::{HEADER_BYTES, Header, crc};
 

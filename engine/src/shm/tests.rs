@@ -13,9 +13,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use proptest::prelude::*;
 
 use super::RECORD_MAX;
+use super::consumer::Consumer;
 use super::ends::Ends;
 use super::layout::{SEGMENT_BYTES, TO_CLIENT, TO_SERVER};
-use super::ring::{Consumer, Producer};
+use super::producer::Producer;
 use crate::client::Client;
 use crate::server::Server;
 use crate::sys::segment::{self, Segment};
@@ -82,6 +83,53 @@ proptest! {
         }
         while take(&mut rx, &mut expected).is_some() {}
         prop_assert!(expected.is_empty());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// A record goes where it would go had nothing been prepared, whoever is quicker.
+    #[test]
+    fn what_was_prepared_is_what_would_be_done(
+        steps in prop::collection::vec((0usize..8, 0usize..200, 0usize..3, any::<bool>()), 1..400),
+    ) {
+        let (mut prepared, mut rx, _segment) = ring();
+        let (mut plain, mut plain_rx, _other) = ring();
+        for (index, &(kind, length, taken, told)) in steps.iter().enumerate() {
+            // Mostly the same length again.
+            let payload = pattern(if kind < 6 { 64 } else { length * 20 + 1 }, index);
+            let header = Header::new(Flags::REQUEST, msg_type::ECHO, 9, payload.len() as u32);
+            let ack = index as u64 * 32;
+            plain.forget_prepared();
+            let pushed = match kind {
+                7 => (prepared.push(&payload, ack), plain.push(&payload, ack)),
+                _ => (
+                    prepared.push_frame(header, &payload, ack),
+                    plain.push_frame(header, &payload, ack),
+                ),
+            };
+            prop_assert_eq!(pushed.0, pushed.1);
+            for _ in 0..taken {
+                let (mut left, mut right) = (Vec::new(), Vec::new());
+                let (Some(record), Some(same)) = (rx.next().unwrap(), plain_rx.next().unwrap()) else {
+                    break;
+                };
+                rx.copy(&record, &mut left);
+                plain_rx.copy(&same, &mut right);
+                prop_assert_eq!(left, right);
+                prop_assert_eq!(rx.advance(&record), plain_rx.advance(&same));
+                prop_assert_eq!(rx.position(), plain_rx.position());
+            }
+            if told {
+                let ack = (rx.position() / 32) as u32;
+                prepared.acknowledged(ack);
+                plain.acknowledged(ack);
+            } else if index % 5 == 0 {
+                rx.publish();
+                plain_rx.publish();
+            }
+        }
     }
 }
 

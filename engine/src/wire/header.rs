@@ -113,6 +113,16 @@ impl Header {
         good.then_some(header)
     }
 
+    /// As [`Header::from_words`] without a limit, if the first word is that of a good header: only
+    /// what the others say is looked at.
+    #[inline(always)]
+    pub(crate) fn like(words: [u64; HEADER_WORDS]) -> Option<Header> {
+        let header = Header::decode(words);
+        let good = header.msg_id != 0 || !header.flags.contains(Flags::REQUEST);
+        debug_assert_eq!(good, Header::from_words(words, u32::MAX).is_some());
+        good.then_some(header)
+    }
+
     /// The header at the front of `bytes`, if a whole one is there and all checks but the limit
     /// pass.
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! The ring and the wake-ups under loom, which tries every order in which two threads may run and
 //! every value that a load may see.
 //!
-//! `ring.rs`, `ends.rs`, `layout.rs` and `doorbell.rs` are compiled here a second time, as they are, with
+//! `ring.rs`, `producer.rs`, `consumer.rs`, `ends.rs`, `layout.rs` and `doorbell.rs` are compiled here a second time, as they are, with
 //! [`sizes`] that make laps short and with [`sync`], whose memory fails the model if somebody reads
 //! or writes data without having been handed them, and whose futex has no timer: a wake-up that is
 //! lost is a deadlock, which loom reports.
@@ -10,6 +10,8 @@
 #![allow(dead_code)] // what the ring offers and no model uses
 #![allow(clippy::duplicate_mod)] // meant: see above
 
+#[path = "../consumer.rs"]
+mod consumer;
 #[path = "../copy.rs"]
 mod copy;
 #[path = "../doorbell.rs"]
@@ -18,6 +20,8 @@ mod doorbell;
 mod ends;
 #[path = "../layout.rs"]
 mod layout;
+#[path = "../producer.rs"]
+mod producer;
 #[path = "../ring.rs"]
 mod ring;
 
@@ -28,9 +32,9 @@ mod wakes;
 
 use std::sync::Arc;
 
+use consumer::Consumer;
 use ends::Ends;
 use layout::{TO_CLIENT, TO_SERVER};
-use ring::Consumer;
 use sync::Segment;
 
 /// Both sides of a new connection: the client's, the server's.

@@ -10,7 +10,7 @@ use super::{instance, ring};
 use crate::client::{Client, Error};
 use crate::server::Server;
 use crate::shm::RECORD_MAX;
-use crate::shm::ring::Consumer;
+use crate::shm::consumer::Consumer;
 use crate::stats::Transport;
 use crate::wire::{Flags, Header, msg_type};
 

@@ -1,0 +1,320 @@
+//! The side of a ring that reads records; see [`super::ring`].
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::copy::copy;
+use super::layout::{FLAG_WAITING, HOT, Place, RECORD_MAX, RingPlaces, WORD, record_bytes};
+use super::ring::{
+    ACK_SHIFT, COMMITTED, Corrupt, KNOWN_BITS, LENGTH_MASK, LINE, NEXT_WRAPS, SKIP, is_two_lines,
+};
+use super::sync::{AtomicU32, Ordering, Segment, fence};
+use crate::sys::prefetch;
+use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header, crc};
+
+/// Reads records.
+#[derive(Debug)]
+pub(crate) struct Consumer {
+    segment: Arc<Segment>,
+    pub(super) places: &'static RingPlaces,
+    /// Where the next record begins.
+    next: Place,
+    /// What the producer was last told.
+    published: u64,
+    /// The last record lay in two cache lines.
+    two_lines: bool,
+    /// The first word of the last good header that was copied: magic, version, flags and type of one
+    /// that has the same need not be looked at again.
+    good_first: u64,
+}
+
+/// A committed record: `length` bytes of data at the consumer's position.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Record {
+    pub(crate) length: usize,
+    next_wraps: bool,
+    ack: u32,
+}
+
+impl Consumer {
+    pub(super) fn new(segment: Arc<Segment>, places: &'static RingPlaces) -> Consumer {
+        Consumer {
+            segment,
+            places,
+            next: places.place(0),
+            published: 0,
+            two_lines: false,
+            good_first: 0,
+        }
+    }
+
+    pub(crate) fn position(&self) -> u64 {
+        self.next.position
+    }
+
+    #[inline]
+    fn load(&self) -> u64 {
+        // Acquire: pairs with the releases in `Producer::publish` and `settle`.
+        self.segment
+            .word64(self.next.address)
+            .load(Ordering::Acquire)
+    }
+
+    /// Whether there is something, or something wrong.
+    #[inline]
+    pub(crate) fn has_record(&self) -> bool {
+        self.load() != 0
+    }
+
+    /// As [`Consumer::has_record`], for polling: if the last record had two lines, the next one's
+    /// second is fetched along with the first and not after it. A longer record's would only be
+    /// taken away from the producer while it writes the rest.
+    #[inline]
+    pub(crate) fn poll(&self) -> bool {
+        if self.two_lines {
+            let begin = self.segment.at(self.next.address, WORD);
+            prefetch::to_read(begin.wrapping_add(LINE));
+        }
+        self.has_record()
+    }
+
+    /// The next record, if it is committed.
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> Result<Option<Record>, Corrupt> {
+        // Two skips at most: from the hot area to the other one, and from its end to the start.
+        for _ in 0..3 {
+            let word = self.load();
+            if word == 0 {
+                return Ok(None);
+            }
+            let flags = word & u64::from(u32::MAX);
+            if word & COMMITTED == 0 || flags & !KNOWN_BITS != 0 {
+                return Err(Corrupt("a commit word with unknown bits"));
+            }
+            let length = (word & LENGTH_MASK) as usize;
+            let at = self.next;
+            if word & SKIP == 0 {
+                if length == 0 || length > RECORD_MAX || record_bytes(length) > at.left {
+                    return Err(Corrupt("a record longer than its place"));
+                }
+                return Ok(Some(Record {
+                    length,
+                    next_wraps: word & NEXT_WRAPS != 0,
+                    ack: (word >> ACK_SHIFT) as u32,
+                }));
+            }
+            let over_hot = at.offset() >= HOT && length == at.left + HOT;
+            if length != at.left && !over_hot {
+                return Err(Corrupt("a skip that leads nowhere"));
+            }
+            self.next = self.places.place(at.position + length as u64);
+        }
+        Err(Corrupt("skips without end"))
+    }
+
+    /// Where the data of the record that is next lie: valid for all of its length.
+    #[inline]
+    fn data(&self, record: &Record) -> *const u8 {
+        self.segment
+            .at_to_read(self.next.address + WORD, record.length)
+    }
+
+    /// Appends the record's data to `to`: from here on they are private.
+    #[inline]
+    pub(crate) fn copy(&self, record: &Record, to: &mut Vec<u8>) {
+        let from = self.data(record);
+        to.reserve(record.length);
+        // SAFETY: `from` is valid for that many bytes (checked), `to` has room for them, and
+        // private memory does not overlap the segment. Another process may write meanwhile: then
+        // the bytes are whatever they are, and their CRC is checked in private memory.
+        unsafe {
+            copy(from, to.as_mut_ptr().add(to.len()), record.length);
+            to.set_len(to.len() + record.length);
+        }
+    }
+
+    /// As [`Consumer::copy`]. If the data are one frame, that frame's CRC is computed on the way:
+    /// its header, if that and the CRC are right, and the copy need not be checked again (only a
+    /// limit on messages that is below a record's is not known here). `None` says nothing.
+    #[inline(always)]
+    pub(crate) fn copy_frame(&mut self, record: &Record, to: &mut Vec<u8>) -> Option<Header> {
+        to.reserve(record.length);
+        // SAFETY: `to` has room for that many bytes, and `copy_frame_raw` writes them all.
+        unsafe {
+            let to_end = to.as_mut_ptr().add(to.len());
+            let good = self.copy_frame_raw(record, to_end);
+            to.set_len(to.len() + record.length);
+            good
+        }
+    }
+
+    /// As [`Consumer::copy_frame`], to the front of `to`.
+    ///
+    /// # Panics
+    /// If that is shorter than the record.
+    #[inline(always)]
+    pub(crate) fn copy_frame_to(&mut self, record: &Record, to: &mut [u8]) -> Option<Header> {
+        let to = &mut to[..record.length];
+        // SAFETY: `to` is as long as the record.
+        unsafe { self.copy_frame_raw(record, to.as_mut_ptr()) }
+    }
+
+    /// The header in these words, if all is right with it but its CRC, and it announces a payload of
+    /// `length` bytes.
+    #[inline(always)]
+    fn good_header(&mut self, words: [u64; HEADER_WORDS], length: usize) -> Option<Header> {
+        let header = match words[0] == self.good_first {
+            true => Header::like(words)?,
+            false => {
+                let header = Header::from_words(words, u32::MAX)?;
+                self.good_first = words[0];
+                header
+            }
+        };
+        (header.length as usize == length).then_some(header)
+    }
+
+    /// # Safety
+    /// `to` is private memory, writable for as many bytes as the record has.
+    #[inline(always)]
+    unsafe fn copy_frame_raw(&mut self, record: &Record, to: *mut u8) -> Option<Header> {
+        let from = self.data(record);
+        // SAFETY: as in `copy`; the parts make up the record, which begins at a multiple of 8. What
+        // the header says is looked at in registers, read once, and each of the payload's bytes is
+        // read once too, for the copy and the CRC.
+        unsafe {
+            if record.length < HEADER_BYTES {
+                copy(from, to, record.length);
+                return None;
+            }
+            // One by one: an array that is mapped goes through memory, and the reader waits for it.
+            let word = |index| u64::from_le(from.cast::<u64>().add(index).read_volatile());
+            let (first, second, third) = (word(0), word(1), word(2));
+            let words = [first, second, third];
+            let put = |index, word: u64| to.cast::<u64>().add(index).write_unaligned(word.to_le());
+            put(0, first);
+            put(1, second);
+            put(2, third);
+            let (from, to) = (from.add(HEADER_BYTES), to.add(HEADER_BYTES));
+            let length = record.length - HEADER_BYTES;
+            let Some(header) = self.good_header(words, length) else {
+                copy(from, to, length);
+                return None;
+            };
+            let crc = crc::frame_copy_raw(words, to, from, length);
+            (header.crc32 == crc).then_some(header)
+        }
+    }
+
+    /// Appends the payload of the frame that makes up the record, if it is one, `wanted` says yes to
+    /// its header, and its CRC is right. `None`: `to` has what it had, and the record may still be
+    /// taken in another way, which looks at everything anew.
+    #[inline]
+    pub(crate) fn copy_payload(
+        &mut self,
+        record: &Record,
+        to: &mut Vec<u8>,
+        wanted: impl FnOnce(&Header) -> bool,
+    ) -> Option<()> {
+        let length = record.length.checked_sub(HEADER_BYTES)?;
+        let from = self.data(record);
+        // SAFETY: the record has a header (checked), which begins at a multiple of 8; it is read once,
+        // into registers.
+        let word = |index| u64::from_le(unsafe { from.cast::<u64>().add(index).read_volatile() });
+        let words = [word(0), word(1), word(2)];
+        let header = self.good_header(words, length).filter(wanted)?;
+        to.reserve(length);
+        // SAFETY: `to` has room for the payload behind its end, and that becomes part of it only
+        // once all is written and right. Otherwise as in `copy_frame_raw`.
+        unsafe {
+            let to_end = to.as_mut_ptr().add(to.len());
+            let crc = crc::frame_copy_raw(words, to_end, from.add(HEADER_BYTES), length);
+            if header.crc32 != crc {
+                return None;
+            }
+            to.set_len(to.len() + length);
+        }
+        Some(())
+    }
+
+    /// Copies the first bytes of the record's data into `to`, at most what is there; says how many.
+    #[inline]
+    pub(crate) fn copy_part(&self, from_byte: usize, record: &Record, to: &mut [u8]) -> usize {
+        let count = to.len().min(record.length - from_byte);
+        let from = self.data(record);
+        // SAFETY: as in `copy`; `from_byte + count` is at most the record's length.
+        unsafe { copy(from.add(from_byte), to.as_mut_ptr(), count) };
+        count
+    }
+
+    /// Appends these of the record's data to `to`. Returns the CRC of what `sum` is the CRC of,
+    /// followed by the bytes that are there now.
+    ///
+    /// # Panics
+    /// If the record has fewer bytes.
+    #[inline]
+    pub(crate) fn copy_summed(
+        &self,
+        record: &Record,
+        range: Range<usize>,
+        to: &mut Vec<u8>,
+        sum: u32,
+    ) -> u32 {
+        assert!(range.start <= range.end && range.end <= record.length);
+        let from = self.data(record);
+        let count = range.end - range.start;
+        to.reserve(count);
+        // SAFETY: as in `copy`; the range lies in the record (checked). Each byte is read once, for
+        // the copy and the CRC.
+        unsafe {
+            let to_end = to.as_mut_ptr().add(to.len());
+            let sum = crc::copy_raw(to_end, from.add(range.start), count, sum);
+            to.set_len(to.len() + count);
+            sum
+        }
+    }
+
+    /// Goes on to the next record. Returns what the producer acknowledged with this one.
+    #[inline]
+    pub(crate) fn advance(&mut self, record: &Record) -> u32 {
+        self.two_lines = is_two_lines(record.length);
+        self.next = match record.next_wraps {
+            true => self.places.next_lap(self.next),
+            false => self.places.after(self.next, record_bytes(record.length)),
+        };
+        record.ack
+    }
+
+    /// Tells the producer how far we are.
+    #[inline]
+    pub(crate) fn publish(&mut self) {
+        if self.published != self.next.position {
+            self.published = self.next.position;
+            // Release: pairs with the acquire in `Producer::has_room`: we have read all before it.
+            self.segment
+                .word64(self.places.consumed)
+                .store(self.next.position, Ordering::Release);
+        }
+    }
+
+    /// Says whether we wait for being told of records. After `true`, look again before sleeping.
+    pub(crate) fn set_waiting(&self, waiting: bool) {
+        self.waiting_word()
+            .store(u32::from(waiting), Ordering::Relaxed);
+        if waiting {
+            // SeqCst: pairs with the fence in `super::ends::Ends::peer_needs_waking`: either our second look
+            // sees the record, or the producer sees the flag.
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// The word that says whether we wait; a client sleeps on it.
+    pub(crate) fn waiting_word(&self) -> &AtomicU32 {
+        self.segment.word32(self.waiting_word_at())
+    }
+
+    /// Where that word lies in the segment.
+    pub(crate) fn waiting_word_at(&self) -> usize {
+        self.places.consumer_flags + FLAG_WAITING
+    }
+}
