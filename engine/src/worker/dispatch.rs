@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use super::connection::{Connection, Phase};
 use super::context::Shared;
-use super::handler::{
-    HandlerTable, Outcome, ReplyTo, Request, RequestParts, Responder, ResponderParts,
-};
+use super::handler::{HandlerTable, Outcome, Request, RequestParts, Responder, ResponderParts};
 use super::inbox::Inbox;
 use super::session::{Decision, Rules, same_secret};
 use super::vec_pool::VecPool;
@@ -160,16 +158,7 @@ impl Dispatcher {
         arrived_ns: u64,
     ) {
         let transport = connection.transport();
-        let to = ReplyTo {
-            key,
-            msg_type: header.msg_type,
-            msg_id: header.msg_id,
-            version: connection.version(),
-            priority: header.flags.contains(Flags::PRIORITY),
-            wanted: header.flags.contains(Flags::REQUEST),
-            arrived_ns,
-            transport,
-        };
+        let version = connection.version();
         let limits = &self.shared.limits;
         if connection.owed >= limits.max_inflight_per_connection {
             let text = "too many requests of this connection are in flight: collect answers first";
@@ -190,7 +179,11 @@ impl Dispatcher {
             peer: peer.as_ref(),
         };
         let mut parts = ResponderParts {
-            to,
+            header,
+            key,
+            version,
+            transport,
+            arrived_ns,
             out,
             pool: &mut self.pool,
             outcome: &mut outcome,
@@ -198,7 +191,6 @@ impl Dispatcher {
             shared,
             inbox: &self.inbox,
             max_message_bytes: limits.max_message_bytes,
-            part: header.flags.contains(Flags::STREAM),
         };
         let (request, responder) = (Request::new(&request), Responder::new(&mut parts));
         // A handler that panics has dropped its responder, which answered HANDLER_FAILED.

@@ -140,15 +140,19 @@ pub(super) struct ReplyTo {
 
 impl ReplyTo {
     pub(super) fn flags(&self, last: bool) -> Flags {
-        let mut flags = Flags::RESPONSE;
-        if self.priority {
-            flags = flags | Flags::PRIORITY;
-        }
-        if !last {
-            flags = flags | Flags::STREAM;
-        }
-        flags
+        answer_flags(self.priority, last)
     }
+}
+
+fn answer_flags(priority: bool, last: bool) -> Flags {
+    let mut flags = Flags::RESPONSE;
+    if priority {
+        flags = flags | Flags::PRIORITY;
+    }
+    if !last {
+        flags = flags | Flags::STREAM;
+    }
+    flags
 }
 
 /// What became of a request when its handler returned.
@@ -171,7 +175,13 @@ pub struct Responder<'a> {
 
 /// What a responder needs.
 pub(super) struct ResponderParts<'a> {
-    pub(super) to: ReplyTo,
+    /// The request's. What an answer needs is read there when there is one: to gather it before took
+    /// as long as the rest of dispatching.
+    pub(super) header: &'a Header,
+    pub(super) key: Key,
+    pub(super) version: ProtocolVersion,
+    pub(super) transport: Transport,
+    pub(super) arrived_ns: u64,
     pub(super) out: &'a mut Outgoing,
     pub(super) pool: &'a mut VecPool,
     pub(super) outcome: &'a mut Outcome,
@@ -180,8 +190,26 @@ pub(super) struct ResponderParts<'a> {
     pub(super) shared: &'a mut Option<Arc<ConnectionShared>>,
     pub(super) inbox: &'a Arc<Inbox>,
     pub(super) max_message_bytes: u32,
-    /// The request was a part of a stream: no answer to it is no failure.
-    pub(super) part: bool,
+}
+
+impl ResponderParts<'_> {
+    /// False for a one-way message: its answers go nowhere.
+    fn is_wanted(&self) -> bool {
+        self.header.flags.contains(Flags::REQUEST)
+    }
+
+    fn reply_to(&self) -> ReplyTo {
+        ReplyTo {
+            key: self.key,
+            msg_type: self.header.msg_type,
+            msg_id: self.header.msg_id,
+            version: self.version,
+            priority: self.header.flags.contains(Flags::PRIORITY),
+            wanted: self.is_wanted(),
+            arrived_ns: self.arrived_ns,
+            transport: self.transport,
+        }
+    }
 }
 
 impl<'a> Responder<'a> {
@@ -218,13 +246,13 @@ impl<'a> Responder<'a> {
 
     /// Answers with an error; the connection stays.
     pub fn error(self, code: ErrorCode, text: &str) {
-        if self.parts.to.wanted {
+        if self.parts.is_wanted() {
             self.parts.out.error(
                 self.parts.pool,
-                self.parts.to.version,
+                self.parts.version,
                 code,
                 text,
-                self.parts.to.msg_id,
+                self.parts.header.msg_id,
                 true,
             );
         }
@@ -237,12 +265,12 @@ impl<'a> Responder<'a> {
         *self.parts.owed += 1;
         let shared = self.parts.shared.get_or_insert_default().clone();
         let (inbox, max) = (self.parts.inbox.clone(), self.parts.max_message_bytes);
-        Deferred::new(self.parts.to, inbox, shared, max)
+        Deferred::new(self.parts.reply_to(), inbox, shared, max)
     }
 
     /// Whether the requester waits for an answer.
     pub fn expects_answer(&self) -> bool {
-        self.parts.to.wanted
+        self.parts.is_wanted()
     }
 
     fn too_long(&self, payload: &[u8]) -> bool {
@@ -250,19 +278,16 @@ impl<'a> Responder<'a> {
     }
 
     fn write(&mut self, payload: &[u8], last: bool) {
-        if self.parts.to.wanted {
-            let flags = self.parts.to.flags(last);
-            let ReplyTo {
-                version,
-                msg_type,
-                msg_id,
-                ..
-            } = self.parts.to;
-            let out = &mut *self.parts.out;
+        let parts = &mut *self.parts;
+        if parts.is_wanted() {
+            let request = parts.header;
+            let flags = answer_flags(request.flags.contains(Flags::PRIORITY), last);
+            let (msg_type, msg_id) = (request.msg_type, request.msg_id);
+            let out = &mut *parts.out;
             if last && out.repeats(flags, msg_type, msg_id, payload) {
                 return;
             }
-            out.frame(self.parts.pool, version, flags, msg_type, msg_id, payload);
+            out.frame(parts.pool, parts.version, flags, msg_type, msg_id, payload);
         }
     }
 }
@@ -272,7 +297,8 @@ impl Drop for Responder<'_> {
         if *self.parts.outcome != Outcome::Open {
             return;
         }
-        if self.parts.part || !self.parts.to.wanted {
+        // A part of a stream that gets no answer is no failure.
+        if self.parts.header.flags.contains(Flags::STREAM) || !self.parts.is_wanted() {
             *self.parts.outcome = Outcome::Answered;
             return;
         }
@@ -282,10 +308,10 @@ impl Drop for Responder<'_> {
         };
         self.parts.out.error(
             self.parts.pool,
-            self.parts.to.version,
+            self.parts.version,
             ErrorCode::HandlerFailed,
             text,
-            self.parts.to.msg_id,
+            self.parts.header.msg_id,
             true,
         );
         *self.parts.outcome = Outcome::Failed(ErrorCode::HandlerFailed);
@@ -295,7 +321,7 @@ impl Drop for Responder<'_> {
 impl std::fmt::Debug for Responder<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Responder")
-            .field("to", &self.parts.to)
+            .field("to", &self.parts.reply_to())
             .finish_non_exhaustive()
     }
 }

@@ -49,8 +49,23 @@ impl Session {
     }
 
     /// Decides about one frame. `served`: a handler is registered for its type.
-    #[inline]
+    ///
+    /// Inlined as far as the plain request of a type that is served goes: a decision that is handed
+    /// over in memory is waited for.
+    #[inline(always)]
     pub(super) fn decide(&self, header: &Header, rules: Rules, served: bool) -> Decision {
+        let admitted = self.authenticated || !rules.auth_required;
+        // Types up to this are among those that are decided here.
+        let plain = header.flags == Flags::REQUEST && header.msg_type > msg_type::DISCONNECT;
+        if plain && served && admitted && !rules.draining {
+            Decision::Dispatch
+        } else {
+            self.decide_other(header, rules, served)
+        }
+    }
+
+    #[inline(never)]
+    fn decide_other(&self, header: &Header, rules: Rules, served: bool) -> Decision {
         let request = header.flags.contains(Flags::REQUEST);
         // We never ask, so no answer can be meant for us; and an ERROR is never answered, lest two
         // sides send them to each other for ever.

@@ -63,6 +63,8 @@ pub(super) struct Rings {
     rounds: u32,
     /// Bits that were set, for one round.
     rung: Vec<usize>,
+    /// For a ring's first record; empty between two.
+    first: Vec<u8>,
 }
 
 impl Rings {
@@ -74,6 +76,7 @@ impl Rings {
             hot: Vec::with_capacity(HOT_MAX + 1),
             rounds: 0,
             rung: Vec::new(),
+            first: Vec::new(),
         }
     }
 
@@ -188,7 +191,6 @@ impl Worker {
     }
 
     fn take_ring(&mut self, key: Key) -> bool {
-        let outgoing_bytes_max = self.outgoing_bytes_max();
         let Some(connection) = self.connections.get_mut(key) else {
             self.rings.hot.retain(|&hot| hot != key);
             return false;
@@ -206,20 +208,16 @@ impl Worker {
         if !has_record && (connection.tcp.ended || !ends.peer_closed()) {
             return false;
         }
-        let waiting =
-            connection.has_waiting() || connection.out.buffered_bytes() > outgoing_bytes_max;
-        if connection.phase == Phase::Open && waiting {
-            if ends.peer_closed() {
-                // Nobody will read the answers that wait.
-                connection.phase = Phase::Closing;
-                self.touch(key);
-            }
+        if (connection.has_waiting() || !connection.out.is_empty()) && self.must_wait(key) {
             return false;
         }
         if !self.now_is_fresh {
             self.now_ns = clock::now_ns();
             self.now_is_fresh = true;
         }
+        let Some(connection) = self.connections.get_mut(key) else {
+            return false;
+        };
         connection.active = true;
         if let Some(link) = &mut connection.shm {
             link.last_record_ns = self.now_ns;
@@ -228,43 +226,69 @@ impl Worker {
         if !has_record {
             connection.tcp.ended = true;
         } else if !mid_frame || !self.take_into_message(key) {
-            let mut taken = self.dispatcher.pool.take();
-            self.take_first(key, &mut taken);
-            if !taken.is_empty() {
-                taken = self.scan_owned(key, taken);
+            let mut into_message = false;
+            if !self.take_first(key) {
+                let first = std::mem::take(&mut self.rings.first);
+                self.rings.first = self.scan_owned(key, first);
+                // It may be the beginning of a long message.
+                into_message = self.take_into_message(key);
             }
-            // What was taken may be the beginning of a long message.
-            if !self.take_into_message(key) {
+            if !into_message {
+                let mut taken = std::mem::take(&mut self.rings.first);
                 self.take_records(key, &mut taken);
+                if !taken.is_empty() {
+                    taken = self.scan_owned(key, taken);
+                }
+                self.rings.first = taken;
             }
-            if !taken.is_empty() {
-                taken = self.scan_owned(key, taken);
-            }
-            self.dispatcher.pool.give(taken);
         }
         self.touch(key);
         true
     }
 
+    /// Whether nothing may be taken from a ring since answers, or what came before, wait.
+    #[cold]
+    fn must_wait(&mut self, key: Key) -> bool {
+        let outgoing_bytes_max = self.outgoing_bytes_max();
+        let Some(connection) = self.connections.get_mut(key) else {
+            return false;
+        };
+        let waiting =
+            connection.has_waiting() || connection.out.buffered_bytes() > outgoing_bytes_max;
+        let waits = connection.phase == Phase::Open && waiting;
+        let ends = connection.out.ends.as_ref();
+        if waits && ends.is_some_and(|ends| ends.peer_closed()) {
+            // Nobody will read the answers that wait.
+            connection.phase = Phase::Closing;
+            self.touch(key);
+        }
+        waits
+    }
+
     /// Takes the next record, and handles it if it is one frame whose CRC is right, without the
     /// detour over the batch and before the next is looked for: with one request in flight, that
-    /// look would wait for a cache line which holds nothing yet. Otherwise its bytes are left in
-    /// `taken`, which is empty, if they may be used.
+    /// look would wait for a cache line which holds nothing yet. False: its bytes are in
+    /// `rings.first`, to be looked at like any others.
     ///
     /// Its connection is looked up once, and nothing is counted before the answer has left.
     #[inline(always)]
-    fn take_first(&mut self, key: Key, taken: &mut Vec<u8>) {
+    fn take_first(&mut self, key: Key) -> bool {
         let Some(connection) = self.connections.get_mut(key) else {
-            return;
+            return true;
         };
         let Some(ends) = connection.out.ends.as_mut() else {
-            return;
+            return true;
         };
         let record = match ends.rx.next() {
             Ok(Some(record)) => record,
-            Ok(None) => return,
-            Err(error) => return self.close_corrupt(key, error),
+            Ok(None) => return true,
+            Err(error) => {
+                self.close_corrupt(key, error);
+                return true;
+            }
         };
+        let taken = &mut self.rings.first;
+        debug_assert!(taken.is_empty());
         let header = ends.rx.copy_frame(&record, taken);
         let ack = ends.rx.advance(&record);
         ends.tx.acknowledged(ack);
@@ -272,20 +296,23 @@ impl Worker {
             && !connection.assembler.is_mid_frame()
             && connection.takes_requests();
         let max = self.shared.limits.max_message_bytes;
-        if let Some(header) = header.filter(|header| simple && header.length <= max) {
+        let simple = header.filter(|header| simple && header.length <= max);
+        if let Some(header) = &simple {
             self.dispatcher.frame(
                 &self.shared.handlers,
                 key,
                 connection,
-                &header,
+                header,
                 &taken[HEADER_BYTES..],
                 self.now_ns,
             );
-            taken.clear();
         }
-        if !self.took(key, record.length) {
-            taken.clear();
+        let usable = self.took(key, record.length);
+        if simple.is_some() || !usable {
+            self.rings.first.clear();
+            return true;
         }
+        false
     }
 
     /// Appends records to `taken`, which is empty, until that has enough for a round or the ring is
@@ -417,8 +444,11 @@ impl Worker {
         true
     }
 
-    /// The worker has slept for a while: the pages of rings that moved much go back.
-    pub(super) fn forget_cold_pages(&mut self) {
+    /// The worker has slept for a while: the pages of rings that moved much go back, and a buffer goes
+    /// to the pool, which lets go of what it has.
+    pub(super) fn release_rings_memory(&mut self) {
+        let first = std::mem::take(&mut self.rings.first);
+        self.dispatcher.pool.give(first);
         for key in self.rings.by_bit.iter().copied().flatten() {
             if let Some(connection) = self.connections.get_mut(key)
                 && let (Some(link), Some(ends)) = (&mut connection.shm, &connection.out.ends)

@@ -1,6 +1,6 @@
 //! Which kernel runs: found out once, then one relaxed load and one predictable branch per call.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 #[cfg(target_arch = "aarch64")]
 use super::aarch64;
@@ -24,6 +24,65 @@ pub(super) enum Kernel {
 /// The best kernel's number, 0 before it is known. Relaxed throughout: the number is all there is
 /// to see, and threads that race to find it out find the same.
 static BEST: AtomicU8 = AtomicU8::new(0);
+/// Messages shorter than this go to the chains: those that are only summed, those that are copied. 0
+/// before that is known, and where there are no chains.
+static CHAINS_END: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+/// Runs `len` bytes through `state` by the best kernel, copying them to `dst` if `COPY`.
+///
+/// # Safety
+/// `src` is readable and, with `COPY`, `dst` is writable for `len` bytes; they do not overlap.
+/// Without `COPY`, nobody writes to `src` meanwhile.
+#[inline(always)]
+pub(super) unsafe fn run<const COPY: bool>(
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+    state: u32,
+) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if len < CHAINS_END[usize::from(COPY)].load(Ordering::Relaxed) {
+        // SAFETY: this is not 0 only where a kernel was found that has the chains' features.
+        return unsafe { chains::run::<COPY>(dst, src, len, state) };
+    }
+    // SAFETY: the best kernel is available; the caller's promises.
+    unsafe { Kernel::best().run::<COPY>(dst, src, len, state) }
+}
+
+/// Runs a header, its CRC field taken as zero, and `len` bytes of payload through a fresh register
+/// by the best kernel, copying the payload to `dst` if `COPY`.
+///
+/// Inlined as far as a short frame goes: what chooses the kernel took a fifth of its time.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+pub(super) unsafe fn frame<const COPY: bool>(
+    header: Words,
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if len < CHAINS_END[usize::from(COPY)].load(Ordering::Relaxed) {
+        let [first, second, third] = header;
+        // SAFETY: as in `run`.
+        return unsafe { chains::frame::<COPY>(first, second, third, dst, src, len) };
+    }
+    // SAFETY: the caller's promises.
+    unsafe { long_frame::<COPY>(header, dst, src, len) }
+}
+
+#[inline(never)]
+unsafe fn long_frame<const COPY: bool>(
+    header: Words,
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+) -> u32 {
+    // SAFETY: the best kernel is available; the caller's promises.
+    unsafe { Kernel::best().frame::<COPY>(header, dst, src, len) }
+}
 
 impl Kernel {
     /// Best last.
@@ -57,6 +116,11 @@ impl Kernel {
             .rfind(|kernel| kernel.is_available())
             .unwrap_or(Self::Software);
         BEST.store(best as u8, Ordering::Relaxed);
+        #[cfg(target_arch = "x86_64")]
+        for copying in [false, true] {
+            let end = best.chains_len_max(copying).map_or(0, |max| max + 1);
+            CHAINS_END[usize::from(copying)].store(end, Ordering::Relaxed);
+        }
         best
     }
 
@@ -88,17 +152,22 @@ impl Kernel {
         }
     }
 
-    /// Whether chains are better for so many bytes. Vectors save stores where they copy.
+    /// Up to how many bytes chains are better. Vectors save stores where they copy.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn chains_len_max(self, copying: bool) -> Option<usize> {
+        match self {
+            Self::Avx512 if copying => Some(167),
+            Self::Avx2 if copying => Some(111),
+            Self::Avx512 | Self::Avx2 | Self::Pclmul => Some(chains::LEN_MAX),
+            _ => None,
+        }
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn leaves_to_chains(self, len: usize, copying: bool) -> bool {
-        let len_max = match self {
-            Self::Avx512 if copying => 167,
-            Self::Avx2 if copying => 111,
-            Self::Avx512 | Self::Avx2 | Self::Pclmul => chains::LEN_MAX,
-            _ => return false,
-        };
-        len <= len_max
+        self.chains_len_max(copying).is_some_and(|max| len <= max)
     }
 
     /// Runs `len` bytes through `state`, copying them to `dst` if `COPY`.

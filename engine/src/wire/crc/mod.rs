@@ -34,7 +34,6 @@ mod tests;
 
 pub use batch::frame_batch;
 pub use exchange::exchange_header;
-use kernel::Kernel;
 
 /// Bytes of a frame header.
 const HEADER_BYTES: usize = 24;
@@ -67,7 +66,7 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 pub fn append(crc: u32, bytes: &[u8]) -> u32 {
     // SAFETY: `bytes` is readable, nobody writes to it while it is borrowed, and without COPY the
     // destination is not touched.
-    !unsafe { Kernel::best().run::<false>(std::ptr::null_mut(), bytes.as_ptr(), bytes.len(), !crc) }
+    !unsafe { kernel::run::<false>(std::ptr::null_mut(), bytes.as_ptr(), bytes.len(), !crc) }
 }
 
 /// Copies `src` to `dst` and returns `append(crc, src)`, in one pass.
@@ -92,7 +91,7 @@ pub fn copy(dst: &mut [u8], src: &[u8], crc: u32) -> u32 {
 #[inline]
 pub unsafe fn copy_raw(dst: *mut u8, src: *const u8, len: usize, crc: u32) -> u32 {
     // SAFETY: the caller's promises are the kernel's.
-    !unsafe { Kernel::best().run::<true>(dst, src, len, !crc) }
+    !unsafe { kernel::run::<true>(dst, src, len, !crc) }
 }
 
 /// The CRC of a frame header, to append the payload to. The CRC field (the last 4 bytes) counts as
@@ -109,7 +108,7 @@ pub fn header_seed(header: &[u8; HEADER_BYTES]) -> u32 {
 pub fn frame_crc(header: &[u8; HEADER_BYTES], payload: &[u8]) -> u32 {
     // SAFETY: as in `append`.
     !unsafe {
-        Kernel::best().frame::<false>(
+        kernel::frame::<false>(
             header_words(header),
             std::ptr::null_mut(),
             payload.as_ptr(),
@@ -147,7 +146,7 @@ pub fn frame_append(to: &mut Vec<u8>, mut header: Words, payload: &[u8]) {
 #[inline(always)]
 pub unsafe fn frame_copy_raw(header: Words, dst: *mut u8, src: *const u8, len: usize) -> u32 {
     // SAFETY: the caller's promises are the kernel's.
-    !unsafe { Kernel::best().frame::<true>(header, dst, src, len) }
+    !unsafe { kernel::frame::<true>(header, dst, src, len) }
 }
 
 /// Writes a whole frame to the start of `dst`: `header` with its CRC put in, then `payload`.
