@@ -23,8 +23,8 @@ pub(crate) struct Consumer {
     published: u64,
     /// The last record lay in two cache lines.
     two_lines: bool,
-    /// The first word of the last good header that was copied: magic, version, flags and type of one
-    /// that has the same need not be looked at again.
+    /// The first word of a good header, the last that was copied if there was one: magic, version, flags
+    /// and type of one that has the same need not be looked at again.
     good_first: u64,
 }
 
@@ -44,7 +44,7 @@ impl Consumer {
             next: places.place(0),
             published: 0,
             two_lines: false,
-            good_first: 0,
+            good_first: Header::GOOD_FIRST_WORD,
         }
     }
 

@@ -49,6 +49,10 @@ pub struct Header {
 }
 
 impl Header {
+    /// The first word of a header that is good.
+    pub(crate) const GOOD_FIRST_WORD: u64 =
+        Header::new(Flags::REQUEST, super::msg_type::ECHO, 1, 0).to_words()[0];
+
     /// A header whose CRC is not computed yet.
     pub const fn new(flags: Flags, msg_type: u16, msg_id: u64, length: u32) -> Header {
         Header {
@@ -71,14 +75,14 @@ impl Header {
     /// A processor hands what was just stored to a load only if one store holds all of it: a header
     /// that is written field by field and read word by word costs some ten nanoseconds each time.
     #[inline]
-    pub(crate) fn to_words(self) -> [u64; HEADER_WORDS] {
+    pub(crate) const fn to_words(self) -> [u64; HEADER_WORDS] {
         [
-            u64::from(MAGIC)
-                | u64::from(VERSION) << 32
-                | u64::from(self.flags.bits()) << 40
-                | u64::from(self.msg_type) << 48,
-            u64::from(self.length) | self.msg_id << 32,
-            self.msg_id >> 32 | u64::from(self.crc32) << 32,
+            MAGIC as u64
+                | (VERSION as u64) << 32
+                | (self.flags.bits() as u64) << 40
+                | (self.msg_type as u64) << 48,
+            self.length as u64 | self.msg_id << 32,
+            self.msg_id >> 32 | (self.crc32 as u64) << 32,
         ]
     }
 

@@ -178,6 +178,33 @@ fn a_client_that_flips_a_bit_is_told() {
     scene.is_unharmed();
 }
 
+/// Whatever the first word says of a frame whose CRC is right, it is looked at.
+#[test]
+fn a_client_whose_first_frame_has_no_good_header() {
+    let scene = Scene::new();
+    for first in [0, u64::MAX, u64::from_le_bytes(*b"IAPL\x01\0\0\x01")] {
+        let mut villain = scene.villain();
+        let mut bytes = frame(b"hello");
+        bytes[..8].copy_from_slice(&u64::to_le_bytes(first));
+        bytes[20..24].fill(0);
+        let crc = wire::crc::crc32c(&bytes);
+        bytes[20..24].copy_from_slice(&crc.to_le_bytes());
+        assert!(villain.ends.tx.push(&bytes, 0));
+        villain.wake_server();
+        let told = answer(&mut villain);
+        let told = wire::decode_error_payload(&told[24..]);
+        let refusals = [wire::ErrorCode::BadMagic, wire::ErrorCode::VersionMismatch];
+        let code = told.and_then(|(code, _)| wire::ErrorCode::from_u16(code));
+        assert!(
+            code.is_some_and(|code| refusals.contains(&code)),
+            "{code:?}"
+        );
+        until("it is shut out", || villain.ends.peer_closed());
+        drop(villain);
+        scene.is_unharmed();
+    }
+}
+
 #[test]
 fn a_client_that_never_reads() {
     let scene = Scene::new();

@@ -1,6 +1,8 @@
 //! Which kernel runs: found out once, then one relaxed load and one predictable branch per call.
 
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+#[cfg(target_arch = "x86_64")]
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 #[cfg(target_arch = "aarch64")]
 use super::aarch64;
@@ -26,6 +28,7 @@ pub(super) enum Kernel {
 static BEST: AtomicU8 = AtomicU8::new(0);
 /// Messages shorter than this go to the chains: those that are only summed, those that are copied. 0
 /// before that is known, and where there are no chains.
+#[cfg(target_arch = "x86_64")]
 static CHAINS_END: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 
 /// Runs `len` bytes through `state` by the best kernel, copying them to `dst` if `COPY`.
