@@ -19,7 +19,7 @@ pub(super) fn collect(
     deadline: &mut Deadline,
     to: &mut Vec<u8>,
 ) -> Result<(), Error> {
-    if inner.is_answered_soon(id, to) {
+    if inner.take_answer_soon(id, to) {
         return Ok(());
     }
     let mut outcome = None;

@@ -63,7 +63,7 @@ impl Inner {
     /// As [`Inner::take_answer`], and watches the ring for it for a few microseconds, without what a
     /// longer wait needs: in that time nothing can be due. False: it is to be waited for.
     #[inline]
-    pub(super) fn is_answered_soon(&mut self, id: u64, to: &mut Vec<u8>) -> bool {
+    pub(super) fn take_answer_soon(&mut self, id: u64, to: &mut Vec<u8>) -> bool {
         if !self.policy.spins() || !self.ready.is_empty() {
             return false;
         }
