@@ -157,6 +157,21 @@ impl Connection {
         self.session.version.unwrap_or(ProtocolVersion::V2)
     }
 
+    /// A shared-memory connection of which the worker holds nothing: all that came is handled, all
+    /// answers are in the ring, nothing is counted anywhere and nothing waited for but requests.
+    #[inline]
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.phase == Phase::Open
+            && self.shm.is_some()
+            && self.out.is_empty()
+            && self.waiting.is_none()
+            && self.shared.is_none()
+            && !self.tcp.ended
+            && !self.assembler.is_mid_frame()
+            && self.accounted_bytes == 0
+            && self.charged_bytes | self.handling_bytes | self.reserved_bytes == 0
+    }
+
     /// Something that arrived is not handled yet and holds up what comes after it.
     pub(super) fn has_waiting(&self) -> bool {
         self.waiting.is_some()
@@ -190,6 +205,7 @@ impl Connection {
     }
 
     /// Requests of this connection are handled.
+    #[inline]
     pub(super) fn takes_requests(&self) -> bool {
         self.phase == Phase::Open
     }

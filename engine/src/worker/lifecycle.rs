@@ -55,9 +55,19 @@ impl Worker {
         };
         connection.dirty = false;
         connection.poisoned = false;
+        if connection.is_at_rest()
+            && let Some(ends) = &mut connection.out.ends
+        {
+            // Nothing follows for a ring that was served, and that was more work than to serve it.
+            ends.wake_peer();
+            connection.deadline_ns = 0;
+            connection.out.gathering = false;
+            return self.count_encoded(key);
+        }
         if connection.phase == Phase::Open && connection.tcp.ended && !connection.has_waiting() {
             connection.phase = Phase::Finishing;
         }
+        self.count_encoded(key);
         self.flush(key, alone);
         self.wake_client(key);
         self.advance(key);
@@ -67,19 +77,24 @@ impl Worker {
         self.remove_if_closed(key);
     }
 
+    #[inline]
+    fn count_encoded(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let encoded = std::mem::take(&mut connection.out.encoded_bytes);
+        if encoded > 0 {
+            self.stats
+                .bytes(connection.transport(), Direction::Out, encoded);
+        }
+    }
+
     /// Hands what is encoded to the kernel. One connection alone is sent to directly: that is one
     /// system call, as the enter would be, and its result is known at once. Several share an enter.
     fn flush(&mut self, key: Key, alone: bool) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        let out = &mut connection.out;
-        let encoded = std::mem::take(&mut out.encoded_bytes);
-        if encoded > 0 {
-            self.stats
-                .bytes(connection.transport(), Direction::Out, encoded);
-        }
-        let connection = self.connections.get_mut(key).expect("looked up above");
         let out = &mut connection.out;
         out.gathering = false;
         if out.ends.is_some() {
