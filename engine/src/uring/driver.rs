@@ -315,6 +315,12 @@ impl Driver {
         self.ring.completion().is_empty()
     }
 
+    /// Whether there are completions to be taken.
+    #[inline]
+    pub(crate) fn has_events(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
     /// Takes up to `limit` completions as events, without a system call (but for receives on
     /// kernels without multishot).
     pub(crate) fn take_events(&mut self, events: &mut Vec<Event>, limit: usize) {

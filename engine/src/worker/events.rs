@@ -18,7 +18,13 @@ const HOT_MISSES_MAX: u32 = 20_000;
 
 impl Worker {
     /// Handles everything that the ring has. Says whether there was anything.
+    #[inline]
     pub(super) fn take_events(&mut self) -> bool {
+        self.driver.has_events() && self.take_all_events()
+    }
+
+    #[inline(never)]
+    fn take_all_events(&mut self) -> bool {
         let mut events = std::mem::take(&mut self.events);
         self.driver.take_events(&mut events, super::EVENTS_MAX);
         let any = !events.is_empty();

@@ -41,10 +41,15 @@ impl Worker {
 
     /// Sends, arms, closes: whatever follows from what happened to connections in this round.
     pub(super) fn settle_touched(&mut self) {
+        if self.touched.len() <= 1 {
+            if let Some(key) = self.touched.pop() {
+                self.settle(key, true);
+            }
+            return;
+        }
         let mut touched = std::mem::take(&mut self.touched);
-        let alone = touched.len() == 1;
         for key in touched.drain(..) {
-            self.settle(key, alone);
+            self.settle(key, false);
         }
         self.touched = touched;
     }
