@@ -171,8 +171,12 @@ fn fill_again(fd: RawFd, bytes: usize) -> bool {
             }
         }
         if !filled && *errno == libc::EOPNOTSUPP {
-            // A file system without it, which cannot be full either.
-            filled = libc::ftruncate(fd, bytes as libc::off_t) == 0;
+            // A file system without it, no tmpfs. Only a file that is short: one that is long may be
+            // out of memory, and would be faulted on for ever.
+            let mut now: libc::stat = std::mem::zeroed();
+            filled = libc::fstat(fd, &mut now) == 0
+                && (now.st_size as u64) < bytes as u64
+                && libc::ftruncate(fd, bytes as libc::off_t) == 0;
         }
         *errno = before;
         filled
