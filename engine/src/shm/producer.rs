@@ -117,25 +117,14 @@ impl Producer {
     #[inline(always)]
     pub(super) fn settle(&mut self, at: Place, length: usize, ack: u64) -> u64 {
         let bytes = record_bytes(length);
-        let mut word = length as u64 | COMMITTED | u64::from(ack_of(ack)) << ACK_SHIFT;
-        let mut next = self.places.after(at, bytes);
-        let lap_used = at.offset() + bytes;
-        // Turn back early if the consumer keeps up; it has read the start of this lap by then.
-        if lap_used > EARLY_BYTES
-            && self.consumed > at.lap()
-            && (self.consumed - at.lap()) * 2 >= lap_used as u64
-            && next.offset() != 0
-        {
-            next = self.places.next_lap(at);
-            word |= NEXT_WRAPS;
-            debug_assert!(next.position + WORD as u64 - self.consumed <= CAPACITY as u64);
-        }
-        if is_two_lines(length) {
-            self.ask_for_two_lines(at);
-        }
-        // Relaxed: published by the release of the commit.
-        self.word(next).store(0, Ordering::Relaxed);
+        let after = self.places.after(at, bytes);
+        let turns = turns_from(at, bytes, after).is_some_and(|from| self.consumed >= from);
+        let (next, flags) = match turns {
+            true => (self.places.next_lap(at), COMMITTED | NEXT_WRAPS),
+            false => (after, COMMITTED),
+        };
         let from = self.next;
+        let word = self.go_on(at, length, next, flags, ack);
         if at.position != from.position {
             self.word(at).store(0, Ordering::Relaxed);
             let skipped = at.position - from.position;
@@ -143,9 +132,21 @@ impl Producer {
             self.word(from)
                 .store(COMMITTED | SKIP | skipped, Ordering::Release);
         }
-        self.next = next;
         self.ready.bytes = 0;
         word
+    }
+
+    /// Goes on to `next`, where it puts 0. Returns the commit word of the record at `at`.
+    #[inline(always)]
+    fn go_on(&mut self, at: Place, length: usize, next: Place, flags: u64, ack: u64) -> u64 {
+        debug_assert!(next.position + WORD as u64 - self.consumed <= CAPACITY as u64);
+        if is_two_lines(length) {
+            self.ask_for_two_lines(at);
+        }
+        // Relaxed: published by the release of the commit.
+        self.word(next).store(0, Ordering::Relaxed);
+        self.next = next;
+        length as u64 | flags | u64::from(ack_of(ack)) << ACK_SHIFT
     }
 
     /// The consumer polls both lines of a small frame. Stores become visible in order, so without
@@ -168,23 +169,19 @@ impl Producer {
         let after = self.places.after(at, bytes);
         let end = at.position + (bytes + WORD) as u64;
         let room_min = end.saturating_sub(CAPACITY as u64);
-        let lap_used = at.offset() + bytes;
-        self.ready = if lap_used > EARLY_BYTES && after.offset() != 0 {
-            // As in `settle`.
-            let half = at.lap() + lap_used.div_ceil(2) as u64;
-            Ready {
+        self.ready = match turns_from(at, bytes, after) {
+            Some(from) => Ready {
                 bytes,
-                consumed_min: room_min.max(half),
+                consumed_min: room_min.max(from),
                 next: self.places.next_lap(at),
                 flags: COMMITTED | NEXT_WRAPS,
-            }
-        } else {
-            Ready {
+            },
+            None => Ready {
                 bytes,
                 consumed_min: room_min,
                 next: after,
                 flags: COMMITTED,
-            }
+            },
         };
     }
 
@@ -202,14 +199,7 @@ impl Producer {
             return None;
         }
         let at = self.next;
-        if is_two_lines(length) {
-            self.ask_for_two_lines(at);
-        }
-        debug_assert!(ready.next.position + WORD as u64 - self.consumed <= CAPACITY as u64);
-        // Relaxed: published by the release of the commit.
-        self.word(ready.next).store(0, Ordering::Relaxed);
-        self.next = ready.next;
-        let word = length as u64 | ready.flags | u64::from(ack_of(ack)) << ACK_SHIFT;
+        let word = self.go_on(at, length, ready.next, ready.flags, ack);
         Some((at, word))
     }
 
@@ -315,6 +305,16 @@ impl Producer {
             fence(Ordering::SeqCst);
         }
     }
+}
+
+/// From where on the consumer keeps up, so that it is better to turn back to the ring's start after a
+/// record of so many bytes at `at`, whose end is `after`: it has read the start of this lap by then.
+/// `None`: the next record goes there in any case.
+#[inline(always)]
+fn turns_from(at: Place, bytes: usize, after: Place) -> Option<u64> {
+    let lap_used = at.offset() + bytes;
+    let early = lap_used > EARLY_BYTES && after.offset() != 0;
+    early.then(|| at.lap() + lap_used.div_ceil(2) as u64)
 }
 
 /// Writes the header of a frame to the front of a record's data, with its CRC.

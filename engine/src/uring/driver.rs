@@ -312,7 +312,7 @@ impl Driver {
             self.closing.clear();
         }
         // What the call returns does not tell: having submitted something counts for more.
-        self.ring.completion().is_empty()
+        !self.has_events()
     }
 
     /// Whether there are completions to be taken.

@@ -113,8 +113,14 @@ impl Header {
             && header.flags.is_valid()
             && header.msg_type != 0
             && header.length <= max_message_bytes
-            && (header.msg_id != 0 || !header.flags.contains(Flags::REQUEST));
+            && header.has_id_if_needed();
         good.then_some(header)
+    }
+
+    /// Requests are answered by their id.
+    #[inline(always)]
+    fn has_id_if_needed(&self) -> bool {
+        self.msg_id != 0 || !self.flags.contains(Flags::REQUEST)
     }
 
     /// As [`Header::from_words`] without a limit, if the first word is that of a good header: only
@@ -122,7 +128,7 @@ impl Header {
     #[inline(always)]
     pub(crate) fn like(words: [u64; HEADER_WORDS]) -> Option<Header> {
         let header = Header::decode(words);
-        let good = header.msg_id != 0 || !header.flags.contains(Flags::REQUEST);
+        let good = header.has_id_if_needed();
         debug_assert_eq!(good, Header::from_words(words, u32::MAX).is_some());
         good.then_some(header)
     }

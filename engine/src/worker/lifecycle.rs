@@ -41,17 +41,12 @@ impl Worker {
 
     /// Sends, arms, closes: whatever follows from what happened to connections in this round.
     pub(super) fn settle_touched(&mut self) {
-        if self.touched.len() <= 1 {
-            if let Some(key) = self.touched.pop() {
-                self.settle(key, true);
-            }
-            return;
+        let alone = self.touched.len() == 1;
+        // Settling one touches none.
+        for index in 0..self.touched.len() {
+            self.settle(self.touched[index], alone);
         }
-        let mut touched = std::mem::take(&mut self.touched);
-        for key in touched.drain(..) {
-            self.settle(key, false);
-        }
-        self.touched = touched;
+        self.touched.clear();
     }
 
     fn settle(&mut self, key: Key, alone: bool) {

@@ -26,31 +26,10 @@ pub(super) enum Kernel {
 /// The best kernel's number, 0 before it is known. Relaxed throughout: the number is all there is
 /// to see, and threads that race to find it out find the same.
 static BEST: AtomicU8 = AtomicU8::new(0);
-/// Messages shorter than this go to the chains: those that are only summed, those that are copied. 0
-/// before that is known, and where there are no chains.
+/// Frames with a shorter payload than this go to the chains: those that are only summed, those that
+/// are copied. 0 before that is known, and where there are no chains.
 #[cfg(target_arch = "x86_64")]
 static CHAINS_END: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
-
-/// Runs `len` bytes through `state` by the best kernel, copying them to `dst` if `COPY`.
-///
-/// # Safety
-/// `src` is readable and, with `COPY`, `dst` is writable for `len` bytes; they do not overlap.
-/// Without `COPY`, nobody writes to `src` meanwhile.
-#[inline(always)]
-pub(super) unsafe fn run<const COPY: bool>(
-    dst: *mut u8,
-    src: *const u8,
-    len: usize,
-    state: u32,
-) -> u32 {
-    #[cfg(target_arch = "x86_64")]
-    if len < CHAINS_END[usize::from(COPY)].load(Ordering::Relaxed) {
-        // SAFETY: this is not 0 only where a kernel was found that has the chains' features.
-        return unsafe { chains::run::<COPY>(dst, src, len, state) };
-    }
-    // SAFETY: the best kernel is available; the caller's promises.
-    unsafe { Kernel::best().run::<COPY>(dst, src, len, state) }
-}
 
 /// Runs a header, its CRC field taken as zero, and `len` bytes of payload through a fresh register
 /// by the best kernel, copying the payload to `dst` if `COPY`.
@@ -58,7 +37,7 @@ pub(super) unsafe fn run<const COPY: bool>(
 /// Inlined as far as a short frame goes: what chooses the kernel took a fifth of its time.
 ///
 /// # Safety
-/// As [`run`].
+/// As [`Kernel::frame`] of one that is available.
 #[inline(always)]
 pub(super) unsafe fn frame<const COPY: bool>(
     header: Words,
@@ -69,7 +48,7 @@ pub(super) unsafe fn frame<const COPY: bool>(
     #[cfg(target_arch = "x86_64")]
     if len < CHAINS_END[usize::from(COPY)].load(Ordering::Relaxed) {
         let [first, second, third] = header;
-        // SAFETY: as in `run`.
+        // SAFETY: this is not 0 only where a kernel was found that has the chains' features.
         return unsafe { chains::frame::<COPY>(first, second, third, dst, src, len) };
     }
     // SAFETY: the caller's promises.
