@@ -380,10 +380,7 @@ unsafe fn four(frames: &[&[u8]; 4], len: usize, crcs: &mut [u32; 4]) {
 /// The CRCs of frames: four at a time if they are short, or equal and not long.
 #[target_feature(enable = "sse4.2,pclmulqdq,avx512f,avx512vl,vpclmulqdq")]
 pub(super) fn batch(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) {
-    for (frames, crcs) in frames.iter().zip(crcs) {
-        if side_by_side::four(frames, crcs) {
-            continue;
-        }
+    side_by_side::batch(frames, crcs, |frames, crcs| {
         let len = parts(frames[0]).1.len();
         if BATCH_VECTORS.contains(&len) && frames.iter().all(|frame| frame.len() == frames[0].len())
         {
@@ -392,5 +389,5 @@ pub(super) fn batch(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) {
         } else {
             one_by_one(frames, crcs, Kernel::Avx512);
         }
-    }
+    });
 }

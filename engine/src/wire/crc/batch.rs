@@ -31,7 +31,9 @@ impl Kernel {
             // SAFETY: as above; PCLMULQDQ counts as available only where SSE4.2 is.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 | Self::Pclmul | Self::Sse42 => unsafe {
-                super::side_by_side::batch(fours, four_crcs, self)
+                super::side_by_side::batch(fours, four_crcs, |four, crcs| {
+                    one_by_one(four, crcs, self);
+                });
             },
             _ => {
                 for (four, crcs) in fours.iter().zip(four_crcs) {

@@ -8,8 +8,6 @@
 
 use std::arch::x86_64::_mm_crc32_u64;
 
-use super::batch::one_by_one;
-use super::kernel::Kernel;
 use super::sse42::{take_u32, take_u64};
 use super::{HEADER_BYTES, SHORT_BYTES_MAX};
 
@@ -99,43 +97,59 @@ unsafe fn odd_bytes(state: u64, start: *const u8, odd: usize) -> u64 {
     _mm_crc32_u64(0, last) ^ (state >> bits)
 }
 
+/// The CRCs of frames of a header and `WORDS` words: of as many fours from the first on as have that
+/// length; says how many. With the length known, nothing is left of the loops and of what counts in
+/// them.
+#[inline]
+#[target_feature(enable = "sse4.2")]
+fn equal<const WORDS: usize>(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) -> usize {
+    let mut count = 0;
+    for (four, crcs) in frames.iter().zip(crcs) {
+        if four.iter().any(|frame| frame.len() != HEADER_BYTES + 8 * WORDS) {
+            break;
+        }
+        let starts = four.map(<[u8]>::as_ptr);
+        // SAFETY: all four have that length.
+        let states = unsafe {
+            let mut states = headers(&starts);
+            for word in 0..WORDS {
+                step(&mut states, &starts, HEADER_BYTES + 8 * word);
+            }
+            states
+        };
+        *crcs = states.map(|state| !(state as u32));
+        count += 1;
+    }
+    count
+}
+
+/// Picks the code for frames as long as the first.
+macro_rules! pick {
+    ($frames:ident, $crcs:ident: $($words:literal)*) => {{
+        let len = $frames[0][0].len();
+        match len.wrapping_sub(HEADER_BYTES) {
+            $(bytes if bytes == 8 * $words => equal::<$words>($frames, $crcs),)*
+            _ => 0,
+        }
+    }};
+}
+
+/// The CRCs of the first fours of frames, if these are all as long, and of a length that there is code
+/// for; says how many.
+///
+/// # Panics
+/// If there are no frames.
+#[inline]
+#[target_feature(enable = "sse4.2")]
+fn equals(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) -> usize {
+    pick!(frames, crcs: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
+}
+
 /// The CRCs of four frames, if they are short enough to be summed here; otherwise `crcs` is left
 /// as it is, and the answer is false.
 ///
 /// # Panics
 /// If a frame is shorter than a header.
-#[inline]
-#[target_feature(enable = "sse4.2")]
-pub(super) fn four(frames: &[&[u8]; 4], crcs: &mut [u32; 4]) -> bool {
-    let [a, b, c, d] = frames.map(<[u8]>::len);
-    if a != b || a != c || a != d || !a.is_multiple_of(8) || a > LEN_MAX {
-        return unequal(frames, crcs);
-    }
-    assert!(a >= HEADER_BYTES, "a frame has a header");
-    let starts = frames.map(<[u8]>::as_ptr);
-    // SAFETY: `a` is the length of all four, at least that of a header and a multiple of 8.
-    let states = unsafe {
-        let mut states = headers(&starts);
-        let mut at = HEADER_BYTES;
-        // Apart from `words`, which would not be inlined, and take the registers to memory and back.
-        while at + 32 <= a {
-            step(&mut states, &starts, at);
-            step(&mut states, &starts, at + 8);
-            step(&mut states, &starts, at + 16);
-            step(&mut states, &starts, at + 24);
-            at += 32;
-        }
-        while at < a {
-            step(&mut states, &starts, at);
-            at += 8;
-        }
-        states
-    };
-    *crcs = states.map(|state| !(state as u32));
-    true
-}
-
-/// As [`four`], for any lengths. Apart from it, which would have no registers left.
 #[inline(never)]
 #[target_feature(enable = "sse4.2")]
 fn unequal(frames: &[&[u8]; 4], crcs: &mut [u32; 4]) -> bool {
@@ -173,12 +187,28 @@ fn unequal(frames: &[&[u8]; 4], crcs: &mut [u32; 4]) -> bool {
     true
 }
 
-/// The CRCs of frames: four at a time while they are short, else by `kernel`.
+/// The CRCs of frames: four at a time while they are short, else by `others`.
+///
+/// # Panics
+/// If a frame is shorter than a header.
+#[inline]
 #[target_feature(enable = "sse4.2")]
-pub(super) fn batch(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]], kernel: Kernel) {
-    for (frames, crcs) in frames.iter().zip(crcs) {
-        if !four(frames, crcs) {
-            one_by_one(frames, crcs, kernel);
+pub(super) fn batch(
+    frames: &[[&[u8]; 4]],
+    crcs: &mut [[u32; 4]],
+    others: impl Fn(&[&[u8]; 4], &mut [u32; 4]),
+) {
+    let mut at = 0;
+    // Each turn takes at least one four.
+    while at < frames.len() {
+        match equals(&frames[at..], &mut crcs[at..]) {
+            0 => {
+                if !unequal(&frames[at], &mut crcs[at]) {
+                    others(&frames[at], &mut crcs[at]);
+                }
+                at += 1;
+            }
+            count => at += count,
         }
     }
 }
