@@ -34,7 +34,6 @@ mod tests;
 
 pub use batch::frame_batch;
 pub use exchange::exchange_header;
-use kernel::Kernel;
 
 /// Bytes of a frame header.
 const HEADER_BYTES: usize = 24;
@@ -67,7 +66,7 @@ pub fn crc32c(bytes: &[u8]) -> u32 {
 pub fn append(crc: u32, bytes: &[u8]) -> u32 {
     // SAFETY: `bytes` is readable, nobody writes to it while it is borrowed, and without COPY the
     // destination is not touched.
-    !unsafe { Kernel::best().run::<false>(std::ptr::null_mut(), bytes.as_ptr(), bytes.len(), !crc) }
+    !unsafe { kernel::run::<false>(std::ptr::null_mut(), bytes.as_ptr(), bytes.len(), !crc) }
 }
 
 /// Copies `src` to `dst` and returns `append(crc, src)`, in one pass.
@@ -92,7 +91,7 @@ pub fn copy(dst: &mut [u8], src: &[u8], crc: u32) -> u32 {
 #[inline]
 pub unsafe fn copy_raw(dst: *mut u8, src: *const u8, len: usize, crc: u32) -> u32 {
     // SAFETY: the caller's promises are the kernel's.
-    !unsafe { Kernel::best().run::<true>(dst, src, len, !crc) }
+    !unsafe { kernel::run::<true>(dst, src, len, !crc) }
 }
 
 /// The CRC of a frame header, to append the payload to. The CRC field (the last 4 bytes) counts as

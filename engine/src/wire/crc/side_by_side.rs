@@ -105,7 +105,10 @@ unsafe fn odd_bytes(state: u64, start: *const u8, odd: usize) -> u64 {
 fn equal<const WORDS: usize>(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) -> usize {
     let mut count = 0;
     for (four, crcs) in frames.iter().zip(crcs) {
-        if four.iter().any(|frame| frame.len() != HEADER_BYTES + 8 * WORDS) {
+        if four
+            .iter()
+            .any(|frame| frame.len() != HEADER_BYTES + 8 * WORDS)
+        {
             break;
         }
         let starts = four.map(<[u8]>::as_ptr);
