@@ -251,8 +251,7 @@ impl Worker {
         self.now_ns += slept_ns;
         if self.holds_memory && u128::from(slept_ns) >= KEEP.as_nanos() {
             self.holds_memory = false;
-            self.release_rings_memory();
-            self.dispatcher.pool.release();
+            self.release_memory();
         }
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Connection, Phase};
+use super::vec_pool::NEW_BYTES;
 use crate::shm::{Control, Corrupt, RECORD_MAX, ServerEnd};
 use crate::stats::{Direction, Transport};
 use crate::sys::affinity;
@@ -76,7 +77,7 @@ impl Rings {
             hot: Vec::with_capacity(HOT_MAX + 1),
             rounds: 0,
             rung: Vec::new(),
-            first: Vec::new(),
+            first: Vec::with_capacity(NEW_BYTES),
         }
     }
 
@@ -444,11 +445,12 @@ impl Worker {
         true
     }
 
-    /// The worker has slept for a while: the pages of rings that moved much go back, and a buffer goes
-    /// to the pool, which lets go of what it has.
-    pub(super) fn release_rings_memory(&mut self) {
+    /// The worker has slept for a while: buffers go back, and the pages of rings that moved much.
+    pub(super) fn release_memory(&mut self) {
         let first = std::mem::take(&mut self.rings.first);
         self.dispatcher.pool.give(first);
+        self.dispatcher.pool.release();
+        self.rings.first = self.dispatcher.pool.take();
         for key in self.rings.by_bit.iter().copied().flatten() {
             if let Some(connection) = self.connections.get_mut(key)
                 && let (Some(link), Some(ends)) = (&mut connection.shm, &connection.out.ends)

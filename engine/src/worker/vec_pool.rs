@@ -16,10 +16,13 @@ const SMALL_TOTAL_BYTES_MAX: usize = 1024 * 1024;
 /// The same of large ones: megabytes that are mapped anew for each message cost more than the
 /// message.
 const LARGE_TOTAL_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Room of a new one: what most rounds need, so that it does not grow in one of the next. Memory that
+/// is not used is not resident.
+pub(super) const NEW_BYTES: usize = 16 * 1024;
 /// How many small ones a sleeping worker keeps.
 const KEPT_ASLEEP_MAX: usize = 2;
 /// How large those may be.
-const KEPT_ASLEEP_BYTES_MAX: usize = 16 * 1024;
+const KEPT_ASLEEP_BYTES_MAX: usize = NEW_BYTES;
 
 /// Buffers that nobody uses at the moment.
 #[derive(Default)]
@@ -33,7 +36,8 @@ impl VecPool {
     /// A buffer for something short.
     #[inline]
     pub(super) fn take(&mut self) -> Vec<u8> {
-        self.small.pop().unwrap_or_default()
+        let new = || Vec::with_capacity(NEW_BYTES);
+        self.small.pop().unwrap_or_else(new)
     }
 
     /// A buffer for so many bytes, with less room perhaps.
