@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::copy::copy;
 use super::layout::{FLAG_WAITING, HOT, Place, RECORD_MAX, RingPlaces, WORD, record_bytes};
 use super::ring::{
-    ACK_SHIFT, COMMITTED, Corrupt, KNOWN_BITS, LENGTH_MASK, LINE, NEXT_WRAPS, SKIP, is_two_lines,
+    ACK_SHIFT, Corrupt, LENGTH_MASK, LINE, NEXT_WRAPS, SKIP, STAMP_MASK, is_no_commit_word,
+    is_two_lines, stamp_of,
 };
 use super::sync::{AtomicU32, Ordering, Segment, fence};
 use crate::sys::prefetch;
@@ -19,6 +20,8 @@ pub(crate) struct Consumer {
     pub(super) places: &'static RingPlaces,
     /// Where the next record begins.
     next: Place,
+    /// Its commit word has this under [`STAMP_MASK`].
+    stamp: u64,
     /// What the producer was last told.
     published: u64,
     /// The last record lay in two cache lines.
@@ -42,6 +45,7 @@ impl Consumer {
             segment,
             places,
             next: places.place(0),
+            stamp: stamp_of(places.place(0)),
             published: 0,
             two_lines: false,
             good_first: Header::GOOD_FIRST_WORD,
@@ -63,7 +67,14 @@ impl Consumer {
     /// Whether there is something, or something wrong.
     #[inline]
     pub(crate) fn has_record(&self) -> bool {
-        self.load() != 0
+        let word = self.load();
+        word & STAMP_MASK == self.stamp || is_no_commit_word(word)
+    }
+
+    #[inline(always)]
+    fn go_to(&mut self, next: Place) {
+        self.next = next;
+        self.stamp = stamp_of(next);
     }
 
     /// As [`Consumer::has_record`], for polling: if the last record had two lines, the next one's
@@ -84,12 +95,11 @@ impl Consumer {
         // Two skips at most: from the hot area to the other one, and from its end to the start.
         for _ in 0..3 {
             let word = self.load();
-            if word == 0 {
+            if word & STAMP_MASK != self.stamp {
+                if is_no_commit_word(word) {
+                    return Err(Corrupt("no commit word where one belongs"));
+                }
                 return Ok(None);
-            }
-            let flags = word & u64::from(u32::MAX);
-            if word & COMMITTED == 0 || flags & !KNOWN_BITS != 0 {
-                return Err(Corrupt("a commit word with unknown bits"));
             }
             let length = (word & LENGTH_MASK) as usize;
             let at = self.next;
@@ -107,7 +117,7 @@ impl Consumer {
             if length != at.left && !over_hot {
                 return Err(Corrupt("a skip that leads nowhere"));
             }
-            self.next = self.places.place(at.position + length as u64);
+            self.go_to(self.places.place(at.position + length as u64));
         }
         Err(Corrupt("skips without end"))
     }
@@ -278,10 +288,10 @@ impl Consumer {
     #[inline]
     pub(crate) fn advance(&mut self, record: &Record) -> u32 {
         self.two_lines = is_two_lines(record.length);
-        self.next = match record.next_wraps {
+        self.go_to(match record.next_wraps {
             true => self.places.next_lap(self.next),
             false => self.places.after(self.next, record_bytes(record.length)),
-        };
+        });
         record.ack
     }
 

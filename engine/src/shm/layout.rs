@@ -13,7 +13,7 @@
 //!
 //! Small traffic stays in the hot areas, so that a connection with small messages touches one page.
 //!
-//! A record is a u64 commit word, then data; it begins at a multiple of 32. The data are bytes of
+//! A record is a u64 commit word, then data; it begins at a cache line. The data are bytes of
 //! the stream of version 2 frames, normally whole frames.
 
 pub(crate) use super::sizes::RECORD_MAX;
@@ -22,7 +22,7 @@ pub(super) use super::sizes::{CAPACITY, HOT, PAGE};
 /// "LAPSHM02" as a number.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"LAPSHM02");
 /// Changes whenever anything here does.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 pub(super) const AT_MAGIC: usize = 0;
 pub(super) const AT_VERSION: usize = 8;
@@ -33,8 +33,8 @@ pub(super) const AT_READY_BIT: usize = 24;
 
 /// Bytes of a connection's segment.
 pub(super) const SEGMENT_BYTES: usize = PAGE + 2 * (CAPACITY - HOT);
-/// Records begin at multiples of this.
-pub(super) const ALIGN: usize = 32;
+/// Records begin at multiples of this, a cache line: those of two sides' next messages share none.
+pub(super) const ALIGN: usize = 64;
 /// Bytes of a commit word.
 pub(super) const WORD: usize = 8;
 

@@ -6,14 +6,15 @@ use super::copy::copy;
 use super::layout::{
     ALIGN, CAPACITY, FLAG_WANTS_ROOM, Place, RECORD_MAX, RingPlaces, WORD, record_bytes,
 };
-use super::ring::{ACK_SHIFT, COMMITTED, LINE, NEXT_WRAPS, SKIP, ack_of, is_two_lines};
+use super::ring::{ACK_SHIFT, LINE, NEXT_WRAPS, SKIP, Stamped, ack_of, is_two_lines, stamp_of};
 use super::sync::{AtomicU64, Ordering, Segment, fence};
 use crate::sys::prefetch;
 use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header, crc};
 
-/// Turn back to the start once more than this is used of a lap: two lines, so that small requests and
-/// their answers alternate between two places, which are always in the cache.
-const EARLY_BYTES: usize = 2 * LINE;
+/// Turn back to the start once more than this is used of a lap, and the consumer keeps up: after two
+/// records, so that requests and their answers alternate between two places, which are always in the
+/// cache.
+const EARLY_BYTES: usize = LINE;
 
 /// Writes records.
 #[derive(Debug)]
@@ -25,6 +26,7 @@ pub(crate) struct Producer {
     /// How far the consumer is known to be.
     consumed: u64,
     ready: Ready,
+    stamped: Stamped,
 }
 
 /// How the next record is written if it takes as much as the last: worked out when that was
@@ -37,6 +39,8 @@ struct Ready {
     consumed_min: u64,
     /// Where the record after it will begin.
     next: Place,
+    /// That place has to be cleared.
+    clears: bool,
     /// The flags of its commit word.
     flags: u64,
 }
@@ -52,8 +56,10 @@ impl Producer {
                 bytes: 0,
                 consumed_min: 0,
                 next: places.place(0),
+                clears: true,
                 flags: 0,
             },
+            stamped: Stamped::default(),
         }
     }
 
@@ -113,38 +119,55 @@ impl Producer {
     }
 
     /// Leads the consumer to the place that [`Producer::plan`] found for a record of at least this
-    /// length, and puts 0 where the next will begin. Returns the record's commit word.
+    /// length, and clears where the next will begin. Returns the record's commit word.
     #[inline(always)]
     pub(super) fn settle(&mut self, at: Place, length: usize, ack: u64) -> u64 {
         let bytes = record_bytes(length);
         let after = self.places.after(at, bytes);
         let turns = turns_from(at, bytes, after).is_some_and(|from| self.consumed >= from);
         let (next, flags) = match turns {
-            true => (self.places.next_lap(at), COMMITTED | NEXT_WRAPS),
-            false => (after, COMMITTED),
+            true => (self.places.next_lap(at), stamp_of(at) | NEXT_WRAPS),
+            false => (after, stamp_of(at)),
         };
         let from = self.next;
-        let word = self.go_on(at, length, next, flags, ack);
+        let clears = self.stamped.needs_clearing(next);
+        let word = self.go_on(at, length, (next, clears), flags, ack);
         if at.position != from.position {
             self.word(at).store(0, Ordering::Relaxed);
+            if at.lap() != from.lap() {
+                // If its start is left out too, it would keep a word that the next lap's looks like.
+                let start = self.places.next_lap(from);
+                self.word(start).store(0, Ordering::Relaxed);
+            }
             let skipped = at.position - from.position;
             // Release: pairs with the acquire in `Consumer::next`: where it goes on is cleared.
             self.word(from)
-                .store(COMMITTED | SKIP | skipped, Ordering::Release);
+                .store(stamp_of(from) | SKIP | skipped, Ordering::Release);
         }
         self.ready.bytes = 0;
         word
     }
 
-    /// Goes on to `next`, where it puts 0. Returns the commit word of the record at `at`.
+    /// Goes on to `next`, which is cleared if need be. Returns the commit word of the record at `at`.
     #[inline(always)]
-    fn go_on(&mut self, at: Place, length: usize, next: Place, flags: u64, ack: u64) -> u64 {
+    fn go_on(
+        &mut self,
+        at: Place,
+        length: usize,
+        (next, clears): (Place, bool),
+        flags: u64,
+        ack: u64,
+    ) -> u64 {
         debug_assert!(next.position + WORD as u64 - self.consumed <= CAPACITY as u64);
+        debug_assert!(clears || !self.stamped.needs_clearing(next));
         if is_two_lines(length) {
             self.ask_for_two_lines(at);
         }
-        // Relaxed: published by the release of the commit.
-        self.word(next).store(0, Ordering::Relaxed);
+        if clears {
+            // Relaxed: published by the release of the commit.
+            self.word(next).store(0, Ordering::Relaxed);
+        }
+        self.stamped.record(at, record_bytes(length));
         self.next = next;
         length as u64 | flags | u64::from(ack_of(ack)) << ACK_SHIFT
     }
@@ -169,20 +192,23 @@ impl Producer {
         let after = self.places.after(at, bytes);
         let end = at.position + (bytes + WORD) as u64;
         let room_min = end.saturating_sub(CAPACITY as u64);
-        self.ready = match turns_from(at, bytes, after) {
-            Some(from) => Ready {
-                bytes,
-                consumed_min: room_min.max(from),
-                next: self.places.next_lap(at),
-                flags: COMMITTED | NEXT_WRAPS,
-            },
-            None => Ready {
-                bytes,
-                consumed_min: room_min,
-                next: after,
-                flags: COMMITTED,
-            },
+        let (consumed_min, next, flags) = match turns_from(at, bytes, after) {
+            Some(from) => (room_min.max(from), self.places.next_lap(at), NEXT_WRAPS),
+            None => (room_min, after, 0),
         };
+        self.ready = Ready {
+            bytes,
+            consumed_min,
+            next,
+            clears: self.stamped.needs_clearing(next),
+            flags: stamp_of(at) | flags,
+        };
+    }
+
+    /// A reservation is written to, and may be given up.
+    pub(super) fn overwritten(&mut self, at: Place, bytes: usize) {
+        self.stamped.overwritten(at, bytes);
+        self.ready.bytes = 0;
     }
 
     /// As if nothing had been pushed before.
@@ -199,7 +225,7 @@ impl Producer {
             return None;
         }
         let at = self.next;
-        let word = self.go_on(at, length, ready.next, ready.flags, ack);
+        let word = self.go_on(at, length, (ready.next, ready.clears), ready.flags, ack);
         Some((at, word))
     }
 

@@ -7,7 +7,7 @@
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 
-use super::layout::{Place, RECORD_MAX, WORD};
+use super::layout::{Place, RECORD_MAX, WORD, record_bytes};
 use super::producer::{Producer, write_head};
 use crate::sys::segment::Segment;
 use crate::wire::{HEADER_BYTES, Header, crc};
@@ -85,6 +85,7 @@ impl Producer {
             return None;
         }
         let at = self.plan(length)?;
+        self.overwritten(at, record_bytes(length));
         Some(Reservation {
             segment: self.segment.clone(),
             from: self.next.position,

@@ -11,6 +11,7 @@ use crate::client::{Client, Error};
 use crate::server::Server;
 use crate::shm::RECORD_MAX;
 use crate::shm::consumer::Consumer;
+use crate::shm::layout::ALIGN;
 use crate::stats::Transport;
 use crate::wire::{Flags, Header, msg_type};
 
@@ -68,7 +69,7 @@ proptest! {
             }
             rx.publish();
             // What answers tell, so that the producer turns back early.
-            tx.acknowledged((rx.position() / 32) as u32);
+            tx.acknowledged((rx.position() / ALIGN as u64) as u32);
         }
         while take(&mut rx, &mut expected).is_some() {}
         prop_assert!(expected.is_empty());

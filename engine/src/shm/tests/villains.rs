@@ -130,6 +130,7 @@ fn a_client_that_takes_no_answer_for_long() {
 fn a_client_that_writes_nonsense() {
     let scene = Scene::new();
     for (at, word) in [
+        (512, 1 << 25),                   // no commit word
         (512, u64::MAX),                  // unknown bits
         (512, 1 << 24 | 0x00FF_FFFF),     // longer than any record
         (512, 1 << 24),                   // empty
@@ -142,6 +143,17 @@ fn a_client_that_writes_nonsense() {
         villain.wake_server();
         scene.is_unharmed();
     }
+    // A commit word of the lap before is nothing yet.
+    let mut villain = scene.villain();
+    let word_at = villain.ends.segment.word64(512);
+    word_at.store(1 << 24 | 1 << 27 | 24, Ordering::Release);
+    villain.wake_server_anyway();
+    scene.witness_works();
+    assert!(villain.ends.tx.push(&frame(b"x"), 0));
+    villain.wake_server();
+    answer(&mut villain);
+    drop(villain);
+    scene.is_unharmed();
 }
 
 #[test]
