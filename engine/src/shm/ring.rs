@@ -30,10 +30,10 @@ pub(super) const SKIP: u64 = 1 << 26;
 pub(super) const LENGTH_MASK: u64 = (1 << 24) - 1;
 /// The record is of an odd lap.
 const ODD_LAP: u64 = 1 << 27;
-/// What says that a word is the commit word of a record of this lap and not of the one before.
-pub(super) const STAMP_MASK: u64 = COMMITTED | ODD_LAP;
 const UNKNOWN_BITS: u64 =
     u32::MAX as u64 & !(LENGTH_MASK | COMMITTED | NEXT_WRAPS | SKIP | ODD_LAP);
+/// What says that a word is the commit word of a record of this lap and not of the one before.
+pub(super) const STAMP_MASK: u64 = COMMITTED | ODD_LAP | UNKNOWN_BITS;
 pub(super) const ACK_SHIFT: u32 = 32;
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;

@@ -92,3 +92,52 @@ fn acknowledged_records_make_room() {
         all_arrive(&[RECORD_MAX, 90, RECORD_MAX, RECORD_MAX], true)
     });
 }
+
+/// As requests and their answers: after each of the records in `waits` the producer waits for the
+/// answer, and so knows what was consumed and turns back early.
+fn in_turn(lengths: &'static [usize], waits: &'static [usize]) {
+    let (mut client, mut server) = connection();
+    let producer = thread::spawn(move || {
+        for (seed, &length) in lengths.iter().enumerate() {
+            let bytes = pattern(length, seed);
+            while !client.tx.push(&bytes, client.rx.position()) {
+                thread::yield_now();
+            }
+            loop {
+                match client.rx.next().unwrap() {
+                    Some(record) => {
+                        let ack = client.rx.advance(&record);
+                        client.tx.acknowledged(ack);
+                        client.rx.publish();
+                        break;
+                    }
+                    None if waits.contains(&seed) => thread::yield_now(),
+                    None => break,
+                }
+            }
+        }
+    });
+    for (seed, &length) in lengths.iter().enumerate() {
+        while !take(&mut server.rx, &pattern(length, seed)) {
+            thread::yield_now();
+        }
+        server.rx.publish();
+        // Where there is no room, the producer has learnt enough.
+        let _ = server.tx.push(&[1], server.rx.position());
+    }
+    producer.join().unwrap();
+}
+
+/// The second place of a lap has a word of two laps before, which looks like one of its own: it must
+/// be cleared.
+#[test]
+fn a_word_of_two_laps_before_is_cleared() {
+    check(2, || in_turn(&[50, 50, 100, 50, 50, 50], &[0, 1, 2, 3]));
+}
+
+/// Two places in turn, of which none is cleared, between records that need more room.
+#[test]
+fn two_places_in_turn() {
+    let lengths = &[RECORD_MAX, RECORD_MAX, 50, 50, 50, 50, RECORD_MAX, 50];
+    check(2, || in_turn(lengths, &[0, 1, 2, 3, 4, 5]));
+}

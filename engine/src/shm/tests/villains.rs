@@ -131,7 +131,8 @@ fn a_client_that_writes_nonsense() {
     let scene = Scene::new();
     for (at, word) in [
         (512, 1 << 25),                   // no commit word
-        (512, u64::MAX),                  // unknown bits
+        (512, 1 << 28 | 1 << 24 | 24),    // unknown bits
+        (512, u64::MAX),                  // the same, of another lap
         (512, 1 << 24 | 0x00FF_FFFF),     // longer than any record
         (512, 1 << 24),                   // empty
         (512, 1 << 24 | 1 << 26 | 12345), // a skip that leads nowhere
