@@ -4,7 +4,7 @@ mod support;
 
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::{COMMAND, Daemon, SERVER, Scratch, config};
 
@@ -203,6 +203,31 @@ fn a_port_in_use_is_said() {
         said.contains(&address.to_string()) && said.contains("another port"),
         "{said}"
     );
+}
+
+/// The kernel closes what is in a ring a moment after its process has ended, listening sockets too.
+#[test]
+fn a_daemon_that_follows_another_at_once_gets_its_ports() {
+    let scratch = Scratch::new();
+    let mut text = config(&scratch, NEW, COMPATIBILITY);
+    let mut signals = ["-TERM", "-KILL"].into_iter().cycle();
+    for run in 0..12 {
+        let mut daemon = start(&scratch, &text, &[]);
+        if run == 0 {
+            // From now on those that were free.
+            for address in [&daemon.address, &daemon.metrics] {
+                text = text.replacen("127.0.0.1:0", address, 1);
+            }
+        }
+        daemon.signal(signals.next().unwrap());
+        let end = Instant::now() + Duration::from_secs(30);
+        while daemon.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < end, "it does not end");
+        }
+        if run == 11 {
+            std::fs::remove_file(daemon.control()).unwrap();
+        }
+    }
 }
 
 #[test]
