@@ -2,6 +2,7 @@
 
 mod attaching;
 mod control_damage;
+mod crowd;
 mod reserve;
 mod scene;
 mod soak;

@@ -13,6 +13,7 @@ mod deferred;
 mod dispatch;
 mod events;
 mod handler;
+mod heat;
 mod idle;
 mod inbox;
 mod lifecycle;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Connection, Phase};
+use super::heat::HOT_MAX;
 use super::vec_pool::NEW_BYTES;
 use crate::shm::{Control, Corrupt, RECORD_MAX, ServerEnd};
 use crate::stats::{Direction, Transport};
@@ -19,10 +20,6 @@ use crate::sys::process::PidFd;
 use crate::uring::Key;
 use crate::wire::HEADER_BYTES;
 
-/// Rings that are looked at in every round.
-const HOT_MAX: usize = 32;
-/// A hot ring without a record for this long becomes cold.
-const HOT_NS: u64 = 2_000_000;
 /// Rounds without work between two looks at the clock for that.
 const ROUNDS: u32 = 256;
 /// Looks at the hot rings alone between two rounds, and the most rings for which that is done.
@@ -32,10 +29,10 @@ const WATCHED_MAX: usize = 4;
 /// the others. Buffers that grew for a round are no longer than this either: the pool has room for
 /// them, and whoever gathers a short frame can use them too.
 pub(super) const ROUND_BYTES: usize = 64 * 1024;
-/// With this many connections, cold ones give their pages back.
-const CROWD: usize = 64;
-/// A connection that moved this much gives its pages back when it gets cold.
-const LARGE_BYTES: u64 = 64 * 1024;
+/// Rounds with work between two looks at the clock for pages that go back.
+const BUSY_ROUNDS: u32 = 8192;
+/// Two records of this size fit a ring's part of the first page.
+const FIRST_PAGE_BYTES: u64 = 800;
 
 const _: () = assert!(RECORD_MAX <= ROUND_BYTES);
 
@@ -48,10 +45,22 @@ pub(super) struct ShmLink {
     watching: bool,
     unwatching: bool,
     ready_bit: usize,
-    hot: bool,
-    last_record_ns: u64,
-    /// Bytes received since pages were given back.
-    bytes_since: u64,
+    pub(super) hot: bool,
+    /// Where it is among the warm ones.
+    pub(super) warm: Option<usize>,
+    pub(super) last_record_ns: u64,
+    /// Bytes received beyond the first page since pages were given back.
+    pub(super) bytes_since: u64,
+}
+
+impl ShmLink {
+    /// Notes bytes that were taken at once. Small records in turn touch no page but the first.
+    #[inline(always)]
+    fn moved(&mut self, bytes: u64) {
+        if bytes > FIRST_PAGE_BYTES {
+            self.bytes_since += bytes;
+        }
+    }
 }
 
 /// What a worker knows of all its rings.
@@ -59,13 +68,18 @@ pub(super) struct Rings {
     worker: usize,
     control: Option<Arc<Control>>,
     /// Keys by ready bit.
-    by_bit: Vec<Option<Key>>,
-    hot: Vec<Key>,
+    pub(super) by_bit: Vec<Option<Key>>,
+    pub(super) hot: Vec<Key>,
+    /// Those that got cold in a crowd and have their pages still, and who of them was looked at last.
+    pub(super) warm: Vec<Key>,
+    pub(super) warm_next: usize,
+    /// Rounds without work, and with it.
     rounds: u32,
+    busy_rounds: u32,
     /// Bits that were set, for one round.
     rung: Vec<usize>,
     /// For a ring's first record; empty between two.
-    first: Vec<u8>,
+    pub(super) first: Vec<u8>,
 }
 
 impl Rings {
@@ -75,7 +89,10 @@ impl Rings {
             control,
             by_bit: Vec::new(),
             hot: Vec::with_capacity(HOT_MAX + 1),
+            warm: Vec::new(),
+            warm_next: 0,
             rounds: 0,
+            busy_rounds: 0,
             rung: Vec::new(),
             first: Vec::with_capacity(NEW_BYTES),
         }
@@ -112,6 +129,7 @@ impl Worker {
             unwatching: false,
             ready_bit,
             hot: false,
+            warm: None,
             last_record_ns: self.now_ns,
             bytes_since: 0,
         };
@@ -145,11 +163,18 @@ impl Worker {
         }
         if any {
             self.rings.rounds = 0;
+            self.rings.busy_rounds += 1;
+            if self.rings.busy_rounds >= BUSY_ROUNDS {
+                self.rings.busy_rounds = 0;
+                self.give_old_pages_back();
+            }
         } else {
             self.rings.rounds += 1;
-            if self.rings.rounds >= ROUNDS && !self.rings.hot.is_empty() {
+            let idle = self.rings.hot.is_empty() && self.rings.warm.is_empty();
+            if self.rings.rounds >= ROUNDS && !idle {
                 self.rings.rounds = 0;
                 self.cool_old_rings();
+                self.give_old_pages_back();
             }
         }
         any
@@ -363,7 +388,7 @@ impl Worker {
             return false;
         };
         let bytes = bytes as u64;
-        link.bytes_since += bytes;
+        link.moved(bytes);
         connection.progress_bytes += bytes;
         self.stats.bytes(Transport::Shm, Direction::In, bytes);
         // Cut short, a segment reads as zeros, which are no frame.
@@ -388,113 +413,6 @@ impl Worker {
         let chunk = self.batch.add_chunk(Chunk::Owned(bytes));
         self.scan(key, chunk);
         self.dispatcher.pool.take()
-    }
-
-    /// Looks at a connection's ring in every round from now on.
-    fn heat(&mut self, key: Key) {
-        let now_ns = self.now_ns;
-        let Some(connection) = self.connections.get_mut(key) else {
-            return;
-        };
-        let (Some(link), Some(ends)) = (&mut connection.shm, &connection.out.ends) else {
-            return;
-        };
-        link.last_record_ns = now_ns;
-        if link.hot {
-            return;
-        }
-        link.hot = true;
-        ends.rx.set_waiting(false);
-        self.rings.hot.push(key);
-        if self.rings.hot.len() > HOT_MAX {
-            let oldest = self.rings.hot[0];
-            self.cool(oldest, true);
-        }
-    }
-
-    /// Asks a connection's client to ring from now on. False: it has something right now. If it
-    /// will not be hot again soon, its pages go back when they are many.
-    fn cool(&mut self, key: Key, for_long: bool) -> bool {
-        let crowd = self.rings.by_bit.len() >= CROWD;
-        let Some(connection) = self.connections.get_mut(key) else {
-            self.rings.hot.retain(|&hot| hot != key);
-            return true;
-        };
-        let waiting = connection.has_waiting();
-        let (Some(link), Some(ends)) = (&mut connection.shm, &mut connection.out.ends) else {
-            return true;
-        };
-        ends.rx.set_waiting(true);
-        if connection.phase == Phase::Open && (ends.rx.has_record() || ends.peer_closed()) {
-            let idle_without_us =
-                !waiting && connection.out.staged.len() == connection.out.staged_sent;
-            if idle_without_us {
-                ends.rx.set_waiting(false);
-                // Another takes its place among the hot ones only if there are too many.
-                self.rings.hot.retain(|&hot| hot != key);
-                self.rings.hot.push(key);
-                return false;
-            }
-        }
-        link.hot = false;
-        self.rings.hot.retain(|&hot| hot != key);
-        if crowd || for_long && link.bytes_since >= LARGE_BYTES {
-            link.bytes_since = 0;
-            ends.segment.forget_pages();
-        }
-        true
-    }
-
-    /// The worker has slept for a while: buffers go back, and the pages of rings that moved much.
-    pub(super) fn release_memory(&mut self) {
-        let first = std::mem::take(&mut self.rings.first);
-        self.dispatcher.pool.give(first);
-        self.dispatcher.pool.release();
-        self.rings.first = self.dispatcher.pool.take();
-        for key in self.rings.by_bit.iter().copied().flatten() {
-            if let Some(connection) = self.connections.get_mut(key)
-                && let (Some(link), Some(ends)) = (&mut connection.shm, &connection.out.ends)
-                && link.bytes_since >= LARGE_BYTES
-            {
-                link.bytes_since = 0;
-                ends.segment.forget_pages();
-            }
-        }
-    }
-
-    fn cool_old_rings(&mut self) {
-        self.now_ns = clock::now_ns();
-        let mut index = 0;
-        // A ring that gets cold leaves the list.
-        for _ in 0..self.rings.hot.len() {
-            let Some(&key) = self.rings.hot.get(index) else {
-                return;
-            };
-            let old = match self
-                .connections
-                .get(key)
-                .and_then(|connection| connection.shm.as_ref())
-            {
-                Some(link) => self.now_ns.saturating_sub(link.last_record_ns) >= HOT_NS,
-                None => true,
-            };
-            if !old || !self.cool(key, true) {
-                index += 1;
-            }
-        }
-    }
-
-    /// Before sleeping: every client must ring from now on. False: one has something.
-    pub(super) fn cool_rings(&mut self) -> bool {
-        for _ in 0..self.rings.hot.len() {
-            let Some(&key) = self.rings.hot.first() else {
-                break;
-            };
-            if !self.cool(key, false) {
-                return false;
-            }
-        }
-        true
     }
 
     /// Tells a client that sleeps of answers, or of room.
@@ -529,6 +447,7 @@ impl Worker {
 
     /// Takes a closing connection's rings away. False: the watch of its process is still armed.
     pub(super) fn detach(&mut self, key: Key) -> bool {
+        self.leave_warm(key);
         let Some(connection) = self.connections.get_mut(key) else {
             return true;
         };
