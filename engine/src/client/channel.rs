@@ -7,8 +7,8 @@ use super::long::{Lent, LongAnswer};
 use super::shm::Held;
 use crate::shm::{RECORD_MAX, Reservation};
 use crate::wire::{
-    self, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, Scanned, Unsealed, VERIFY_BATCH,
-    legacy, msg_type,
+    self, Flags, GoodFirst, HEADER_BYTES, Header, ProtocolVersion, Refusal, Scanned, Unsealed,
+    VERIFY_BATCH, legacy, msg_type,
 };
 
 /// Bytes received at once; longer frames make the buffer grow while they come.
@@ -424,8 +424,9 @@ impl Channel {
         let bytes = &self.input[self.start..self.end];
         let mut frames: [&[u8]; VERIFY_BATCH] = [&[]; VERIFY_BATCH];
         let (mut count, mut to) = (0, 0);
+        let (max, mut good) = (self.max_message_bytes, GoodFirst::new());
         while count < VERIFY_BATCH
-            && let Some(header) = wire::front_frame(&bytes[to..], self.max_message_bytes)
+            && let Some(header) = wire::front_frame(&bytes[to..], max, &mut good)
         {
             let frame = &bytes[to..][..HEADER_BYTES + header.length as usize];
             frames[count] = frame;

@@ -11,7 +11,7 @@ use super::ring::{
 };
 use super::sync::{AtomicU32, Ordering, Segment, fence};
 use crate::sys::prefetch;
-use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header, crc};
+use crate::wire::{GoodFirst, HEADER_BYTES, HEADER_WORDS, Header, crc};
 
 /// Reads records.
 #[derive(Debug)]
@@ -26,9 +26,7 @@ pub(crate) struct Consumer {
     published: u64,
     /// The last record lay in two cache lines.
     two_lines: bool,
-    /// The first word of a good header, the last that was copied if there was one: magic, version, flags
-    /// and type of one that has the same need not be looked at again.
-    good_first: u64,
+    good_first: GoodFirst,
 }
 
 /// A committed record: `length` bytes of data at the consumer's position.
@@ -48,7 +46,7 @@ impl Consumer {
             stamp: stamp_of(places.place(0)),
             published: 0,
             two_lines: false,
-            good_first: Header::GOOD_FIRST_WORD,
+            good_first: GoodFirst::new(),
         }
     }
 
@@ -173,14 +171,7 @@ impl Consumer {
     /// `length` bytes.
     #[inline(always)]
     fn good_header(&mut self, words: [u64; HEADER_WORDS], length: usize) -> Option<Header> {
-        let header = match words[0] == self.good_first {
-            true => Header::like(words)?,
-            false => {
-                let header = Header::from_words(words, u32::MAX)?;
-                self.good_first = words[0];
-                header
-            }
-        };
+        let header = self.good_first.header(words)?;
         (header.length as usize == length).then_some(header)
     }
 

@@ -49,10 +49,6 @@ pub struct Header {
 }
 
 impl Header {
-    /// The first word of a header that is good.
-    pub(crate) const GOOD_FIRST_WORD: u64 =
-        Header::new(Flags::REQUEST, super::msg_type::ECHO, 1, 0).to_words()[0];
-
     /// A header whose CRC is not computed yet.
     pub const fn new(flags: Flags, msg_type: u16, msg_id: u64, length: u32) -> Header {
         Header {
@@ -123,23 +119,6 @@ impl Header {
         self.msg_id != 0 || !self.flags.contains(Flags::REQUEST)
     }
 
-    /// As [`Header::from_words`] without a limit, if the first word is that of a good header: only
-    /// what the others say is looked at.
-    #[inline(always)]
-    pub(crate) fn like(words: [u64; HEADER_WORDS]) -> Option<Header> {
-        let header = Header::decode(words);
-        let good = header.has_id_if_needed();
-        debug_assert_eq!(good, Header::from_words(words, u32::MAX).is_some());
-        good.then_some(header)
-    }
-
-    /// The header at the front of `bytes`, if a whole one is there and all checks but the limit
-    /// pass.
-    #[inline(always)]
-    pub(crate) fn first_of(bytes: &[u8]) -> Option<Header> {
-        Header::from_words(header_words(bytes.first_chunk()?), u32::MAX)
-    }
-
     /// Reads a header and checks it in the specification's order, as far as `bytes` reach, so that
     /// what is no frame is refused by its first byte. `None`: so far so good, more bytes are
     /// needed. The CRC is not checked here.
@@ -153,6 +132,33 @@ impl Header {
         }
         // One of the checks fails; this says which is the first.
         check_part(bytes, max_message_bytes).map(|()| None)
+    }
+}
+
+/// The first word of a good header, the last that was found if there was one: magic, version, flags
+/// and type of one that begins like it need not be looked at again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GoodFirst(u64);
+
+impl GoodFirst {
+    #[inline(always)]
+    pub(crate) fn new() -> GoodFirst {
+        const ECHO: Header = Header::new(Flags::REQUEST, super::msg_type::ECHO, 1, 0);
+        GoodFirst(const { ECHO.to_words()[0] })
+    }
+
+    /// The header in these words, if all checks of [`Header::parse`] but the limit pass.
+    #[inline(always)]
+    pub(crate) fn header(&mut self, words: [u64; HEADER_WORDS]) -> Option<Header> {
+        if words[0] != self.0 {
+            let header = Header::from_words(words, u32::MAX)?;
+            self.0 = words[0];
+            return Some(header);
+        }
+        let header = Header::decode(words);
+        let good = header.has_id_if_needed();
+        debug_assert_eq!(good, Header::from_words(words, u32::MAX).is_some());
+        good.then_some(header)
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) use frame::check_crc;
 pub use frame::encode;
 pub use frame::{VERIFY_BATCH, encode_to, verify, verify_batch};
 pub use handshake::{Hello, capability};
-pub(crate) use header::HEADER_WORDS;
+pub(crate) use header::{GoodFirst, HEADER_WORDS};
 pub use header::{HEADER_BYTES, Header, ProtocolVersion, VERSION};
 pub use instance::{control_segment_name, is_control_segment_name, is_instance_name};
 pub use pool_report::PoolReport;

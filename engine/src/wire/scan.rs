@@ -4,7 +4,8 @@
 //! is used where it lies, without a copy. Only a frame that a run of bytes cuts in two is gathered,
 //! by an [`Assembler`], in memory that grows as its bytes arrive.
 
-use super::{Header, ProtocolVersion, Refusal, append, check_crc, crc, legacy};
+use super::crc::header_words;
+use super::{GoodFirst, Header, ProtocolVersion, Refusal, append, check_crc, crc, legacy};
 
 /// What lies at the front of a run of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +63,12 @@ pub fn scan(
 /// The header of the whole version 2 frame at the front of `bytes`, if one is there that [`scan`]
 /// accepts; `None` says nothing. For loops over many frames: it stays in registers.
 #[inline(always)]
-pub(crate) fn front_frame(bytes: &[u8], max_message_bytes: u32) -> Option<Header> {
-    let header = Header::first_of(bytes)?;
+pub(crate) fn front_frame(
+    bytes: &[u8],
+    max_message_bytes: u32,
+    good: &mut GoodFirst,
+) -> Option<Header> {
+    let header = good.header(header_words(bytes.first_chunk()?))?;
     let whole = bytes.len() - super::HEADER_BYTES >= header.length as usize;
     (whole && header.length <= max_message_bytes).then_some(header)
 }

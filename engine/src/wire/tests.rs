@@ -59,7 +59,13 @@ fn a_front_frame_is_found_where_a_scan_finds_one() {
             Ok(Scanned::Frame { header, .. }) => Some(header),
             _ => None,
         };
-        assert_eq!(front_frame(bytes, max), scanned, "{bytes:?}, at most {max}");
+        // Whatever the last good header was: this one, another of which it differs, or none.
+        for before in [bytes, HEARTBEAT, &[]] {
+            let mut good = GoodFirst::new();
+            let _ = front_frame(before, u32::MAX, &mut good);
+            let found = front_frame(bytes, max, &mut good);
+            assert_eq!(found, scanned, "{bytes:?}, at most {max}");
+        }
         scanned.inspect(|&header| assert_eq!(accepted_header(ProtocolVersion::V2, bytes), header))
     };
     for reach in 0..=frame.len() {

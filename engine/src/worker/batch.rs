@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use super::Worker;
 use super::lifecycle::PROGRESS_BYTES;
 use crate::uring::{Driver, Key, Received};
-use crate::wire::{self, Flags, Header, ProtocolVersion, Refusal, Scanned, VERIFY_BATCH, legacy};
+use crate::wire::{
+    self, Flags, GoodFirst, Header, ProtocolVersion, Refusal, Scanned, VERIFY_BATCH, legacy,
+};
 
 /// Runs whose places are set aside at start; a round with more takes memory once.
 const RUNS: usize = 256;
@@ -120,8 +122,9 @@ impl Batch {
         let bytes = self.chunks[chunk as usize].bytes(driver);
         let (mut count, mut at) = (0, start);
         let mut flags = Flags::NONE;
+        let mut good = GoodFirst::new();
         // Each turn takes the bytes of a frame.
-        while let Some(header) = wire::front_frame(&bytes[at..], max_message_bytes) {
+        while let Some(header) = wire::front_frame(&bytes[at..], max_message_bytes, &mut good) {
             flags = flags | header.flags;
             count += 1;
             at += wire::HEADER_BYTES + header.length as usize;
