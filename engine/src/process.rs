@@ -1,6 +1,13 @@
 //! For programs built around a server: what the process uses, and how to keep it small.
 
+use std::io;
+use std::time::{Duration, Instant};
+
 use crate::sys::{memory, process, socket};
+
+/// How long a port may still belong to a process that has ended.
+const PORT_PATIENCE: Duration = Duration::from_secs(1);
+const PORT_PAUSE: Duration = Duration::from_millis(2);
 
 /// What this process uses, as the Prometheus client libraries define it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +42,24 @@ pub fn keep_process_small() {
 /// For a program that has just started: gives back the memory that only its start needed.
 pub fn release_startup_pages() {
     memory::release_startup_pages();
+}
+
+/// Calls `bind` until the port is not in use, for a second at most, and returns what came of it: the kernel
+/// closes the sockets in a process's rings a moment after the process is gone, and its successor waits
+/// that long. Any other error is returned at once.
+pub fn wait_for_port<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let start = Instant::now();
+    // Ends with the patience.
+    loop {
+        match bind() {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < PORT_PATIENCE =>
+            {
+                std::thread::sleep(PORT_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Nanoseconds of a monotonic clock whose zero is CLOCK_MONOTONIC's; reading it costs a few.

@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -124,17 +124,22 @@ impl Daemon {
         );
     }
 
-    /// Ends it as systemd would and returns its exit code. It must not take long.
-    pub fn stop(mut self) -> i32 {
-        self.signal("-TERM");
+    /// Ends it by a signal, which must not take long.
+    pub fn end(&mut self, signal: &str) -> ExitStatus {
+        self.signal(signal);
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code().unwrap();
+                return status;
             }
-            assert!(start.elapsed() < PATIENCE, "SIGTERM does not end it");
-            std::thread::sleep(Duration::from_millis(5));
+            assert!(start.elapsed() < PATIENCE, "{signal} does not end it");
+            std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Ends it as systemd would and returns its exit code. It must not take long.
+    pub fn stop(mut self) -> i32 {
+        self.end("-TERM").code().unwrap()
     }
 
     /// Its control segment.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use lapce_ai::ipc::ServerHandle;
+use lapce_ai::ipc::{ServerHandle, wait_for_port};
 use tokio_uring::net::{TcpListener as UringListener, TcpStream};
 
 use crate::metrics;
@@ -23,9 +23,6 @@ const HEADERS_MAX: usize = 64;
 /// How long a request may take to arrive, a connection stay without one, and an answer take to be
 /// read.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A port stays taken for a moment after its process has ended: the kernel closes what is in a ring late.
-const PORT_PATIENCE: Duration = Duration::from_secs(1);
-const PORT_PAUSE: Duration = Duration::from_millis(2);
 /// Connections at a time; more are closed at once.
 const CONNECTIONS_MAX: usize = 16;
 
@@ -53,7 +50,7 @@ pub fn start(
         };
         format!("metrics: cannot listen on {address}: {error}{hint}")
     };
-    let listener = listen(address).map_err(failed)?;
+    let listener = wait_for_port(|| TcpListener::bind(address)).map_err(failed)?;
     let local = listener.local_addr().map_err(failed)?;
     let (started, outcome) = mpsc::sync_channel(1);
     std::thread::Builder::new()
@@ -82,22 +79,6 @@ pub fn start(
     match outcome.recv() {
         Ok(()) => Ok(Some(local)),
         Err(_) => Err("metrics: the control plane's ring could not be set up".into()),
-    }
-}
-
-/// Listens, as soon as a predecessor that has just ended is gone.
-fn listen(address: &str) -> io::Result<TcpListener> {
-    let start = Instant::now();
-    // Ends with the patience.
-    loop {
-        match TcpListener::bind(address) {
-            Err(error)
-                if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < PORT_PATIENCE =>
-            {
-                std::thread::sleep(PORT_PAUSE);
-            }
-            result => return result,
-        }
     }
 }
 

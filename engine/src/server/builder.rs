@@ -1,15 +1,15 @@
 //! How a server is put together.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
 
 use super::shm::ShmService;
 use super::{Server, ServerError, ServerHandle};
 use crate::config::{IdleMode, Limits};
+use crate::process::wait_for_port;
 use crate::shm::{Control, DoorbellWord, ReadyBits};
 use crate::stats::Registry;
 use crate::sys::{affinity, socket};
@@ -21,8 +21,6 @@ use crate::worker::{
 
 /// The most workers of a server.
 const WORKERS_MAX: usize = 16;
-/// How long a port may still belong to a server that was killed.
-const PORT_PATIENCE: Duration = Duration::from_secs(1);
 /// A worker's stack. Handlers run on it too.
 const WORKER_STACK_BYTES: usize = 256 * 1024;
 /// Names abilities of io_uring that are not to be used, for tests of the ways of older kernels.
@@ -136,8 +134,8 @@ impl ServerBuilder {
             None => None,
             Some(address) => {
                 let address = resolve(address)?;
-                let listener =
-                    listen(address).map_err(|source| ServerError::Bind { address, source })?;
+                let listener = wait_for_port(|| socket::listen(address))
+                    .map_err(|source| ServerError::Bind { address, source })?;
                 Some(listener)
             }
         };
@@ -272,22 +270,6 @@ fn features() -> Result<Features, ServerError> {
             .without(&names)
             .map_err(|error| ServerError::BadSetting(format!("{WITHOUT}: {error}"))),
         Err(_) => Ok(features),
-    }
-}
-
-/// The kernel closes the sockets of a killed server's rings a moment after the process is gone: its
-/// successor waits that long for the port.
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let start = Instant::now();
-    loop {
-        match socket::listen(address) {
-            Err(error)
-                if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < PORT_PATIENCE =>
-            {
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            outcome => return outcome,
-        }
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) const AT_READY_BIT: usize = 24;
 
 /// Bytes of a connection's segment.
 pub(super) const SEGMENT_BYTES: usize = PAGE + 2 * (CAPACITY - HOT);
-/// Records begin at multiples of this, a cache line: those of two sides' next messages share none.
+/// Records begin at multiples of this, a cache line: two records share none.
 pub(super) const ALIGN: usize = 64;
 /// Bytes of a commit word.
 pub(super) const WORD: usize = 8;

@@ -77,8 +77,7 @@ impl Worker {
         link.hot = false;
         self.rings.hot.retain(|&hot| hot != key);
         if for_long && link.bytes_since >= LARGE_BYTES {
-            link.bytes_since = 0;
-            ends.segment.forget_pages();
+            self.give_pages_back(key);
         } else if crowd {
             debug_assert!(link.warm.is_none());
             if self.rings.warm.len() >= WARM_MAX {
@@ -126,10 +125,7 @@ impl Worker {
 
     /// Gives back the pages of rings that have been silent for long. Looks at a few of them.
     pub(super) fn give_old_pages_back(&mut self) {
-        if self.rings.warm.is_empty() {
-            return;
-        }
-        let now_ns = clock::now_ns();
+        let now_ns = self.now_ns;
         for _ in 0..WARM_LOOKS.min(self.rings.warm.len()) {
             let key = self.next_warm();
             let silent_ns = |link: &mut ShmLink| now_ns.saturating_sub(link.last_record_ns);
@@ -139,7 +135,7 @@ impl Worker {
         }
     }
 
-    /// Gives a warm connection's pages back.
+    /// Gives a connection's pages back.
     fn give_pages_back(&mut self, key: Key) {
         self.leave_warm(key);
         if let Some(connection) = self.connections.get_mut(key)
@@ -158,20 +154,15 @@ impl Worker {
         self.dispatcher.pool.release();
         self.rings.first = self.dispatcher.pool.take();
         // None has spoken for as long.
-        for _ in 0..self.rings.warm.len() {
-            let key = self.next_warm();
-            self.give_pages_back(key);
-        }
-        debug_assert!(self.rings.warm.is_empty());
-        for key in self.rings.by_bit.iter().copied().flatten() {
-            if let Some(connection) = self.connections.get_mut(key)
-                && let (Some(link), Some(ends)) = (&mut connection.shm, &connection.out.ends)
-                && link.bytes_since >= LARGE_BYTES
+        for index in 0..self.rings.by_bit.len() {
+            if let Some(key) = self.rings.by_bit[index]
+                && let Some(link) = self.link(key)
+                && (link.warm.is_some() || link.bytes_since >= LARGE_BYTES)
             {
-                link.bytes_since = 0;
-                ends.segment.forget_pages();
+                self.give_pages_back(key);
             }
         }
+        debug_assert!(self.rings.warm.is_empty());
     }
 
     pub(super) fn cool_old_rings(&mut self) {
