@@ -17,6 +17,12 @@ const RECEIVE_BYTES: usize = 64 * 1024;
 /// Frames are summed together when there are this many bytes of them, while they lie in the cache.
 const UNSEALED_BYTES: usize = 2048;
 
+/// So many bytes of frames that begin alike are checked at once, while they lie in the cache.
+const AHEAD_BYTES: usize = 4096;
+
+/// Fewer frames that begin alike are checked with what follows them.
+const ROW_MIN: usize = 4;
+
 /// Buffers that grew beyond this for a long frame are given back after it.
 const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
@@ -387,6 +393,9 @@ impl Channel {
     /// Inlined, lest a header that was just read goes through memory.
     #[inline(always)]
     pub(super) fn next(&mut self) -> Result<Option<Incoming>, Refusal> {
+        if self.start < self.checked_to {
+            return Ok(Some(self.next_checked()));
+        }
         let bytes = &self.input[self.start..self.end];
         if bytes.is_empty() {
             return self.next_long();
@@ -399,21 +408,21 @@ impl Channel {
             self.start = self.end;
             return Ok(Some(Incoming { header, payload_at }));
         }
-        self.scan_next()
+        match self.check_ahead()? {
+            true => Ok(Some(self.next_checked())),
+            false => self.scan_other(),
+        }
     }
 
     #[inline(always)]
-    fn scan_next(&mut self) -> Result<Option<Incoming>, Refusal> {
-        if self.start >= self.checked_to && !self.check_ahead()? {
-            return self.scan_other();
-        }
+    fn next_checked(&mut self) -> Incoming {
         let header = wire::accepted_header(ProtocolVersion::V2, &self.input[self.start..]);
         let payload_at = self.start + HEADER_BYTES;
         self.start = payload_at + header.length as usize;
-        Ok(Some(Incoming {
+        Incoming {
             header,
             payload_at: Some(payload_at),
-        }))
+        }
     }
 
     /// Checks the next whole frames, several at a time. False: there is none, of version 2.
@@ -422,27 +431,22 @@ impl Channel {
             return Ok(false);
         }
         let bytes = &self.input[self.start..self.end];
-        let mut frames: [&[u8]; VERIFY_BATCH] = [&[]; VERIFY_BATCH];
-        let (mut count, mut to) = (0, 0);
-        let (max, mut good) = (self.max_message_bytes, GoodFirst::new());
-        while count < VERIFY_BATCH
-            && let Some(header) = wire::front_frame(&bytes[to..], max, &mut good)
-        {
-            let frame = &bytes[to..][..HEADER_BYTES + header.length as usize];
-            frames[count] = frame;
-            count += 1;
-            to += frame.len();
-        }
-        if count == 0 {
+        let max = self.max_message_bytes;
+        let Some(first) = wire::front_frame(bytes, max, &mut GoodFirst::new()) else {
             return Ok(false);
-        }
-        if let Err((bad, refusal)) = wire::verify_batch(&frames[..count]) {
-            // Those before it are handed out first.
-            to = frames[..bad].iter().map(|frame| frame.len()).sum();
-            if bad == 0 {
-                return Err(refusal);
-            }
-        }
+        };
+        let frame_bytes = HEADER_BYTES + first.length as usize;
+        let ahead = &bytes[..bytes.len().min(frame_bytes.max(AHEAD_BYTES))];
+        let count = wire::count_alike(ahead, frame_bytes);
+        let to = match count {
+            0..ROW_MIN => check_mixed(bytes, max)?,
+            _ => match wire::verify_row(&bytes[..count * frame_bytes], frame_bytes) {
+                Ok(()) => count * frame_bytes,
+                Err((0, refusal)) => return Err(refusal),
+                // Those before it are handed out first.
+                Err((bad, _)) => bad * frame_bytes,
+            },
+        };
         self.checked_to = self.start + to;
         Ok(true)
     }
@@ -509,6 +513,28 @@ impl Channel {
 
     pub(super) fn is_v1(&self) -> bool {
         self.version == ProtocolVersion::V1
+    }
+}
+
+/// Checks the whole frames at the front of `bytes`, of which there is one. Returns where those that are
+/// good end; it is an error if there are none.
+fn check_mixed(bytes: &[u8], max_message_bytes: u32) -> Result<usize, Refusal> {
+    let mut frames: [&[u8]; VERIFY_BATCH] = [&[]; VERIFY_BATCH];
+    let (mut count, mut to) = (0, 0);
+    let mut good = GoodFirst::new();
+    while count < VERIFY_BATCH
+        && let Some(header) = wire::front_frame(&bytes[to..], max_message_bytes, &mut good)
+    {
+        let frame = &bytes[to..][..HEADER_BYTES + header.length as usize];
+        frames[count] = frame;
+        count += 1;
+        to += frame.len();
+    }
+    match wire::verify_batch(&frames[..count]) {
+        Ok(()) => Ok(to),
+        Err((0, refusal)) => Err(refusal),
+        // Those before it are handed out first.
+        Err((bad, _)) => Ok(frames[..bad].iter().map(|frame| frame.len()).sum()),
     }
 }
 

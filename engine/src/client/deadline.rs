@@ -18,8 +18,14 @@ pub(super) struct Deadline {
 impl Deadline {
     #[inline]
     pub(super) fn after(timeout: Duration) -> Deadline {
+        Deadline::after_ns(nanos(timeout))
+    }
+
+    /// As [`Deadline::after`], of what [`nanos`] made of the timeout.
+    #[inline]
+    pub(super) fn after_ns(timeout_ns: u64) -> Deadline {
         Deadline {
-            timeout_ns: nanos(timeout),
+            timeout_ns,
             at_ns: 0,
         }
     }
@@ -51,7 +57,8 @@ impl Deadline {
     }
 }
 
-fn nanos(time: Duration) -> u64 {
+/// A timeout as a deadline counts it.
+pub(super) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos())
         .unwrap_or(u64::MAX)
         .min(TIMEOUT_NS_MAX)

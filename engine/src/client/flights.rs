@@ -85,13 +85,14 @@ impl Flights {
     /// The request is over. False: it was not in flight.
     #[inline]
     pub(super) fn end(&mut self, id: u64) -> bool {
-        if !self.contains(id) {
-            return false;
-        }
         let place = self.place(id);
-        self.places[place] = FREE;
-        self.count -= 1;
-        true
+        let flight = &mut self.places[place];
+        let was_in_flight = id != 0 && flight.id == id;
+        if was_in_flight {
+            flight.id = 0;
+            self.count -= 1;
+        }
+        was_in_flight
     }
 
     /// All in flight, oldest first.

@@ -9,7 +9,7 @@ use super::backoff::Backoff;
 use super::builder::Options;
 use super::channel::Channel;
 use super::connect::{self, Opened};
-use super::deadline::Deadline;
+use super::deadline::{self, Deadline};
 use super::flights::Flights;
 use super::kept::Kept;
 use super::reserve::Reserved;
@@ -46,6 +46,8 @@ pub(super) struct Inner {
     pub(super) inflated: Vec<u8>,
     /// The request whose payload is being written in place.
     pub(super) reserved: Option<Reserved>,
+    /// The options' timeout.
+    timeout_ns: u64,
     last_used_ns: u64,
     pub(super) closed: bool,
     transport: Transport,
@@ -60,6 +62,7 @@ impl Inner {
             policy: WaitPolicy::new(options.idle),
             transport: channel.link.transport(),
             ready: Kept::new(options.max_unread_bytes),
+            timeout_ns: deadline::nanos(options.timeout),
             round_trips: options.record_round_trips.then(histogram::new),
             options,
             address,
@@ -84,7 +87,7 @@ impl Inner {
 
     #[inline]
     pub(super) fn deadline(&self) -> Deadline {
-        Deadline::after(self.options.timeout)
+        Deadline::after_ns(self.timeout_ns)
     }
 
     /// Makes sure that there is a connection, making a new one if the old one is gone.

@@ -87,8 +87,8 @@ impl WorkerStats {
         add_single_writer(&self.errors[code as usize - 1], 1);
     }
 
-    pub(crate) fn legacy_request(&self) {
-        add_single_writer(&self.legacy_requests, 1);
+    pub(crate) fn legacy_requests(&self, count: u64) {
+        add_single_writer(&self.legacy_requests, count);
     }
 
     pub(crate) fn connected(&self, transport: Transport) {

@@ -82,3 +82,22 @@ pub fn verify_batch(frames: &[&[u8]]) -> Result<(), (usize, Refusal)> {
     }
     Ok(())
 }
+
+/// As [`verify_batch`], of however many frames of `frame_bytes` each that lie one behind the other.
+///
+/// # Panics
+/// If `bytes` end within a frame, or one is shorter than a header.
+pub(crate) fn verify_row(bytes: &[u8], frame_bytes: usize) -> Result<(), (usize, Refusal)> {
+    let mut crcs = [0u32; VERIFY_BATCH];
+    let mut first = 0;
+    for bytes in bytes.chunks(VERIFY_BATCH * frame_bytes) {
+        let crcs = &mut crcs[..bytes.len() / frame_bytes];
+        crc::frame_row(bytes, frame_bytes, crcs);
+        for (index, (frame, &mut got)) in bytes.chunks_exact(frame_bytes).zip(crcs).enumerate() {
+            let expected = Header::of_accepted(frame).map_or(0, |header| header.crc32);
+            check_crc(expected, got).map_err(|refusal| (first + index, refusal))?;
+        }
+        first += VERIFY_BATCH;
+    }
+    Ok(())
+}

@@ -84,7 +84,7 @@ impl Header {
 
     /// The fields in these words, whatever they are.
     #[inline]
-    fn decode(words: [u64; HEADER_WORDS]) -> Header {
+    pub(super) fn decode(words: [u64; HEADER_WORDS]) -> Header {
         Header {
             flags: Flags::from_bits((words[0] >> 40) as u8),
             msg_type: (words[0] >> 48) as u16,
@@ -115,7 +115,7 @@ impl Header {
 
     /// Requests are answered by their id.
     #[inline(always)]
-    fn has_id_if_needed(&self) -> bool {
+    pub(super) fn has_id_if_needed(&self) -> bool {
         self.msg_id != 0 || !self.flags.contains(Flags::REQUEST)
     }
 

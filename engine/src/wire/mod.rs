@@ -27,15 +27,15 @@ pub use compress::compress;
 pub use compress::decompress;
 pub use error::{ErrorCode, Refusal, decode_error_payload, encode_error_payload};
 pub use flags::Flags;
-pub(crate) use frame::check_crc;
 #[cfg(test)]
 pub use frame::encode;
 pub use frame::{VERIFY_BATCH, encode_to, verify, verify_batch};
+pub(crate) use frame::{check_crc, verify_row};
 pub use handshake::{Hello, capability};
 pub(crate) use header::{GoodFirst, HEADER_WORDS};
 pub use header::{HEADER_BYTES, Header, ProtocolVersion, VERSION};
 pub use instance::{control_segment_name, is_control_segment_name, is_instance_name};
 pub use pool_report::PoolReport;
 pub use scan::{Assembler, Scanned, header_bytes, scan};
-pub(crate) use scan::{accepted_frame, accepted_header, front_frame, make_room};
+pub(crate) use scan::{accepted_header, count_alike, front_frame, make_room};
 pub(crate) use unsealed::Unsealed;

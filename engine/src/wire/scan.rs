@@ -73,6 +73,23 @@ pub(crate) fn front_frame(
     (whole && header.length <= max_message_bytes).then_some(header)
 }
 
+/// How many whole version 2 frames at the front of `bytes` begin alike: with the same flags, type and
+/// length as the first, which has `frame_bytes` and was found to be good. So all of them are.
+#[inline]
+pub(crate) fn count_alike(bytes: &[u8], frame_bytes: usize) -> usize {
+    let mut frames = bytes.chunks_exact(frame_bytes).map(|frame| {
+        let words = header_words(frame.first_chunk().expect("a frame has a header"));
+        (words[0], Header::decode(words))
+    });
+    let Some((word, first)) = frames.next() else {
+        return 0;
+    };
+    let alike = frames.take_while(|(other, header)| {
+        *other == word && header.length == first.length && header.has_id_if_needed()
+    });
+    1 + alike.count()
+}
+
 /// The header of a frame that [`scan`] has accepted.
 #[inline(always)]
 pub(crate) fn accepted_header(version: ProtocolVersion, frame: &[u8]) -> Header {

@@ -87,7 +87,7 @@ fn a_front_frame_is_found_where_a_scan_finds_one() {
         verify_batch(&[HEARTBEAT, &frame[..whole]]),
         refused.map_err(|refusal| (1, refusal))
     );
-    assert_eq!(accepted_frame(&frame), &frame[..whole]);
+    assert_eq!(scan::accepted_frame(&frame), &frame[..whole]);
 }
 
 fn frames() -> impl Strategy<Value = Vec<(u8, u16, u64, Vec<u8>)>> {

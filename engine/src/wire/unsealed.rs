@@ -12,6 +12,8 @@ const CRC_AT: usize = HEADER_BYTES - 4;
 #[derive(Debug, Default)]
 pub(crate) struct Unsealed {
     bytes: usize,
+    /// How long each of them is; 0: not all are equally long.
+    frame_bytes: usize,
 }
 
 impl Unsealed {
@@ -38,9 +40,12 @@ impl Unsealed {
         payload: &[u8],
     ) {
         let header = header_for(flags, msg_type, msg_id, payload);
-        to.extend_from_slice(&header.to_bytes());
-        to.extend_from_slice(payload);
-        self.bytes += HEADER_BYTES + payload.len();
+        crc::frame_append_unsummed(to, header.to_words(), payload);
+        let frame_bytes = HEADER_BYTES + payload.len();
+        if self.frame_bytes != frame_bytes {
+            self.frame_bytes = if self.bytes == 0 { frame_bytes } else { 0 };
+        }
+        self.bytes += frame_bytes;
     }
 
     /// Puts the missing CRCs into the frames at the end of the buffer. To be done before anything
@@ -49,13 +54,28 @@ impl Unsealed {
     pub(crate) fn seal(&mut self, buffer: &mut [u8]) {
         if self.bytes > 0 {
             let start = buffer.len() - std::mem::take(&mut self.bytes);
-            seal(&mut buffer[start..]);
+            match self.frame_bytes {
+                0 => seal(&mut buffer[start..]),
+                frame_bytes => seal_row(&mut buffer[start..], frame_bytes),
+            }
         }
     }
 
     /// The buffer was thrown away.
     pub(crate) fn forget(&mut self) {
         self.bytes = 0;
+    }
+}
+
+/// Puts the CRCs into frames of so many bytes each that lie one behind the other.
+fn seal_row(frames: &mut [u8], frame_bytes: usize) {
+    let mut crcs = [0u32; VERIFY_BATCH];
+    for frames in frames.chunks_mut(VERIFY_BATCH * frame_bytes) {
+        let crcs = &mut crcs[..frames.len() / frame_bytes];
+        crc::frame_row(frames, frame_bytes, crcs);
+        for (frame, crc) in frames.chunks_exact_mut(frame_bytes).zip(crcs) {
+            frame[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+        }
     }
 }
 

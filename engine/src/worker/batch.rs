@@ -44,18 +44,24 @@ pub(super) enum Item {
     Done,
 }
 
-/// Whole frames of one connection that lie one behind the other in a chunk, their headers accepted.
-/// These are read again when the frames are handled: to keep them here took longer.
+/// Whole frames of one connection that lie one behind the other in a chunk and begin alike: with the
+/// same flags, type and length. Their headers are accepted. So what these say is looked at once for all
+/// of a run; only ids and CRCs are read again, frame by frame.
 #[derive(Clone, Copy)]
 pub(super) struct Run {
     pub(super) key: Key,
-    pub(super) chunk: u32,
-    pub(super) start: u32,
-    pub(super) end: u32,
     pub(super) version: ProtocolVersion,
     /// Their CRCs were found to be right already.
     verified: bool,
+    chunk: u32,
+    start: u32,
+    count: u32,
+    /// Bytes of each frame.
+    pub(super) frame_bytes: usize,
 }
+
+/// The CRCs of a run of so many frames are summed together, those of shorter ones with others.
+const ROW_MIN: u32 = 4;
 
 pub(super) struct Batch {
     pub(super) items: Vec<Item>,
@@ -80,6 +86,12 @@ impl Batch {
         (self.chunks.len() - 1) as u32
     }
 
+    fn add_run(&mut self, header: &Header, run: Run) {
+        self.frames += run.count as usize;
+        self.has_priority |= header.flags.contains(Flags::PRIORITY);
+        self.items.push(Item::Frames(run));
+    }
+
     fn add_frame(
         &mut self,
         key: Key,
@@ -88,17 +100,16 @@ impl Batch {
         chunk: u32,
         start: usize,
     ) {
-        self.frames += 1;
-        self.has_priority |= header.flags.contains(Flags::PRIORITY);
-        let end = start + wire::header_bytes(version) + header.length as usize;
-        self.items.push(Item::Frames(Run {
+        let run = Run {
             key,
-            chunk,
-            start: start as u32,
-            end: end as u32,
             version,
             verified: false,
-        }));
+            chunk,
+            start: start as u32,
+            count: 1,
+            frame_bytes: wire::header_bytes(version) + header.length as usize,
+        };
+        self.add_run(&header, run);
     }
 
     /// Adds a frame whose CRC is right, which fills its chunk.
@@ -119,35 +130,35 @@ impl Batch {
         start: usize,
         max_message_bytes: u32,
     ) -> (usize, usize) {
-        let bytes = self.chunks[chunk as usize].bytes(driver);
-        let (mut count, mut at) = (0, start);
-        let mut flags = Flags::NONE;
+        let (mut frames, mut at) = (0, start);
         let mut good = GoodFirst::new();
-        // Each turn takes the bytes of a frame.
-        while let Some(header) = wire::front_frame(&bytes[at..], max_message_bytes, &mut good) {
-            flags = flags | header.flags;
-            count += 1;
-            at += wire::HEADER_BYTES + header.length as usize;
-        }
-        if count > 0 {
-            self.frames += count;
-            self.has_priority |= flags.contains(Flags::PRIORITY);
-            self.items.push(Item::Frames(Run {
+        // Each turn takes the bytes of a run.
+        loop {
+            let bytes = &self.chunks[chunk as usize].bytes(driver)[at..];
+            let Some(header) = wire::front_frame(bytes, max_message_bytes, &mut good) else {
+                return (frames, at);
+            };
+            let frame_bytes = wire::HEADER_BYTES + header.length as usize;
+            let count = wire::count_alike(bytes, frame_bytes);
+            let run = Run {
                 key,
-                chunk,
-                start: start as u32,
-                end: at as u32,
                 version: ProtocolVersion::V2,
                 verified: false,
-            }));
+                chunk,
+                start: at as u32,
+                count: count as u32,
+                frame_bytes,
+            };
+            self.add_run(&header, run);
+            frames += count;
+            at += count * frame_bytes;
         }
-        (count, at)
     }
 
     /// The bytes of a run.
     #[inline]
     pub(super) fn run<'a>(&'a self, run: &Run, driver: &'a Driver) -> &'a [u8] {
-        &self.bytes(run.chunk, driver)[run.start as usize..run.end as usize]
+        &self.bytes(run.chunk, driver)[run.start as usize..][..run.count as usize * run.frame_bytes]
     }
 
     pub(super) fn bytes<'a>(&'a self, chunk: u32, driver: &'a Driver) -> &'a [u8] {
@@ -238,7 +249,7 @@ impl Worker {
                 }
             }
             if !connection.assembler.is_mid_frame() {
-                let pool = &mut self.dispatcher.pool;
+                let pool = self.dispatcher.pool.get_mut();
                 let long = connection.reserved_bytes > 0;
                 // A connection in the middle of a frame may stay there: what it is lent for a
                 // short one must be small.
@@ -310,8 +321,9 @@ impl Worker {
     /// Checks the CRCs of the frames found. A bad one becomes a refusal, and those behind it on
     /// the same connection are dropped: where they begin cannot be trusted either.
     pub(super) fn verify(&mut self) {
-        // The item that is next, and where in it.
-        let (mut next, mut at) = (0, 0);
+        self.verify_rows();
+        // The item that is next, and which of its frames.
+        let (mut next, mut index) = (0, 0);
         // Each turn moves on by at least one frame, or ends the loop.
         loop {
             let mut frames: [&[u8]; VERIFY_BATCH] = [&[]; VERIFY_BATCH];
@@ -321,42 +333,61 @@ impl Worker {
                 && let Some(item) = self.batch.items.get(next)
             {
                 if let Item::Frames(run) = item
-                    && run.version == ProtocolVersion::V2
                     && !run.verified
+                    && run.version == ProtocolVersion::V2
+                    && index < run.count
                 {
                     let bytes = self.batch.run(run, &self.driver);
-                    while count < VERIFY_BATCH && at < bytes.len() {
-                        let frame = wire::accepted_frame(&bytes[at..]);
-                        frames[count] = frame;
-                        places[count] = (next, at);
-                        count += 1;
-                        at += frame.len();
-                    }
-                    if at < bytes.len() {
-                        break;
-                    }
+                    frames[count] = &bytes[index as usize * run.frame_bytes..][..run.frame_bytes];
+                    places[count] = (next, index);
+                    count += 1;
+                    index += 1;
+                } else {
+                    (next, index) = (next + 1, 0);
                 }
-                (next, at) = (next + 1, 0);
             }
             if count == 0 {
                 return;
             }
             if let Err((bad, refusal)) = wire::verify_batch(&frames[..count]) {
-                let (item, start) = places[bad];
-                self.poison(item, start, refusal);
+                let (item, index_bad) = places[bad];
+                self.poison(item, index_bad, refusal);
                 // Behind what is left of the run.
-                (next, at) = (item + 1, 0);
+                (next, index) = (item + 1, 0);
             }
         }
     }
 
-    /// The frame that begins at `start` in the run at `bad` is damaged.
-    fn poison(&mut self, bad: usize, start: usize, refusal: Refusal) {
+    /// The same for the runs that are long enough to be summed by themselves.
+    fn verify_rows(&mut self) {
+        let mut next = 0;
+        // Each turn moves on by one item; a refusal is put in behind a run.
+        while let Some(item) = self.batch.items.get(next) {
+            if let Item::Frames(run) = item
+                && run.count >= ROW_MIN
+                && !run.verified
+                && run.version == ProtocolVersion::V2
+            {
+                let bytes = self.batch.run(run, &self.driver);
+                let verified = wire::verify_row(bytes, run.frame_bytes);
+                if let Item::Frames(run) = &mut self.batch.items[next] {
+                    run.verified = true;
+                }
+                if let Err((bad, refusal)) = verified {
+                    self.poison(next, bad as u32, refusal);
+                }
+            }
+            next += 1;
+        }
+    }
+
+    /// This frame of the run at `bad` is damaged.
+    fn poison(&mut self, bad: usize, index: u32, refusal: Refusal) {
         let Item::Frames(run) = &mut self.batch.items[bad] else {
             unreachable!("only frames are verified")
         };
         let key = run.key;
-        run.end = run.start + start as u32;
+        run.count = index;
         for item in &mut self.batch.items[bad + 1..] {
             let of_it = match item {
                 Item::Frames(run) => run.key == key,

@@ -2,9 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
-use super::deferred::ConnectionShared;
 use super::lifecycle::PROGRESS_BYTES;
 use super::outgoing::Outgoing;
 use super::session::Session;
@@ -68,9 +66,6 @@ pub(super) struct Connection {
     /// What arrived and may not be handled yet. While there is any, nothing is received. Apart,
     /// since most connections never have any.
     pub(super) waiting: Option<Box<Waiting>>,
-    /// Answers that other threads owe.
-    pub(super) owed: u32,
-    pub(super) shared: Option<Arc<ConnectionShared>>,
     /// It is in the worker's list of those with something to send.
     pub(super) dirty: bool,
     /// A bad frame was found in this round: what follows it is not looked at.
@@ -127,8 +122,6 @@ impl Connection {
             out: Outgoing::default(),
             assembler: Assembler::default(),
             waiting: None,
-            owed: 0,
-            shared: None,
             dirty: false,
             poisoned: false,
             reserved_bytes: 0,
@@ -165,7 +158,7 @@ impl Connection {
             && self.shm.is_some()
             && self.out.is_empty()
             && self.waiting.is_none()
-            && self.shared.is_none()
+            && self.out.shared.is_none()
             && !self.tcp.ended
             && !self.assembler.is_mid_frame()
             && self.accounted_bytes == 0

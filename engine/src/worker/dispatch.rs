@@ -1,20 +1,22 @@
 //! From a good frame to its answer.
 
-use std::net::IpAddr;
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use super::connection::{Connection, Phase};
 use super::context::Shared;
-use super::handler::{HandlerTable, Outcome, Request, RequestParts, Responder, ResponderParts};
+use super::handler::{Handler, HandlerTable, Origin, Outcome, Request, RequestParts, Responder};
 use super::inbox::Inbox;
+use super::outgoing::Outgoing;
 use super::session::{Decision, Rules, same_secret};
 use super::vec_pool::VecPool;
 use crate::stats::{Transport, WorkerStats};
 use crate::uring::Key;
 use crate::wire::{
-    self, ErrorCode, Flags, Header, Hello, PoolReport, ProtocolVersion, Refusal, capability,
-    msg_type,
+    self, ErrorCode, Flags, Header, Hello, PoolReport, ProtocolVersion, Refusal, accepted_header,
+    capability, msg_type,
 };
 
 /// What a dispatch needs besides the connection.
@@ -22,7 +24,8 @@ pub(super) struct Dispatcher {
     pub(super) shared: Arc<Shared>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) stats: Arc<WorkerStats>,
-    pub(super) pool: VecPool,
+    /// In a cell so that what a handler gets can be put together once for many requests.
+    pub(super) pool: RefCell<VecPool>,
     /// Decompressed payloads go here.
     pub(super) inflated: Vec<u8>,
     pub(super) draining: bool,
@@ -60,19 +63,9 @@ impl Dispatcher {
         arrived_ns: u64,
     ) {
         debug_assert!(connection.takes_requests());
-        let rules = Rules {
-            auth_required: self.shared.auth_token.is_some(),
-            draining: self.draining,
-        };
-        let transport = connection.transport();
         let handler = handlers.get(header.msg_type);
-        let decision = connection.session.decide(header, rules, handler.is_some());
-        if header.flags.contains(Flags::REQUEST) {
-            self.stats.requests(transport, 1);
-            if connection.version() == ProtocolVersion::V1 {
-                self.stats.legacy_request();
-            }
-        }
+        let decision = self.decide(connection, header, handler.is_some());
+        self.count_requests(connection, header, 1);
         match (decision, handler) {
             (Decision::Dispatch, Some(handler)) => {
                 if header.flags.contains(Flags::COMPRESSED) {
@@ -85,13 +78,85 @@ impl Dispatcher {
         }
     }
 
+    /// As [`Dispatcher::frame`], of frames that begin as the first does, which has this header, and
+    /// have `frame_bytes` each. Ends early if more than `outgoing_bytes_max` of the answers wait or
+    /// the connection takes no more requests; says how many it handled.
+    ///
+    /// What follows from flags and type is found out once for all of them.
+    #[inline]
+    pub(super) fn run(
+        &mut self,
+        handlers: &HandlerTable,
+        key: Key,
+        connection: &mut Connection,
+        first: &Header,
+        (bytes, frame_bytes): (&[u8], usize),
+        (arrived_ns, outgoing_bytes_max): (u64, usize),
+    ) -> usize {
+        let version = connection.version();
+        let payload_at = frame_bytes - first.length as usize;
+        let handler = handlers.get(first.msg_type);
+        let decision = self.decide(connection, first, handler.is_some());
+        let compressed = first.flags.contains(Flags::COMPRESSED);
+        if let (Decision::Dispatch, Some(handler), false) = (decision, handler, compressed) {
+            let count = bytes.len() / frame_bytes;
+            let mut done = 0;
+            // Each turn handles at least one frame, or ends the loop.
+            while done < count && connection.out.buffered_bytes() <= outgoing_bytes_max {
+                let frames = bytes[done * frame_bytes..].chunks_exact(frame_bytes);
+                let frames =
+                    frames.map(|frame| (accepted_header(version, frame), &frame[payload_at..]));
+                done += self.calls(
+                    key,
+                    connection,
+                    handler,
+                    frames,
+                    (arrived_ns, outgoing_bytes_max),
+                );
+            }
+            self.count_requests(connection, first, done as u64);
+            return done;
+        }
+        let mut done = 0;
+        for frame in bytes.chunks_exact(frame_bytes) {
+            if !connection.takes_requests() || connection.out.buffered_bytes() > outgoing_bytes_max
+            {
+                break;
+            }
+            let header = accepted_header(version, frame);
+            let payload = &frame[payload_at..];
+            self.frame(handlers, key, connection, &header, payload, arrived_ns);
+            done += 1;
+        }
+        done
+    }
+
+    #[inline(always)]
+    fn decide(&self, connection: &Connection, header: &Header, served: bool) -> Decision {
+        let rules = Rules {
+            auth_required: self.shared.auth_token.is_some(),
+            draining: self.draining,
+        };
+        connection.session.decide(header, rules, served)
+    }
+
+    #[inline(always)]
+    fn count_requests(&self, connection: &Connection, header: &Header, count: u64) {
+        if header.flags.contains(Flags::REQUEST) {
+            self.stats.requests(connection.transport(), count);
+            if connection.version() == ProtocolVersion::V1 {
+                self.stats.legacy_requests(count);
+            }
+        }
+    }
+
     /// As [`Dispatcher::call`], of a payload that came compressed.
     #[cold]
     fn call_inflated(
         &mut self,
         key: Key,
         connection: &mut Connection,
-        handler: &dyn super::handler::Handler,
+        handler: &dyn Handler,
         header: &Header,
         payload: &[u8],
         arrived_ns: u64,
@@ -152,54 +217,106 @@ impl Dispatcher {
         &mut self,
         key: Key,
         connection: &mut Connection,
-        handler: &dyn super::handler::Handler,
+        handler: &dyn Handler,
         header: &Header,
         payload: &[u8],
         arrived_ns: u64,
     ) {
         let transport = connection.transport();
-        let version = connection.version();
-        let limits = &self.shared.limits;
-        if connection.owed >= limits.max_inflight_per_connection {
-            let text = "too many requests of this connection are in flight: collect answers first";
-            return self.error(connection, header, ErrorCode::Overloaded, text);
+        let kind = (connection.version(), transport);
+        let Connection { out, peer, .. } = connection;
+        let origin = self.origin(key, kind, peer, arrived_ns);
+        if out.owed >= self.shared.limits.max_inflight_per_connection {
+            owes_too_much(&origin, header, out);
+            return self.stats.error(ErrorCode::Overloaded);
         }
-        let mut outcome = Outcome::Open;
-        let Connection {
-            out,
-            shared,
-            owed,
-            peer,
-            ..
-        } = connection;
         let request = RequestParts {
             header,
             payload,
-            transport,
-            peer: peer.as_ref(),
+            origin: &origin,
         };
-        let mut parts = ResponderParts {
-            header,
+        // A handler that panics has dropped its responder, which answered HANDLER_FAILED.
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            handler.handle(Request::new(&request), Responder::new(&request, out));
+        }));
+        self.answered_inline[transport.index()] += self.settled(out.outcome);
+    }
+
+    /// As [`Dispatcher::call`], of whole frames of one kind that lie one behind the other, until a
+    /// handler panics or more than `outgoing_bytes_max` of the answers wait. Says how many those are.
+    #[inline(always)]
+    fn calls<'a>(
+        &mut self,
+        key: Key,
+        connection: &mut Connection,
+        handler: &dyn Handler,
+        frames: impl Iterator<Item = (Header, &'a [u8])>,
+        (arrived_ns, outgoing_bytes_max): (u64, usize),
+    ) -> usize {
+        let transport = connection.transport();
+        let kind = (connection.version(), transport);
+        let Connection { out, peer, .. } = connection;
+        let origin = self.origin(key, kind, peer, arrived_ns);
+        let owed_max = self.shared.limits.max_inflight_per_connection;
+        let (mut answered, mut done) = (0, 0);
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            for (header, payload) in frames {
+                done += 1;
+                if out.owed >= owed_max {
+                    owes_too_much(&origin, &header, out);
+                    self.stats.error(ErrorCode::Overloaded);
+                    continue;
+                }
+                let request = RequestParts {
+                    header: &header,
+                    payload,
+                    origin: &origin,
+                };
+                handler.handle(Request::new(&request), Responder::new(&request, out));
+                answered += self.settled(out.outcome);
+                if out.buffered_bytes() > outgoing_bytes_max {
+                    break;
+                }
+            }
+        }));
+        if caught.is_err() {
+            answered += self.settled(out.outcome);
+        }
+        self.answered_inline[transport.index()] += answered;
+        done
+    }
+
+    /// What is the same for many requests of a connection.
+    #[inline(always)]
+    fn origin<'a>(
+        &'a self,
+        key: Key,
+        (version, transport): (ProtocolVersion, Transport),
+        peer: &'a Option<SocketAddr>,
+        arrived_ns: u64,
+    ) -> Origin<'a> {
+        Origin {
             key,
             version,
             transport,
+            peer: peer.as_ref(),
             arrived_ns,
-            out,
-            pool: &mut self.pool,
-            outcome: &mut outcome,
-            owed,
-            shared,
+            pool: &self.pool,
             inbox: &self.inbox,
-            max_message_bytes: limits.max_message_bytes,
-        };
-        let (request, responder) = (Request::new(&request), Responder::new(&mut parts));
-        // A handler that panics has dropped its responder, which answered HANDLER_FAILED.
-        let _ = catch_unwind(AssertUnwindSafe(|| handler.handle(request, responder)));
-        if let Outcome::Failed(code) = outcome {
-            self.stats.error(code);
+            max_message_bytes: self.shared.limits.max_message_bytes,
         }
-        if matches!(outcome, Outcome::Answered | Outcome::Failed(_)) {
-            self.answered_inline[transport.index()] += 1;
+    }
+
+    /// Counts a failure. Returns how many answers were given: one or none.
+    #[inline(always)]
+    fn settled(&self, outcome: Outcome) -> u64 {
+        match outcome {
+            Outcome::Answered => 1,
+            Outcome::Failed(code) => {
+                self.stats.error(code);
+                1
+            }
+            Outcome::Open | Outcome::Detached => 0,
         }
     }
 
@@ -214,7 +331,7 @@ impl Dispatcher {
         // A heartbeat's answer repeats the payload as it came, so it stays compressed too.
         let flags = Flags::RESPONSE | (request.flags & (Flags::PRIORITY | Flags::COMPRESSED));
         connection.out.frame(
-            &mut self.pool,
+            &self.pool,
             version,
             flags,
             msg_type,
@@ -237,7 +354,7 @@ impl Dispatcher {
         let version = connection.version();
         connection
             .out
-            .error(&mut self.pool, version, code, text, msg_id, is_request);
+            .error(&self.pool, version, code, text, msg_id, is_request);
     }
 
     fn refuse_frame(&mut self, connection: &mut Connection, request: &Header, refusal: &Refusal) {
@@ -254,14 +371,9 @@ impl Dispatcher {
         self.stats.error(refusal.code());
         let version = connection.version();
         let text = refusal.to_string();
-        connection.out.error(
-            &mut self.pool,
-            version,
-            refusal.code(),
-            &text,
-            msg_id,
-            false,
-        );
+        connection
+            .out
+            .error(&self.pool, version, refusal.code(), &text, msg_id, false);
         connection.phase = Phase::Refused;
     }
 
@@ -306,11 +418,21 @@ impl Dispatcher {
             host_id: offer.map(|offer| offer.host_id.as_slice()),
             max_message_bytes: Some(self.shared.limits.max_message_bytes),
         };
-        let mut encoded = self.pool.take();
+        let mut encoded = self.pool.get_mut().take();
         ack.encode(&mut encoded);
         self.answer(connection, header, msg_type::HANDSHAKE_ACK, &encoded);
-        self.pool.give(encoded);
+        self.pool.get_mut().give(encoded);
     }
+}
+
+/// Answers a request of a connection to which other threads owe as many answers as they may.
+#[cold]
+fn owes_too_much(origin: &Origin<'_>, request: &Header, out: &mut Outgoing) {
+    let text = "too many requests of this connection are in flight: collect answers first";
+    let is_request = request.flags.contains(Flags::REQUEST);
+    let msg_id = if is_request { request.msg_id } else { 0 };
+    let code = ErrorCode::Overloaded;
+    out.error(origin.pool, origin.version, code, text, msg_id, is_request);
 }
 
 fn is_loopback(ip: IpAddr) -> bool {

@@ -1,9 +1,10 @@
 //! What a handler gets and how it answers.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::deferred::{ConnectionShared, Deferred};
+use super::deferred::Deferred;
 use super::inbox::Inbox;
 use super::outgoing::Outgoing;
 use super::vec_pool::VecPool;
@@ -73,8 +74,29 @@ pub struct Request<'a> {
 pub(super) struct RequestParts<'a> {
     pub(super) header: &'a Header,
     pub(super) payload: &'a [u8],
+    pub(super) origin: &'a Origin<'a>,
+}
+
+/// What is the same for all requests of a run: put together once. Whatever is changed is behind a
+/// shared reference, so that many requests in turn can have this one.
+pub(super) struct Origin<'a> {
+    pub(super) key: Key,
+    pub(super) version: ProtocolVersion,
     pub(super) transport: Transport,
     pub(super) peer: Option<&'a SocketAddr>,
+    pub(super) arrived_ns: u64,
+    pub(super) pool: &'a RefCell<VecPool>,
+    pub(super) inbox: &'a Arc<Inbox>,
+    pub(super) max_message_bytes: u32,
+}
+
+impl std::fmt::Debug for Origin<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Origin")
+            .field("transport", &self.transport)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'a> Request<'a> {
@@ -109,12 +131,12 @@ impl<'a> Request<'a> {
 
     /// How it came.
     pub fn transport(&self) -> Transport {
-        self.parts.transport
+        self.parts.origin.transport
     }
 
     /// The client's address; `None` for shared memory.
     pub fn peer(&self) -> Option<SocketAddr> {
-        self.parts.peer.copied()
+        self.parts.origin.peer.copied()
     }
 }
 
@@ -156,9 +178,10 @@ fn answer_flags(priority: bool, last: bool) -> Flags {
 }
 
 /// What became of a request when its handler returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// Nothing yet: the handler still runs, or dropped the responder without a word.
+    #[default]
     Open,
     Answered,
     Failed(ErrorCode),
@@ -169,30 +192,12 @@ pub(super) enum Outcome {
 /// How a handler answers: once, or with parts of a stream and then once, or later by
 /// [`Responder::detach`]. Dropped without an answer it answers HANDLER_FAILED.
 pub struct Responder<'a> {
-    /// A reference for the same reason as a request's.
-    parts: &'a mut ResponderParts<'a>,
+    /// Two references for the same reason as a request's one.
+    request: &'a RequestParts<'a>,
+    out: &'a mut Outgoing,
 }
 
-/// What a responder needs.
-pub(super) struct ResponderParts<'a> {
-    /// The request's. What an answer needs is read there when there is one: to gather it before took
-    /// as long as the rest of dispatching.
-    pub(super) header: &'a Header,
-    pub(super) key: Key,
-    pub(super) version: ProtocolVersion,
-    pub(super) transport: Transport,
-    pub(super) arrived_ns: u64,
-    pub(super) out: &'a mut Outgoing,
-    pub(super) pool: &'a mut VecPool,
-    pub(super) outcome: &'a mut Outcome,
-    /// The connection's, for an answer that comes later.
-    pub(super) owed: &'a mut u32,
-    pub(super) shared: &'a mut Option<Arc<ConnectionShared>>,
-    pub(super) inbox: &'a Arc<Inbox>,
-    pub(super) max_message_bytes: u32,
-}
-
-impl ResponderParts<'_> {
+impl RequestParts<'_> {
     /// False for a one-way message: its answers go nowhere.
     fn is_wanted(&self) -> bool {
         self.header.flags.contains(Flags::REQUEST)
@@ -200,21 +205,23 @@ impl ResponderParts<'_> {
 
     fn reply_to(&self) -> ReplyTo {
         ReplyTo {
-            key: self.key,
+            key: self.origin.key,
             msg_type: self.header.msg_type,
             msg_id: self.header.msg_id,
-            version: self.version,
+            version: self.origin.version,
             priority: self.header.flags.contains(Flags::PRIORITY),
             wanted: self.is_wanted(),
-            arrived_ns: self.arrived_ns,
-            transport: self.transport,
+            arrived_ns: self.origin.arrived_ns,
+            transport: self.origin.transport,
         }
     }
 }
 
 impl<'a> Responder<'a> {
-    pub(super) fn new(parts: &'a mut ResponderParts<'a>) -> Responder<'a> {
-        Responder { parts }
+    /// From here to the end of the responder, `out.outcome` is about this request.
+    pub(super) fn new(request: &'a RequestParts<'a>, out: &'a mut Outgoing) -> Responder<'a> {
+        out.outcome = Outcome::Open;
+        Responder { request, out }
     }
 
     /// Answers with this payload. An answer longer than the server's `max_message_bytes` becomes
@@ -224,12 +231,12 @@ impl<'a> Responder<'a> {
             let text = format!(
                 "the answer has {} bytes, more than max_message_bytes ({})",
                 payload.len(),
-                self.parts.max_message_bytes
+                self.request.origin.max_message_bytes
             );
             return self.error(ErrorCode::HandlerFailed, &text);
         }
         self.write(payload, true);
-        *self.parts.outcome = Outcome::Answered;
+        self.out.outcome = Outcome::Answered;
     }
 
     /// Sends one part of an answer that is a stream; [`Responder::reply`] sends the last. Parts are
@@ -245,83 +252,82 @@ impl<'a> Responder<'a> {
     }
 
     /// Answers with an error; the connection stays.
-    pub fn error(self, code: ErrorCode, text: &str) {
-        if self.parts.is_wanted() {
-            self.parts.out.error(
-                self.parts.pool,
-                self.parts.version,
-                code,
-                text,
-                self.parts.header.msg_id,
-                true,
-            );
+    pub fn error(mut self, code: ErrorCode, text: &str) {
+        if self.request.is_wanted() {
+            self.write_error(code, text);
         }
-        *self.parts.outcome = Outcome::Failed(code);
+        self.out.outcome = Outcome::Failed(code);
     }
 
     /// Takes the duty to answer away from the handler; the result may be sent to another thread.
     pub fn detach(self) -> Deferred {
-        *self.parts.outcome = Outcome::Detached;
-        *self.parts.owed += 1;
-        let shared = self.parts.shared.get_or_insert_default().clone();
-        let (inbox, max) = (self.parts.inbox.clone(), self.parts.max_message_bytes);
-        Deferred::new(self.parts.reply_to(), inbox, shared, max)
+        self.out.outcome = Outcome::Detached;
+        self.out.owed += 1;
+        let shared = self.out.shared.get_or_insert_default().clone();
+        let origin = self.request.origin;
+        let (inbox, max) = (origin.inbox.clone(), origin.max_message_bytes);
+        Deferred::new(self.request.reply_to(), inbox, shared, max)
     }
 
     /// Whether the requester waits for an answer.
     pub fn expects_answer(&self) -> bool {
-        self.parts.is_wanted()
+        self.request.is_wanted()
     }
 
     fn too_long(&self, payload: &[u8]) -> bool {
-        payload.len() > self.parts.max_message_bytes as usize
+        payload.len() > self.request.origin.max_message_bytes as usize
     }
 
+    #[inline]
     fn write(&mut self, payload: &[u8], last: bool) {
-        let parts = &mut *self.parts;
-        if parts.is_wanted() {
-            let request = parts.header;
-            let flags = answer_flags(request.flags.contains(Flags::PRIORITY), last);
-            let (msg_type, msg_id) = (request.msg_type, request.msg_id);
-            let out = &mut *parts.out;
-            if last && out.repeats(flags, msg_type, msg_id, payload) {
+        let RequestParts { header, origin, .. } = self.request;
+        if self.request.is_wanted() {
+            let flags = answer_flags(header.flags.contains(Flags::PRIORITY), last);
+            let (msg_type, msg_id) = (header.msg_type, header.msg_id);
+            if last && self.out.repeats(flags, msg_type, msg_id, payload) {
                 return;
             }
-            out.frame(parts.pool, parts.version, flags, msg_type, msg_id, payload);
+            self.out.frame(
+                origin.pool,
+                origin.version,
+                flags,
+                msg_type,
+                msg_id,
+                payload,
+            );
         }
+    }
+
+    fn write_error(&mut self, code: ErrorCode, text: &str) {
+        let RequestParts { header, origin, .. } = self.request;
+        self.out
+            .error(origin.pool, origin.version, code, text, header.msg_id, true);
     }
 }
 
 impl Drop for Responder<'_> {
     fn drop(&mut self) {
-        if *self.parts.outcome != Outcome::Open {
+        if self.out.outcome != Outcome::Open {
             return;
         }
         // A part of a stream that gets no answer is no failure.
-        if self.parts.header.flags.contains(Flags::STREAM) || !self.parts.is_wanted() {
-            *self.parts.outcome = Outcome::Answered;
+        if self.request.header.flags.contains(Flags::STREAM) || !self.request.is_wanted() {
+            self.out.outcome = Outcome::Answered;
             return;
         }
         let text = match std::thread::panicking() {
             true => "the handler panicked",
             false => "the handler gave no answer",
         };
-        self.parts.out.error(
-            self.parts.pool,
-            self.parts.version,
-            ErrorCode::HandlerFailed,
-            text,
-            self.parts.header.msg_id,
-            true,
-        );
-        *self.parts.outcome = Outcome::Failed(ErrorCode::HandlerFailed);
+        self.write_error(ErrorCode::HandlerFailed, text);
+        self.out.outcome = Outcome::Failed(ErrorCode::HandlerFailed);
     }
 }
 
 impl std::fmt::Debug for Responder<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Responder")
-            .field("to", &self.parts.reply_to())
+            .field("to", &self.request.reply_to())
             .finish_non_exhaustive()
     }
 }

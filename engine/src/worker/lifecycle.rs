@@ -99,7 +99,7 @@ impl Worker {
         out.gathering = false;
         if out.ends.is_some() {
             let before = out.buffered_bytes();
-            out.flush_to_ring(&mut self.dispatcher.pool);
+            out.flush_to_ring(self.dispatcher.pool.get_mut());
             if out.buffered_bytes() < before {
                 connection.deadline_ns = 0;
             }
@@ -126,7 +126,7 @@ impl Worker {
         }
         let mut bytes = std::mem::take(&mut out.staged);
         if from == bytes.len() {
-            return self.dispatcher.pool.give(bytes);
+            return self.dispatcher.pool.get_mut().give(bytes);
         }
         // What the allocator gave beyond need is not kept in flight for a slow reader.
         // A little is: buffers change hands, and shrinking one only to let it grow again for the
@@ -158,7 +158,7 @@ impl Worker {
             return;
         }
         match connection.phase {
-            Phase::Finishing if sent && connection.owed == 0 => {}
+            Phase::Finishing if sent && connection.out.owed == 0 => {}
             Phase::Refused if sent => {}
             Phase::Lingering => {
                 if connection.tcp.ended || connection.discarded_bytes > LINGER_BYTES_MAX {
@@ -279,7 +279,7 @@ impl Worker {
         if handled > 0 {
             self.shared.release_bytes(handled);
         }
-        if let Some(shared) = &connection.shared {
+        if let Some(shared) = &connection.out.shared {
             shared.staged_bytes.store(held, Ordering::Relaxed);
         }
     }
@@ -319,7 +319,7 @@ impl Worker {
         if budgeted > 0 {
             self.shared.release_bytes(budgeted);
         }
-        if let Some(shared) = &connection.shared {
+        if let Some(shared) = &connection.out.shared {
             shared.closed.store(true, Ordering::Release);
         }
         if connection.counted {
@@ -376,7 +376,7 @@ impl Worker {
             connection.phase = Phase::Closing;
         } else if connection.phase == Phase::Open
             && quiet
-            && connection.owed == 0
+            && connection.out.owed == 0
             && !connection.has_waiting()
         {
             connection.phase = Phase::Finishing;
@@ -397,7 +397,7 @@ impl Worker {
         );
         self.stats.error(ErrorCode::Timeout);
         let version: ProtocolVersion = connection.version();
-        let pool = &mut self.dispatcher.pool;
+        let pool = &self.dispatcher.pool;
         connection
             .out
             .error(pool, version, ErrorCode::Timeout, &text, 0, false);

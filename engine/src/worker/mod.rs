@@ -26,6 +26,7 @@ mod slots;
 mod vec_pool;
 mod whole;
 
+use std::cell::RefCell;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -152,7 +153,7 @@ impl Worker {
                 shared: shared.clone(),
                 inbox: inbox.clone(),
                 stats: stats.clone(),
-                pool: VecPool::default(),
+                pool: RefCell::new(VecPool::default()),
                 inflated: Vec::new(),
                 draining: false,
                 answered_inline: [0; 2],

@@ -1,7 +1,11 @@
 //! Frames on their way out of one connection.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use super::deferred::ConnectionShared;
+use super::handler::Outcome;
 use super::vec_pool::VecPool;
 use crate::shm::{Ends, RECORD_MAX};
 use crate::wire::{
@@ -36,6 +40,11 @@ pub(crate) struct Outgoing {
     pub(super) ends: Option<Box<Ends>>,
     /// Bytes encoded since the worker last asked, for its statistics.
     pub(super) encoded_bytes: u64,
+    /// What became of the request that is being handled, or was last.
+    pub(super) outcome: Outcome,
+    /// Answers that other threads owe.
+    pub(super) owed: u32,
+    pub(super) shared: Option<Arc<ConnectionShared>>,
     repeat: Repeat,
     /// Of the frames at the end of `staged`.
     unsealed: Unsealed,
@@ -106,7 +115,7 @@ impl Outgoing {
     #[inline(always)]
     pub(super) fn frame(
         &mut self,
-        pool: &mut VecPool,
+        pool: &RefCell<VecPool>,
         version: ProtocolVersion,
         flags: Flags,
         msg_type: u16,
@@ -128,7 +137,7 @@ impl Outgoing {
                 self.frame_behind(pool, version, flags, msg_type, msg_id, payload);
             }
             if !self.ring_full && self.buffered_bytes() >= PIECE_BYTES {
-                self.flush_to_ring(pool);
+                self.flush_to_ring(&mut pool.borrow_mut());
             }
             return;
         }
@@ -149,17 +158,21 @@ impl Outgoing {
     /// Encodes one frame, its CRC too, behind what waits.
     fn frame_behind(
         &mut self,
-        pool: &mut VecPool,
+        pool: &RefCell<VecPool>,
         version: ProtocolVersion,
         flags: Flags,
         msg_type: u16,
         msg_id: u64,
         payload: &[u8],
     ) {
-        self.encode(pool, HEADER_BYTES + payload.len(), |to| match version {
-            ProtocolVersion::V2 => wire::encode_to(to, flags, msg_type, msg_id, payload),
-            ProtocolVersion::V1 => legacy::encode_to(to, msg_type, msg_id, payload),
-        });
+        self.encode(
+            &mut pool.borrow_mut(),
+            HEADER_BYTES + payload.len(),
+            |to| match version {
+                ProtocolVersion::V2 => wire::encode_to(to, flags, msg_type, msg_id, payload),
+                ProtocolVersion::V1 => legacy::encode_to(to, msg_type, msg_id, payload),
+            },
+        );
     }
 
     /// The request that is handled now has this payload, in a frame of its own.
@@ -247,7 +260,7 @@ impl Outgoing {
     /// Encodes an ERROR frame: the answer to a request, or (`answer` false) about the connection.
     pub(super) fn error(
         &mut self,
-        pool: &mut VecPool,
+        pool: &RefCell<VecPool>,
         version: ProtocolVersion,
         code: ErrorCode,
         text: &str,
@@ -255,7 +268,7 @@ impl Outgoing {
         answer: bool,
     ) {
         let flags = if answer { Flags::RESPONSE } else { Flags::NONE };
-        let mut payload = pool.take();
+        let mut payload = pool.borrow_mut().take();
         wire::encode_error_payload(&mut payload, code, text);
         self.frame(
             pool,
@@ -265,6 +278,6 @@ impl Outgoing {
             msg_id,
             &payload,
         );
-        pool.give(payload);
+        pool.borrow_mut().give(payload);
     }
 }

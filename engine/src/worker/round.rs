@@ -8,7 +8,7 @@ use super::inbox::Message;
 use crate::stats::Transport;
 use crate::sys::clock;
 use crate::uring::Key;
-use crate::wire::{Flags, accepted_header, header_bytes};
+use crate::wire::{Flags, accepted_header};
 
 /// Messages from other threads taken in one round.
 const MESSAGES_MAX: usize = 256;
@@ -61,18 +61,18 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(to.key) else {
             return;
         };
-        if let Some(shared) = &connection.shared {
+        if let Some(shared) = &connection.out.shared {
             shared.taken(&body);
         }
         let last = !matches!(body, Body::Part(_));
         if last {
             assert!(
-                connection.owed > 0,
+                connection.out.owed > 0,
                 "one last answer for each request taken away"
             );
-            connection.owed -= 1;
+            connection.out.owed -= 1;
         }
-        let (out, pool) = (&mut connection.out, &mut self.dispatcher.pool);
+        let (out, pool) = (&mut connection.out, &self.dispatcher.pool);
         if to.wanted {
             match &body {
                 Body::Part(payload) | Body::Last(payload) => out.frame(
@@ -114,7 +114,7 @@ impl Worker {
         for chunk in self.batch.chunks.drain(..) {
             match chunk {
                 Chunk::Buffer(received) => self.driver.recycle(received),
-                Chunk::Owned(bytes) => self.dispatcher.pool.give(bytes),
+                Chunk::Owned(bytes) => self.dispatcher.pool.get_mut().give(bytes),
             }
         }
     }
@@ -150,39 +150,37 @@ impl Worker {
         }
     }
 
-    /// Handles the frames of a run: those with PRIORITY, or the others. If none has it, all are others.
+    /// Handles the frames of a run: those with PRIORITY, or the others.
     fn dispatch_run(&mut self, run: &Run, priority_only: bool) {
         let outgoing_bytes_max = self.outgoing_bytes_max();
         let Some(connection) = self.connections.get_mut(run.key) else {
             return;
         };
+        let bytes = self.batch.run(run, &self.driver);
+        // A damaged frame may have been the first.
+        if bytes.is_empty() || !connection.takes_requests() {
+            return;
+        }
+        let first = accepted_header(run.version, bytes);
+        if first.flags.contains(Flags::PRIORITY) != priority_only {
+            return;
+        }
         connection.out.gathering = self.batch.frames > 1;
-        let head = header_bytes(run.version);
-        let mut rest = self.batch.run(run, &self.driver);
-        // Each turn takes a frame.
-        while !rest.is_empty() {
-            let header = accepted_header(run.version, rest);
-            let (frame, behind) = rest.split_at(head + header.length as usize);
-            rest = behind;
-            if header.flags.contains(Flags::PRIORITY) != priority_only {
-                continue;
-            }
-            if !connection.takes_requests() {
-                return;
-            }
-            // Once one of its frames waits, those behind it wait too.
-            if connection.has_stash() || connection.out.buffered_bytes() > outgoing_bytes_max {
-                connection.waiting().stash.extend_from_slice(frame);
-                continue;
-            }
-            self.dispatcher.frame(
+        let mut handled = 0;
+        if !connection.has_stash() {
+            handled = self.dispatcher.run(
                 &self.shared.handlers,
                 run.key,
                 connection,
-                &header,
-                &frame[head..],
-                self.now_ns,
+                &first,
+                (bytes, run.frame_bytes),
+                (self.now_ns, outgoing_bytes_max),
             );
+        }
+        // Once one of its frames waits, those behind it wait too.
+        let behind = &bytes[handled * run.frame_bytes..];
+        if !behind.is_empty() && connection.takes_requests() {
+            connection.waiting().stash.extend_from_slice(behind);
         }
     }
 

@@ -13,7 +13,7 @@ use super::connection::{Connection, Phase};
 use super::heat::HOT_MAX;
 use super::vec_pool::NEW_BYTES;
 use crate::shm::{Control, Corrupt, RECORD_MAX, ServerEnd};
-use crate::stats::{Direction, Transport};
+use crate::stats::{Direction, Transport, WorkerStats};
 use crate::sys::affinity;
 use crate::sys::clock;
 use crate::sys::process::PidFd;
@@ -53,13 +53,27 @@ pub(super) struct ShmLink {
     pub(super) bytes_since: u64,
 }
 
-impl ShmLink {
-    /// Notes bytes that were taken at once. Small records in turn touch no page but the first.
+impl Connection {
+    /// Counts what was taken at once from the ring. False: it may not be used.
     #[inline(always)]
-    fn moved(&mut self, bytes: u64) {
+    pub(super) fn took(&mut self, stats: &WorkerStats, bytes: usize, now_ns: u64) -> bool {
+        let (Some(link), Some(ends)) = (&mut self.shm, &self.out.ends) else {
+            return false;
+        };
+        let bytes = bytes as u64;
+        link.last_record_ns = now_ns;
+        // Small records in turn touch no page but the first.
         if bytes > FIRST_PAGE_BYTES {
-            self.bytes_since += bytes;
+            link.bytes_since += bytes;
         }
+        self.progress_bytes += bytes;
+        stats.bytes(Transport::Shm, Direction::In, bytes);
+        if ends.segment.poisoned() {
+            // Cut short, it reads as zeros, which are no frame.
+            log::warn!("a shared-memory connection was closed: its memory was cut short");
+            self.phase = Phase::Closing;
+        }
+        self.takes_requests()
     }
 }
 
@@ -216,60 +230,129 @@ impl Worker {
         self.rings.rung = rung;
     }
 
+    /// Takes what is there. The first record is handled at once if it is one frame whose CRC is right,
+    /// without the detour over the batch and before the next is looked for: with one request in
+    /// flight, that look would wait for a cache line which holds nothing yet.
+    ///
+    /// On that way the connection is looked up once, and nothing is counted before the answer has left.
+    #[inline(always)]
     fn take_ring(&mut self, key: Key) -> bool {
         let Some(connection) = self.connections.get_mut(key) else {
             self.rings.hot.retain(|&hot| hot != key);
             return false;
         };
-        let Some(ends) = &connection.out.ends else {
+        let Some(ends) = &mut connection.out.ends else {
             return false;
         };
-        let has_record = ends.rx.has_record();
-        if !has_record && ends.segment.poisoned() {
-            log::warn!("a shared-memory connection was closed: its memory was cut short");
-            connection.phase = Phase::Closing;
-            self.touch(key);
-            return true;
-        }
-        if !has_record && (connection.tcp.ended || !ends.peer_closed()) {
-            return false;
-        }
-        if (connection.has_waiting() || !connection.out.is_empty()) && self.must_wait(key) {
-            return false;
+        let record = match ends.rx.next() {
+            Ok(Some(record)) => record,
+            Ok(None) if ends.peer_closed() || ends.segment.poisoned() => {
+                return self.ring_has_ended(key);
+            }
+            Ok(None) => return false,
+            Err(error) => {
+                self.close_corrupt(key, error);
+                self.touch(key);
+                return true;
+            }
+        };
+        let taken = &mut self.rings.first;
+        debug_assert!(taken.is_empty());
+        if connection.waiting.is_some()
+            || connection.assembler.is_mid_frame()
+            || !(connection.out.staged.is_empty() && connection.out.sending_bytes == 0)
+        {
+            return self.take_behind_others(key);
         }
         if !self.now_is_fresh {
             self.now_ns = clock::now_ns();
             self.now_is_fresh = true;
         }
-        let Some(connection) = self.connections.get_mut(key) else {
-            return false;
-        };
         connection.active = true;
-        if let Some(link) = &mut connection.shm {
-            link.last_record_ns = self.now_ns;
+        let header = ends.rx.copy_frame(&record, taken);
+        let ack = ends.rx.advance(&record);
+        ends.tx.acknowledged(ack);
+        let max = self.shared.limits.max_message_bytes;
+        let simple = self.batch.items.is_empty() && connection.takes_requests();
+        let header = header.filter(|header| simple && header.length <= max);
+        if let Some(header) = &header {
+            self.dispatcher.frame(
+                &self.shared.handlers,
+                key,
+                connection,
+                header,
+                &taken[HEADER_BYTES..],
+                self.now_ns,
+            );
         }
-        let mid_frame = connection.assembler.is_mid_frame();
-        if !has_record {
-            connection.tcp.ended = true;
-        } else if !mid_frame || !self.take_into_message(key) {
-            let mut into_message = false;
-            if !self.take_first(key) {
-                let first = std::mem::take(&mut self.rings.first);
-                self.rings.first = self.scan_owned(key, first);
-                // It may be the beginning of a long message.
-                into_message = self.take_into_message(key);
-            }
-            if !into_message {
-                let mut taken = std::mem::take(&mut self.rings.first);
-                self.take_records(key, &mut taken);
-                if !taken.is_empty() {
-                    taken = self.scan_owned(key, taken);
-                }
-                self.rings.first = taken;
-            }
+        let usable = connection.took(&self.stats, record.length, self.now_ns);
+        if header.is_some() || !usable {
+            taken.clear();
+            self.take_records(key, usize::MAX);
+        } else {
+            let first = std::mem::take(taken);
+            self.rings.first = self.scan_owned(key, first);
+            self.take_after_first(key);
         }
         self.touch(key);
         true
+    }
+
+    /// The client has said goodbye, or its memory is gone.
+    #[cold]
+    fn ring_has_ended(&mut self, key: Key) -> bool {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return false;
+        };
+        let Some(ends) = &connection.out.ends else {
+            return false;
+        };
+        if ends.segment.poisoned() {
+            log::warn!("a shared-memory connection was closed: its memory was cut short");
+            connection.phase = Phase::Closing;
+        } else if connection.tcp.ended || self.must_wait(key) {
+            return false;
+        } else if let Some(connection) = self.connections.get_mut(key) {
+            connection.active = true;
+            connection.tcp.ended = true;
+        }
+        self.freshen_now();
+        self.touch(key);
+        true
+    }
+
+    fn freshen_now(&mut self) {
+        if !self.now_is_fresh {
+            self.now_ns = clock::now_ns();
+            self.now_is_fresh = true;
+        }
+    }
+
+    /// As [`Worker::take_ring`], where a message is being gathered, or answers or requests wait.
+    fn take_behind_others(&mut self, key: Key) -> bool {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return false;
+        };
+        if (connection.has_waiting() || !connection.out.is_empty()) && self.must_wait(key) {
+            return false;
+        }
+        self.freshen_now();
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.active = true;
+        }
+        if !self.take_into_message(key) {
+            self.take_records(key, 1);
+            self.take_after_first(key);
+        }
+        self.touch(key);
+        true
+    }
+
+    /// The first record may have been the beginning of a long message.
+    fn take_after_first(&mut self, key: Key) {
+        if !self.take_into_message(key) {
+            self.take_records(key, usize::MAX);
+        }
     }
 
     /// Whether nothing may be taken from a ring since answers, or what came before, wait.
@@ -291,69 +374,21 @@ impl Worker {
         waits
     }
 
-    /// Takes the next record, and handles it if it is one frame whose CRC is right, without the
-    /// detour over the batch and before the next is looked for: with one request in flight, that
-    /// look would wait for a cache line which holds nothing yet. False: its bytes are in
-    /// `rings.first`, to be looked at like any others.
-    ///
-    /// Its connection is looked up once, and nothing is counted before the answer has left.
-    #[inline(always)]
-    fn take_first(&mut self, key: Key) -> bool {
-        let Some(connection) = self.connections.get_mut(key) else {
-            return true;
-        };
-        let Some(ends) = connection.out.ends.as_mut() else {
-            return true;
-        };
-        let record = match ends.rx.next() {
-            Ok(Some(record)) => record,
-            Ok(None) => return true,
-            Err(error) => {
-                self.close_corrupt(key, error);
-                return true;
-            }
-        };
-        let taken = &mut self.rings.first;
-        debug_assert!(taken.is_empty());
-        let header = ends.rx.copy_frame(&record, taken);
-        let ack = ends.rx.advance(&record);
-        ends.tx.acknowledged(ack);
-        let simple = self.batch.items.is_empty()
-            && !connection.assembler.is_mid_frame()
-            && connection.takes_requests();
-        let max = self.shared.limits.max_message_bytes;
-        let simple = header.filter(|header| simple && header.length <= max);
-        if let Some(header) = &simple {
-            self.dispatcher.frame(
-                &self.shared.handlers,
-                key,
-                connection,
-                header,
-                &taken[HEADER_BYTES..],
-                self.now_ns,
-            );
-        }
-        let usable = self.took(key, record.length);
-        if simple.is_some() || !usable {
-            self.rings.first.clear();
-            return true;
-        }
-        false
-    }
-
-    /// Appends records to `taken`, which is empty, until that has enough for a round or the ring is
-    /// empty. Nothing is left in it that may not be used.
+    /// Takes at most so many records, until that is enough for a round or the ring is empty, and puts
+    /// what they hold into the batch. Nothing is put there that may not be used.
     #[inline]
-    fn take_records(&mut self, key: Key, taken: &mut Vec<u8>) {
+    fn take_records(&mut self, key: Key, records_max: usize) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
         let Some(ends) = &mut connection.out.ends else {
             return;
         };
+        let taken = &mut self.rings.first;
         let mut corrupt = None;
+        let mut records = 0;
         // Each turn takes a record of at least one byte; bounded by the budget.
-        loop {
+        while records < records_max {
             match ends.rx.next() {
                 // The first always fits.
                 Ok(Some(record)) if taken.len() + record.length > ROUND_BYTES => break,
@@ -362,6 +397,7 @@ impl Worker {
                     ends.rx.copy(&record, taken);
                     let ack = ends.rx.advance(&record);
                     ends.tx.acknowledged(ack);
+                    records += 1;
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -370,34 +406,18 @@ impl Worker {
                 }
             }
         }
+        if records > 0 {
+            let usable = connection.took(&self.stats, taken.len(), self.now_ns);
+            if usable && corrupt.is_none() {
+                let taken = std::mem::take(taken);
+                self.rings.first = self.scan_owned(key, taken);
+            } else {
+                taken.clear();
+            }
+        }
         if let Some(error) = corrupt {
             self.close_corrupt(key, error);
         }
-        if !taken.is_empty() && !self.took(key, taken.len()) {
-            taken.clear();
-        }
-    }
-
-    /// Counts what was taken. False: it may not be used.
-    #[inline(always)]
-    pub(super) fn took(&mut self, key: Key, bytes: usize) -> bool {
-        let Some(connection) = self.connections.get_mut(key) else {
-            return false;
-        };
-        let (Some(link), Some(ends)) = (&mut connection.shm, &connection.out.ends) else {
-            return false;
-        };
-        let bytes = bytes as u64;
-        link.moved(bytes);
-        connection.progress_bytes += bytes;
-        self.stats.bytes(Transport::Shm, Direction::In, bytes);
-        // Cut short, a segment reads as zeros, which are no frame.
-        if ends.segment.poisoned() {
-            self.close_corrupt(key, Corrupt("its memory was cut short"));
-        }
-        self.connections
-            .get_mut(key)
-            .is_some_and(|connection| connection.takes_requests())
     }
 
     #[cold]
@@ -412,7 +432,7 @@ impl Worker {
     fn scan_owned(&mut self, key: Key, bytes: Vec<u8>) -> Vec<u8> {
         let chunk = self.batch.add_chunk(Chunk::Owned(bytes));
         self.scan(key, chunk);
-        self.dispatcher.pool.take()
+        self.dispatcher.pool.get_mut().take()
     }
 
     /// Tells a client that sleeps of answers, or of room.

@@ -47,7 +47,7 @@ impl Worker {
             self.close_corrupt(key, error);
             return true;
         }
-        if taken > 0 && self.took(key, taken) {
+        if taken > 0 && connection.took(&self.stats, taken, self.now_ns) {
             self.handle_if_complete(key);
         }
         taken > 0
@@ -89,7 +89,7 @@ impl Worker {
             payload,
             self.now_ns,
         );
-        let pool = &mut self.dispatcher.pool;
+        let pool = self.dispatcher.pool.get_mut();
         let Some(mut answer) = connection.out.take_repeat() else {
             return pool.give(frame);
         };

@@ -4,6 +4,9 @@
 use super::kernel::Kernel;
 use super::{HEADER_BYTES, header_words};
 
+/// How many frames are listed at once where a row's are summed as any others are.
+const LIST: usize = 16;
+
 /// The CRCs of frames, given whole, as they lie on the wire: `crcs[i]` becomes `frame_crc` of
 /// `frames[i]`. Whatever their CRC fields hold counts as zero.
 ///
@@ -11,6 +14,14 @@ use super::{HEADER_BYTES, header_words};
 /// If the lengths of the two slices differ, or a frame is shorter than a header.
 pub fn frame_batch(frames: &[&[u8]], crcs: &mut [u32]) {
     Kernel::best().batch(frames, crcs);
+}
+
+/// As [`frame_batch`], of frames of `frame_bytes` each that lie one behind the other.
+///
+/// # Panics
+/// If `bytes` are not that many frames, or a frame is shorter than a header.
+pub fn frame_row(bytes: &[u8], frame_bytes: usize, crcs: &mut [u32]) {
+    Kernel::best().row(bytes, frame_bytes, crcs);
 }
 
 /// A whole frame's header and payload.
@@ -42,6 +53,58 @@ impl Kernel {
             }
         }
         one_by_one(rest, rest_crcs, self);
+    }
+
+    pub(super) fn row(self, bytes: &[u8], frame_bytes: usize, crcs: &mut [u32]) {
+        assert_eq!(
+            bytes.len(),
+            crcs.len() * frame_bytes,
+            "a CRC for every frame"
+        );
+        if self.equal_row(bytes, frame_bytes, crcs) {
+            return;
+        }
+        let rows = bytes.chunks(LIST * frame_bytes);
+        for (bytes, crcs) in rows.zip(crcs.chunks_mut(LIST)) {
+            let mut frames: [&[u8]; LIST] = [&[]; LIST];
+            for (frame, bytes) in frames.iter_mut().zip(bytes.chunks(frame_bytes)) {
+                *frame = bytes;
+            }
+            self.batch(&frames[..crcs.len()], crcs);
+        }
+    }
+
+    /// As [`Kernel::row`], if there are four frames or more, of a length that there is code for.
+    #[cfg(target_arch = "x86_64")]
+    fn equal_row(self, bytes: &[u8], frame_bytes: usize, crcs: &mut [u32]) -> bool {
+        if !self.is_side_by_side() || crcs.len() < 4 {
+            return false;
+        }
+        let last_four = &bytes[(crcs.len() - 4) * frame_bytes..];
+        let (fours, rest) = crcs.as_chunks_mut::<4>();
+        // SAFETY: only kernels that need SSE4.2 sum side by side.
+        let row =
+            |bytes, crcs: &mut _| unsafe { super::side_by_side::row(bytes, frame_bytes, crcs) };
+        if !row(&bytes[..4 * fours.len() * frame_bytes], fours) {
+            return false;
+        }
+        if !rest.is_empty() {
+            // To sum some of the last four again is faster than the others alone.
+            let mut last = [[0; 4]];
+            row(last_four, &mut last);
+            rest.copy_from_slice(&last[0][4 - rest.len()..]);
+        }
+        true
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn equal_row(self, _: &[u8], _: usize, _: &mut [u32]) -> bool {
+        false
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_side_by_side(self) -> bool {
+        matches!(self, Self::Avx512 | Self::Avx2 | Self::Pclmul | Self::Sse42)
     }
 }
 

@@ -32,7 +32,7 @@ mod sse42;
 #[cfg(test)]
 mod tests;
 
-pub use batch::frame_batch;
+pub use batch::{frame_batch, frame_row};
 pub use exchange::exchange_header;
 
 /// Bytes of a frame header.
@@ -120,19 +120,42 @@ pub fn frame_crc(header: &[u8; HEADER_BYTES], payload: &[u8]) -> u32 {
 /// Appends a frame to `to`: the header, whose CRC field is 0, with its CRC put in, then the payload,
 /// copied and summed in one pass.
 #[inline]
-pub fn frame_append(to: &mut Vec<u8>, mut header: Words, payload: &[u8]) {
-    to.reserve(HEADER_BYTES + payload.len());
-    // SAFETY: `to` has room for header and payload behind its end (reserved), nobody else has it,
-    // and all of that is written before it counts as part of it.
+pub fn frame_append(to: &mut Vec<u8>, header: Words, payload: &[u8]) {
+    append_parts(to, header, payload.len(), |rest| {
+        // SAFETY: `rest` is room for the payload that nobody else has.
+        unsafe { frame_copy_raw(header, rest, payload.as_ptr(), payload.len()) }
+    });
+}
+
+/// As [`frame_append`], but the CRC field is left as it is, for [`frame_row`] or [`frame_batch`].
+#[inline(always)]
+pub fn frame_append_unsummed(to: &mut Vec<u8>, header: Words, payload: &[u8]) {
+    append_parts(to, header, payload.len(), |rest| {
+        // SAFETY: `rest` is room for the payload that nobody else has.
+        unsafe { std::ptr::copy_nonoverlapping(payload.as_ptr(), rest, payload.len()) };
+        0
+    });
+}
+
+/// Makes room for a frame at the end of `to`, has the payload written by `put`, which returns the CRC,
+/// and puts the header before it. `put` writes all of the payload.
+#[inline(always)]
+fn append_parts(
+    to: &mut Vec<u8>,
+    mut header: Words,
+    payload_bytes: usize,
+    put: impl FnOnce(*mut u8) -> u32,
+) {
+    to.reserve(HEADER_BYTES + payload_bytes);
+    // SAFETY: `to` has room for header and payload behind its end (reserved), and all of that is
+    // written before it counts as part of it.
     unsafe {
         let head = to.as_mut_ptr().add(to.len());
-        let rest = head.add(HEADER_BYTES);
-        let crc = frame_copy_raw(header, rest, payload.as_ptr(), payload.len());
-        header[2] |= u64::from(crc) << 32;
+        header[2] |= u64::from(put(head.add(HEADER_BYTES))) << 32;
         for (index, word) in header.into_iter().enumerate() {
             head.cast::<u64>().add(index).write_unaligned(word.to_le());
         }
-        to.set_len(to.len() + HEADER_BYTES + payload.len());
+        to.set_len(to.len() + HEADER_BYTES + payload_bytes);
     }
 }
 

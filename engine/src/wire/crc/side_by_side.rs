@@ -97,44 +97,76 @@ unsafe fn odd_bytes(state: u64, start: *const u8, odd: usize) -> u64 {
     _mm_crc32_u64(0, last) ^ (state >> bits)
 }
 
+/// The CRCs of four frames of a header and `WORDS` words. With the length known, nothing is left of the
+/// loops and of what counts in them.
+///
+/// # Safety
+/// Each of `starts` may be read for that many bytes.
+#[inline]
+#[target_feature(enable = "sse4.2")]
+unsafe fn four<const WORDS: usize>(starts: [*const u8; 4]) -> [u32; 4] {
+    // SAFETY: the caller's promise.
+    let states = unsafe {
+        let mut states = headers(&starts);
+        for word in 0..WORDS {
+            step(&mut states, &starts, HEADER_BYTES + 8 * word);
+        }
+        states
+    };
+    states.map(|state| !(state as u32))
+}
+
 /// The CRCs of frames of a header and `WORDS` words: of as many fours from the first on as have that
-/// length; says how many. With the length known, nothing is left of the loops and of what counts in
-/// them.
+/// length; says how many.
 #[inline]
 #[target_feature(enable = "sse4.2")]
 fn equal<const WORDS: usize>(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) -> usize {
     let mut count = 0;
-    for (four, crcs) in frames.iter().zip(crcs) {
-        if four
+    for (frames, crcs) in frames.iter().zip(crcs) {
+        if frames
             .iter()
             .any(|frame| frame.len() != HEADER_BYTES + 8 * WORDS)
         {
             break;
         }
-        let starts = four.map(<[u8]>::as_ptr);
         // SAFETY: all four have that length.
-        let states = unsafe {
-            let mut states = headers(&starts);
-            for word in 0..WORDS {
-                step(&mut states, &starts, HEADER_BYTES + 8 * word);
-            }
-            states
-        };
-        *crcs = states.map(|state| !(state as u32));
+        *crcs = unsafe { four::<WORDS>(frames.map(<[u8]>::as_ptr)) };
         count += 1;
     }
     count
 }
 
-/// Picks the code for frames as long as the first.
+/// As [`equal`], of frames that lie one behind the other, all of that length.
+#[inline]
+#[target_feature(enable = "sse4.2")]
+fn equal_row<const WORDS: usize>(bytes: &[u8], crcs: &mut [[u32; 4]]) -> usize {
+    let frame_bytes = const { HEADER_BYTES + 8 * WORDS };
+    let fours = bytes.chunks_exact(4 * frame_bytes);
+    let mut count = 0;
+    for (frames, crcs) in fours.zip(crcs) {
+        let start = frames.as_ptr();
+        // SAFETY: there are four of that length.
+        *crcs = unsafe {
+            let second = start.add(frame_bytes);
+            let third = second.add(frame_bytes);
+            four::<WORDS>([start, second, third, third.add(frame_bytes)])
+        };
+        count += 1;
+    }
+    count
+}
+
+/// Calls the code for frames of this length, if there is any; otherwise the answer is 0.
 macro_rules! pick {
-    ($frames:ident, $crcs:ident: $($words:literal)*) => {{
-        let len = $frames[0][0].len();
-        match len.wrapping_sub(HEADER_BYTES) {
-            $(bytes if bytes == 8 * $words => equal::<$words>($frames, $crcs),)*
+    ($frame_bytes:expr, $equal:ident $arguments:tt) => {
+        pick!($frame_bytes, $equal $arguments: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
+    };
+    ($frame_bytes:expr, $equal:ident $arguments:tt: $($words:literal)*) => {
+        match $frame_bytes.wrapping_sub(HEADER_BYTES) {
+            $(bytes if bytes == 8 * $words => $equal::<$words> $arguments,)*
             _ => 0,
         }
-    }};
+    };
 }
 
 /// The CRCs of the first fours of frames, if these are all as long, and of a length that there is code
@@ -145,7 +177,14 @@ macro_rules! pick {
 #[inline]
 #[target_feature(enable = "sse4.2")]
 fn equals(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) -> usize {
-    pick!(frames, crcs: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
+    pick!(frames[0][0].len(), equal(frames, crcs))
+}
+
+/// The CRCs of fours of frames of `frame_bytes` each that lie one behind the other. False: there is no
+/// code for that length.
+#[target_feature(enable = "sse4.2")]
+pub(super) fn row(bytes: &[u8], frame_bytes: usize, crcs: &mut [[u32; 4]]) -> bool {
+    pick!(frame_bytes, equal_row(bytes, crcs)) == crcs.len()
 }
 
 /// The CRCs of four frames, if they are short enough to be summed here; otherwise `crcs` is left

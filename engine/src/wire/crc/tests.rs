@@ -254,6 +254,43 @@ fn frames_side_by_side_by_every_kernel() {
     }
 }
 
+/// Every length, and every number of frames up to more than are listed at once. The last ends where the
+/// page does.
+#[cfg(target_os = "linux")]
+#[test]
+fn frames_in_rows_by_every_kernel() {
+    let guarded = Guarded::new();
+    // SAFETY: as in `frames_in_batches_by_every_kernel`.
+    let page: &[u8] = unsafe {
+        std::ptr::copy_nonoverlapping(noise(PAGE).as_ptr(), guarded.0, PAGE);
+        std::slice::from_raw_parts(guarded.0, PAGE)
+    };
+    for kernel in kernels() {
+        for len in 24..=300 {
+            for count in 0..=37.min(PAGE / len) {
+                let row = &page[PAGE - count * len..];
+                let frames: Vec<&[u8]> = row.chunks(len).collect();
+                let (mut crcs, mut expected) = (vec![1; count], vec![2; count]);
+                kernel.row(row, len, &mut crcs);
+                Kernel::Software.batch(&frames, &mut expected);
+                assert_eq!(crcs, expected, "{kernel:?}, {count} of {len}");
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "a CRC for every frame")]
+fn frame_row_refuses_a_frame_that_is_cut() {
+    frame_row(&[0; 5 * 24 - 1], 24, &mut [0; 5]);
+}
+
+#[test]
+#[should_panic(expected = "a frame has a header")]
+fn frame_row_refuses_parts_of_headers() {
+    frame_row(&[0; 5 * 16], 16, &mut [0; 5]);
+}
+
 #[test]
 fn frames_by_every_kernel() {
     let data = noise(700);

@@ -2,8 +2,8 @@
 
 use super::gather;
 use crate::wire::{
-    Assembler, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, VERIFY_BATCH, encode_to,
-    verify, verify_batch,
+    Assembler, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, VERIFY_BATCH, count_alike,
+    encode_to, verify, verify_batch, verify_row,
 };
 
 const V2: ProtocolVersion = ProtocolVersion::V2;
@@ -121,6 +121,73 @@ fn a_batch_names_its_first_damaged_frame() {
             }
         }
     }
+}
+
+/// More than are verified at once; behind whatever they begin with.
+#[test]
+fn a_row_names_its_first_damaged_frame() {
+    const FRAMES: usize = 2 * VERIFY_BATCH + 5;
+    for payload_bytes in [0, 8, 64, 65, 300] {
+        let frame_bytes = HEADER_BYTES + payload_bytes;
+        let mut row = Vec::new();
+        for id in 1..=FRAMES as u64 {
+            encode_to(
+                &mut row,
+                Flags::REQUEST,
+                0x0100,
+                id,
+                &vec![7; payload_bytes],
+            );
+        }
+        assert_eq!(verify_row(&row, frame_bytes), Ok(()));
+        assert_eq!(count_alike(&row, frame_bytes), FRAMES);
+        for bad in 0..FRAMES {
+            let mut damaged = row.clone();
+            damaged[bad * frame_bytes + frame_bytes - 1] ^= 0x80;
+            damaged[(FRAMES - 1) * frame_bytes + 13] ^= 1;
+            let found = verify_row(&damaged, frame_bytes).map_err(|(index, _)| index);
+            assert_eq!(found, Err(bad));
+        }
+    }
+}
+
+/// A row ends before the first frame of which anything differs but its id and its CRC, or that [`scan`]
+/// would refuse, or that is cut.
+#[test]
+fn rows_are_of_frames_that_begin_alike() {
+    const COUNT: usize = 9;
+    let mut row = Vec::new();
+    for id in 1..=COUNT as u64 {
+        encode_to(&mut row, Flags::REQUEST, 0x0100, id, b"12345678");
+    }
+    let frame_bytes = HEADER_BYTES + 8;
+    for index in 1..COUNT {
+        let begin = index * frame_bytes;
+        let count = |change: fn(&mut [u8])| {
+            let mut changed = row.clone();
+            change(&mut changed[begin..]);
+            count_alike(&changed, frame_bytes)
+        };
+        // Magic, version, flags, type, length.
+        assert_eq!(count(|frame| frame[0] ^= 1), index);
+        assert_eq!(count(|frame| frame[4] ^= 1), index);
+        assert_eq!(count(|frame| frame[5] ^= 1), index);
+        assert_eq!(count(|frame| frame[7] ^= 1), index);
+        assert_eq!(count(|frame| frame[8] ^= 1), index);
+        assert_eq!(count(|frame| frame[11] ^= 1), index);
+        // A request without an id; any other id and CRC will do.
+        assert_eq!(count(|frame| frame[12..20].fill(0)), index);
+        assert_eq!(count(|frame| frame[12..24].fill(0xA5)), COUNT);
+        assert_eq!(
+            count_alike(&row[..begin + frame_bytes - 1], frame_bytes),
+            index
+        );
+    }
+    let mut one_way = Vec::new();
+    for _ in 0..COUNT {
+        encode_to(&mut one_way, Flags::NONE, 0x0100, 0, b"12345678");
+    }
+    assert_eq!(count_alike(&one_way, frame_bytes), COUNT);
 }
 
 /// However long a frame the header promises, memory stays in proportion to what has arrived.

@@ -1,0 +1,145 @@
+//! Requests that arrive together and begin alike are found, verified and handled as one row: what is
+//! wrong with one of them must concern no other.
+
+mod support;
+
+use lapce_ai::ipc::{Client, ErrorCode, Responder, Server};
+use support::*;
+
+const WORK: u16 = 0x0100;
+const FRAMES: u64 = 40;
+
+/// Odd numbers are answered with themselves; a handler panics at every multiple of 10, before or after
+/// its answer.
+fn picky_server() -> Server {
+    let handler = |request: lapce_ai::ipc::Request<'_>, responder: Responder<'_>| {
+        let number = u64::from_le_bytes(request.payload().try_into().unwrap());
+        match number % 20 {
+            0 => panic!("on purpose"),
+            10 => {
+                responder.reply(request.payload());
+                panic!("on purpose, too late to matter");
+            }
+            1 => responder.error(ErrorCode::ProviderLost, "ends in 1"),
+            _ => responder.reply(request.payload()),
+        }
+    };
+    server().handler(WORK, handler).start().unwrap()
+}
+
+fn expected(number: u64) -> Option<u16> {
+    match number % 20 {
+        0 => Some(ErrorCode::HandlerFailed as u16),
+        1 => Some(ErrorCode::ProviderLost as u16),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_damaged_frame_ends_the_row_before_it() {
+    let server = server().start().unwrap();
+    for payload_bytes in [0, 8, 64, 65, 500] {
+        for bad in [0, 1, 3, 4, 15, 16, 17, FRAMES - 1] {
+            let payload = pattern(bad, payload_bytes);
+            let mut bytes = Vec::new();
+            for id in 0..FRAMES {
+                let begin = bytes.len();
+                bytes.extend(echo(1 + id, &payload));
+                if id == bad {
+                    // The id, which is read frame by frame.
+                    bytes[begin + 15] ^= 4;
+                }
+            }
+            let mut peer = Peer::connect(address(&server));
+            peer.send(&bytes);
+            for id in 0..bad {
+                peer.expect_echo(1 + id, &payload);
+            }
+            let refusal = peer.receive();
+            assert_eq!((refusal.flags, refusal.msg_id), (0, 0));
+            assert_eq!(refusal.error().0, ErrorCode::CrcMismatch as u16);
+            peer.expect_end();
+        }
+    }
+}
+
+#[test]
+fn what_is_no_frame_ends_the_row_before_it() {
+    let server = server().start().unwrap();
+    let mut bytes = Vec::new();
+    for id in 1..=FRAMES {
+        bytes.extend(echo(id, b"row"));
+    }
+    let mut without_id = echo(1, b"row");
+    without_id[12..20].fill(0);
+    seal(&mut without_id);
+    bytes.extend(without_id);
+    bytes.extend(echo(FRAMES + 1, b"row"));
+    let mut peer = Peer::connect(address(&server));
+    peer.send(&bytes);
+    for id in 1..=FRAMES {
+        peer.expect_echo(id, b"row");
+    }
+    let refusal = peer.receive();
+    assert_eq!((refusal.flags, refusal.msg_id), (0, 0));
+    peer.expect_end();
+}
+
+#[test]
+fn a_failure_in_a_row_fails_one_request_over_tcp() {
+    let server = picky_server();
+    let mut peer = Peer::connect(address(&server));
+    let mut bytes = Vec::new();
+    for number in 0..FRAMES {
+        bytes.extend(request(WORK, 1 + number, &number.to_le_bytes()));
+    }
+    peer.send(&bytes);
+    for number in 0..FRAMES {
+        let answer = peer.receive();
+        assert_eq!(answer.msg_id, 1 + number);
+        match expected(number) {
+            Some(code) => assert_eq!(answer.error().0, code),
+            None => assert_eq!(answer.payload, number.to_le_bytes()),
+        }
+    }
+    let stats = server.stats();
+    assert_eq!(stats.errors(ErrorCode::HandlerFailed), FRAMES / 20);
+    assert_eq!(stats.errors(ErrorCode::ProviderLost), FRAMES / 20);
+}
+
+#[test]
+fn a_failure_in_a_row_fails_one_request_over_shared_memory() {
+    let instance = format!("rows{}", std::process::id());
+    let server = {
+        let handler = |request: lapce_ai::ipc::Request<'_>, responder: Responder<'_>| match request
+            .payload()[0]
+            % 5
+        {
+            0 => panic!("on purpose"),
+            _ => responder.reply(request.payload()),
+        };
+        let server = server().shm(&instance).handler(WORK, handler);
+        server.start().unwrap()
+    };
+    let client = Client::connect(&format!("shm:{instance}")).unwrap();
+    for _ in 0..50 {
+        for number in 0..FRAMES as u8 {
+            client.submit(WORK, &[number; 64]).unwrap();
+        }
+        let mut number = 0u8;
+        while client.in_flight() > 0 {
+            client
+                .poll_with(|answer| {
+                    match number % 5 {
+                        0 => assert!(answer.result.is_err()),
+                        _ => assert_eq!(answer.result.unwrap(), [number; 64]),
+                    }
+                    number += 1;
+                })
+                .unwrap();
+        }
+        assert_eq!(u64::from(number), FRAMES);
+    }
+    drop(client);
+    drop(server);
+}
