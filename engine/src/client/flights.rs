@@ -11,6 +11,27 @@ pub(super) struct Flight {
     pub(super) began_ns: u64,
 }
 
+/// A request that is in flight.
+pub(super) struct Found<'a> {
+    flight: &'a mut Flight,
+    count: &'a mut usize,
+}
+
+impl Found<'_> {
+    /// When it was submitted; 0 where nobody wants to know.
+    #[inline]
+    pub(super) fn began_ns(&self) -> u64 {
+        self.flight.began_ns
+    }
+
+    /// It is over.
+    #[inline]
+    pub(super) fn end(self) {
+        self.flight.id = 0;
+        *self.count -= 1;
+    }
+}
+
 const FREE: Flight = Flight {
     id: 0,
     begins_at: 0,
@@ -51,15 +72,17 @@ impl Flights {
     }
 
     /// Gives an id to a request. The caller has seen that the table is not full.
+    #[inline]
     pub(super) fn begin(&mut self, begins_at: u64, began_ns: u64) -> u64 {
         assert!(!self.is_full());
         // At most half of the places are taken, so a free one comes.
         loop {
             let id = self.next_id;
-            self.next_id = self.next_id.checked_add(1).unwrap_or(1);
+            self.next_id = id.checked_add(1).unwrap_or(1);
             let place = self.place(id);
-            if self.places[place].id == 0 {
-                self.places[place] = Flight {
+            let flight = &mut self.places[place];
+            if flight.id == 0 {
+                *flight = Flight {
                     id,
                     begins_at,
                     began_ns,
@@ -82,17 +105,20 @@ impl Flights {
         self.get(id).is_some()
     }
 
-    /// The request is over. False: it was not in flight.
+    /// As [`Flights::get`], to be ended with what it returns.
     #[inline]
-    pub(super) fn end(&mut self, id: u64) -> bool {
+    pub(super) fn find(&mut self, id: u64) -> Option<Found<'_>> {
         let place = self.place(id);
         let flight = &mut self.places[place];
-        let was_in_flight = id != 0 && flight.id == id;
-        if was_in_flight {
-            flight.id = 0;
-            self.count -= 1;
-        }
-        was_in_flight
+        (id != 0 && flight.id == id).then_some(Found {
+            flight,
+            count: &mut self.count,
+        })
+    }
+
+    /// The request is over. False: it was not in flight.
+    pub(super) fn end(&mut self, id: u64) -> bool {
+        self.find(id).map(Found::end).is_some()
     }
 
     /// All in flight, oldest first.

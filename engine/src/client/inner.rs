@@ -42,6 +42,8 @@ pub(super) struct Inner {
     pub(super) policy: WaitPolicy,
     pub(super) stats: ClientStats,
     pub(super) peer: PeerLimits,
+    /// The longest payload that both sides take.
+    length_max: u32,
     pub(super) round_trips: Option<Histogram<u64>>,
     pub(super) inflated: Vec<u8>,
     /// The request whose payload is being written in place.
@@ -62,6 +64,7 @@ impl Inner {
             policy: WaitPolicy::new(options.idle),
             transport: channel.link.transport(),
             ready: Kept::new(options.max_unread_bytes),
+            length_max: length_max(&options, &peer),
             timeout_ns: deadline::nanos(options.timeout),
             round_trips: options.record_round_trips.then(histogram::new),
             options,
@@ -175,18 +178,20 @@ impl Inner {
         self.unsent = Vec::new();
         self.flights.shift(base);
         self.transport = channel.link.transport();
+        self.length_max = length_max(&self.options, &peer);
         self.peer = peer;
         self.channel = Some(channel);
         self.stats.reconnects += 1;
     }
 
     pub(super) fn check_length(&self, length: usize) -> Result<(), Error> {
-        let own = self.options.max_message_bytes;
-        let max = own.min(self.peer.max_message_bytes.unwrap_or(own));
-        if length > max as usize {
-            return Err(Error::TooLarge { length, max });
+        match length > self.length_max as usize {
+            true => Err(Error::TooLarge {
+                length,
+                max: self.length_max,
+            }),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Makes sure that there is a connection and that one more request may be in flight.
@@ -584,6 +589,11 @@ pub(super) enum Keep {
     Queue,
     /// Keep it, however long it is, for who takes it next.
     Held,
+}
+
+fn length_max(options: &Options, peer: &PeerLimits) -> u32 {
+    let own = options.max_message_bytes;
+    own.min(peer.max_message_bytes.unwrap_or(own))
 }
 
 pub(super) fn timeout(deadline: &Deadline) -> Error {

@@ -44,18 +44,19 @@ impl Inner {
         if self.flights.count() != 1 {
             return false;
         }
-        let (Some(channel), Some(flight)) = (self.channel.as_mut(), self.flights.get(id)) else {
+        let (Some(channel), Some(flight)) = (self.channel.as_mut(), self.flights.find(id)) else {
             return false;
         };
-        let began_ns = flight.began_ns;
         if !channel.take_answer(id, to) {
             return false;
         }
+        let began_ns = flight.began_ns();
+        flight.end();
         let now_ns = match &self.round_trips {
             Some(_) => clock::now_ns(),
             None => 0,
         };
-        self.done(id, began_ns, now_ns);
+        self.done(began_ns, now_ns);
         self.backoff.worked();
         true
     }
@@ -86,8 +87,7 @@ impl Inner {
 
     /// The last answer to a request is here.
     #[inline]
-    fn done(&mut self, id: u64, began_ns: u64, now_ns: u64) {
-        self.flights.end(id);
+    fn done(&mut self, began_ns: u64, now_ns: u64) {
         self.stats.received += 1;
         if let Some(round_trips) = &mut self.round_trips {
             round_trips.saturating_record(now_ns.saturating_sub(began_ns).max(1));
@@ -134,10 +134,10 @@ impl Inner {
             if !(v1 || header.flags.contains(Flags::RESPONSE)) {
                 continue;
             }
-            let Some(flight) = self.flights.get(header.msg_id) else {
+            let Some(flight) = self.flights.find(header.msg_id) else {
                 continue;
             };
-            let began_ns = flight.began_ns;
+            let began_ns = flight.began_ns();
             let mut last = v1 || !header.flags.contains(Flags::STREAM);
             // Apart, so that a plain answer is never put together in memory: to be read right after
             // takes ten nanoseconds.
@@ -153,7 +153,8 @@ impl Inner {
                 last = hand_out(&mut self.ready, sink, &header, last, Ok(payload));
             }
             if last {
-                self.done(header.msg_id, began_ns, now_ns);
+                flight.end();
+                self.done(began_ns, now_ns);
             }
             answers += 1;
             self.backoff.worked();

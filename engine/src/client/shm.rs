@@ -10,7 +10,7 @@ use crate::wire::{HEADER_BYTES, Header};
 
 /// Queued frames go in pieces of this size, so that the server works on the first while the next
 /// is written; what is longer than a batch of small frames goes in the longest pieces.
-const PIECE_BYTES: usize = 4096;
+const PIECE_BYTES: usize = 8192;
 const BATCH_BYTES: usize = 64 * 1024;
 /// The server is told of room after this much was taken, or all, if it waits for it.
 const ROOM_BYTES: usize = 32 * 1024;

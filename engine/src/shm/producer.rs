@@ -16,6 +16,11 @@ use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header, crc};
 /// cache.
 const EARLY_BYTES: usize = LINE;
 
+/// From this length on the lines of a record are asked for before they are written. That each has to
+/// be taken away from the consumer, who read it in the lap before, is what limits many small messages
+/// on their way at once.
+const ASK_BYTES_MIN: usize = 512;
+
 /// Writes records.
 #[derive(Debug)]
 pub(crate) struct Producer {
@@ -181,6 +186,30 @@ impl Producer {
         prefetch::to_write(begin.wrapping_add(LINE));
     }
 
+    /// Asks for all lines of a long record at once: stores ask for a few at a time.
+    #[inline]
+    fn ask_for_lines(&self, at: Place, length: usize) {
+        if length >= ASK_BYTES_MIN {
+            let begin = self.segment.at(at.address, WORD + length);
+            for line in 1..length / LINE {
+                prefetch::to_write(begin.wrapping_add(line * LINE));
+            }
+        }
+    }
+
+    /// Asks for the lines of the record after the next, should both be as long as this one. (Those of
+    /// the next are on their way already, or it is about to be polled.)
+    #[inline]
+    fn ask_ahead(&self, length: usize) {
+        if length >= ASK_BYTES_MIN {
+            let begin = self.segment.at(self.next.address, WORD);
+            let bytes = record_bytes(length);
+            for at in (bytes..(2 * bytes).min(self.next.left)).step_by(LINE) {
+                prefetch::to_write(begin.wrapping_add(at));
+            }
+        }
+    }
+
     /// Works out where a record of so many bytes goes if it is the next. It is expected that the
     /// consumer keeps up.
     fn prepare(&mut self, bytes: usize) {
@@ -257,10 +286,12 @@ impl Producer {
             return false;
         };
         let data = self.data(at, bytes.len());
+        self.ask_for_lines(at, bytes.len());
         // SAFETY: `data` is valid for that many bytes (checked), and private memory does not
         // overlap the segment.
         unsafe { copy(bytes.as_ptr(), data, bytes.len()) };
         self.publish(at, word);
+        self.ask_ahead(bytes.len());
         true
     }
 

@@ -161,6 +161,11 @@ impl Batch {
         &self.bytes(run.chunk, driver)[run.start as usize..][..run.count as usize * run.frame_bytes]
     }
 
+    /// How many bytes there are of what arrived together with a run.
+    pub(super) fn bytes_beside(&self, run: &Run, driver: &Driver) -> usize {
+        self.bytes(run.chunk, driver).len()
+    }
+
     pub(super) fn bytes<'a>(&'a self, chunk: u32, driver: &'a Driver) -> &'a [u8] {
         self.chunks[chunk as usize].bytes(driver)
     }

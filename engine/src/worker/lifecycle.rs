@@ -61,7 +61,7 @@ impl Worker {
             // Nothing follows for a ring that was served, and that was more work than to serve it.
             ends.wake_peer();
             connection.deadline_ns = 0;
-            connection.out.gathering = false;
+            connection.out.stop_gathering();
             return self.count_encoded(key);
         }
         if connection.phase == Phase::Open && connection.tcp.ended && !connection.has_waiting() {
@@ -96,7 +96,7 @@ impl Worker {
             return;
         };
         let out = &mut connection.out;
-        out.gathering = false;
+        out.stop_gathering();
         if out.ends.is_some() {
             let before = out.buffered_bytes();
             out.flush_to_ring(self.dispatcher.pool.get_mut());

@@ -12,9 +12,15 @@ use crate::wire::{
     self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, Unsealed, legacy,
 };
 
-/// Answers gathered for a ring go in pieces of this size, so that the client works on the first
-/// while the next is written.
-const PIECE_BYTES: usize = 4096;
+/// Answers gathered for a ring go in pieces of half as many bytes as requests come with at once lately:
+/// so the client works on the first while the next is written, and its next requests come while the
+/// worker still has some. Not in smaller ones, since each has its price, nor in larger ones than lie in
+/// the cache until they are summed and copied.
+const PIECE_BYTES_MIN: usize = 1024;
+const PIECE_BYTES_MAX: usize = 8192;
+/// Pieces make requests come in pieces, so what is remembered of more at once fades by this part only.
+const LATELY_PARTS: usize = 64;
+
 /// A buffer that holds so much does not grow any more where another can follow it.
 const GROWS_BYTES_MAX: usize = 64 * 1024;
 
@@ -28,8 +34,11 @@ pub(crate) struct Outgoing {
     /// How much of `staged` is in the ring already (shared memory only).
     pub(super) staged_sent: usize,
     /// Several answers are on their way in this round: they are summed together, and go into the ring
-    /// together, since a client that waits takes the ring's lines away with every single record.
-    pub(super) gathering: bool,
+    /// in pieces of so many bytes, since a client that waits takes the ring's lines away with every
+    /// single record. 0: they go one by one.
+    piece_bytes: usize,
+    /// With how many bytes requests came at once lately, at most.
+    lately_bytes: usize,
     /// The ring was full when it was last tried in this round.
     pub(super) ring_full: bool,
     /// What comes after `staged`, in buffers of their own, lest long frames are moved as one buffer
@@ -70,6 +79,21 @@ impl Outgoing {
 
     pub(super) fn is_empty(&self) -> bool {
         self.staged.is_empty() && self.sending_bytes == 0
+    }
+
+    /// Gathers the answers to come, which are to so many bytes of requests.
+    pub(super) fn gather(&mut self, requests_bytes: usize) {
+        let faded = self.lately_bytes - self.lately_bytes / LATELY_PARTS;
+        self.lately_bytes = requests_bytes.max(faded);
+        self.piece_bytes = match self.ends {
+            Some(_) => (self.lately_bytes / 2).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX),
+            None => usize::MAX,
+        };
+    }
+
+    /// Answers go one by one from now on.
+    pub(super) fn stop_gathering(&mut self) {
+        self.piece_bytes = 0;
     }
 
     /// Encodes something of about so many bytes behind what waits.
@@ -123,7 +147,7 @@ impl Outgoing {
         payload: &[u8],
     ) {
         let bytes = HEADER_BYTES + payload.len();
-        if self.gathering {
+        if self.piece_bytes > 0 {
             if version == ProtocolVersion::V2
                 && Unsealed::takes(payload.len())
                 && bytes <= self.staged.capacity() - self.staged.len()
@@ -136,7 +160,7 @@ impl Outgoing {
             } else {
                 self.frame_behind(pool, version, flags, msg_type, msg_id, payload);
             }
-            if !self.ring_full && self.buffered_bytes() >= PIECE_BYTES {
+            if !self.ring_full && self.buffered_bytes() >= self.piece_bytes {
                 self.flush_to_ring(&mut pool.borrow_mut());
             }
             return;

@@ -165,7 +165,12 @@ impl Worker {
         if first.flags.contains(Flags::PRIORITY) != priority_only {
             return;
         }
-        connection.out.gathering = self.batch.frames > 1;
+        match self.batch.frames {
+            1 => connection.out.stop_gathering(),
+            _ => connection
+                .out
+                .gather(self.batch.bytes_beside(run, &self.driver)),
+        }
         let mut handled = 0;
         if !connection.has_stash() {
             handled = self.dispatcher.run(
