@@ -45,6 +45,8 @@ pub(super) struct Channel {
     received_bytes: u64,
     /// Before this, frames in `input` are whole, and their headers and CRCs are right.
     checked_to: usize,
+    /// And begin alike: with the same flags, type and length, which makes them so long. 0: not all do.
+    row_bytes: usize,
     /// The bytes between `start` and `end` are one frame whose CRC was checked as it was received.
     good_frame: bool,
     /// The frame that is being sent from the caller's memory. Nothing is queued then.
@@ -84,6 +86,7 @@ impl Channel {
             start: 0,
             end: 0,
             checked_to: 0,
+            row_bytes: 0,
             received_bytes: 0,
             good_frame: false,
             lent: None,
@@ -425,6 +428,20 @@ impl Channel {
         }
     }
 
+    /// The next frames, checked and of the receive buffer, if they begin alike: their bytes, and of how
+    /// many each consists. Whoever takes them says so by [`Channel::took_row`].
+    #[inline]
+    pub(super) fn row(&self) -> Option<(&[u8], usize)> {
+        let there = self.start < self.checked_to && self.row_bytes > 0;
+        there.then(|| (&self.input[self.start..self.checked_to], self.row_bytes))
+    }
+
+    /// These bytes at the front of the row were taken.
+    pub(super) fn took_row(&mut self, bytes: usize) {
+        debug_assert!(bytes <= self.checked_to - self.start);
+        self.start += bytes;
+    }
+
     /// Checks the next whole frames, several at a time. False: there is none, of version 2.
     fn check_ahead(&mut self) -> Result<bool, Refusal> {
         if self.version != ProtocolVersion::V2 {
@@ -438,6 +455,7 @@ impl Channel {
         let frame_bytes = HEADER_BYTES + first.length as usize;
         let ahead = &bytes[..bytes.len().min(frame_bytes.max(AHEAD_BYTES))];
         let count = wire::count_alike(ahead, frame_bytes);
+        self.row_bytes = if count < ROW_MIN { 0 } else { frame_bytes };
         let to = match count {
             0..ROW_MIN => check_mixed(bytes, max)?,
             _ => match wire::verify_row(&bytes[..count * frame_bytes], frame_bytes) {

@@ -90,24 +90,6 @@ pub(super) fn collect(
     }
 }
 
-/// A sink's answer, passed on to the caller's.
-pub(super) fn give(sink: &mut impl FnMut(AnswerRef<'_>), answer: &AnswerRef<'_>) -> Keep {
-    let result = match &answer.result {
-        Ok(payload) => Ok(*payload),
-        Err(error) => Err(error.copy()),
-    };
-    let AnswerRef {
-        id, msg_type, last, ..
-    } = *answer;
-    sink(AnswerRef {
-        id,
-        msg_type,
-        last,
-        result,
-    });
-    Keep::Done
-}
-
 /// Gives all answers that were kept to the caller's sink; returns how many.
 pub(super) fn take_kept(inner: &mut Inner, sink: &mut impl FnMut(AnswerRef<'_>)) -> usize {
     let mut given = 0;

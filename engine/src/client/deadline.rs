@@ -39,12 +39,6 @@ impl Deadline {
         self.at_ns
     }
 
-    /// When the time was started; it is, if it was not.
-    #[inline]
-    pub(super) fn began_ns(&mut self) -> u64 {
-        self.at_ns() - self.timeout_ns
-    }
-
     /// The time allowed in all.
     pub(super) fn timeout(&self) -> Duration {
         Duration::from_nanos(self.timeout_ns)
@@ -74,7 +68,6 @@ mod tests {
         assert_eq!(deadline.at_ns, 0);
         let at_ns = deadline.at_ns();
         assert_eq!(deadline.at_ns(), at_ns);
-        assert_eq!(deadline.began_ns() + 1_000_000_000, at_ns);
         assert_eq!(deadline.left(at_ns - 7), Some(Duration::from_nanos(7)));
         assert_eq!(deadline.left(at_ns), None);
         assert_eq!(deadline.left(at_ns + 1), None);

@@ -50,6 +50,7 @@ pub(super) struct Inner {
     pub(super) reserved: Option<Reserved>,
     /// The options' timeout.
     timeout_ns: u64,
+    /// By the coarse clock.
     last_used_ns: u64,
     pub(super) closed: bool,
     transport: Transport,
@@ -77,7 +78,7 @@ impl Inner {
             peer,
             inflated: Vec::new(),
             reserved: None,
-            last_used_ns: clock::now_ns(),
+            last_used_ns: clock::coarse_ns(),
             closed: false,
         })
     }
@@ -98,8 +99,8 @@ impl Inner {
         if self.closed {
             return Err(Error::Closed);
         }
-        if self.flights.count() == 0 && !self.was_used_lately(deadline) {
-            self.last_used_ns = deadline.began_ns();
+        if self.flights.count() == 0 && !self.was_used_lately() {
+            self.last_used_ns = clock::coarse_ns();
             self.look_for_the_end();
         }
         if self.channel.is_none() {
@@ -112,7 +113,7 @@ impl Inner {
     /// lost to it. Late answers that nobody waits for are thrown away.
     pub(super) fn look_for_the_end(&mut self) {
         debug_assert_eq!(self.flights.count(), 0);
-        let drop_all = &mut |_: &AnswerRef<'_>| Keep::Done;
+        let drop_all = &mut |_: AnswerRef<'_>| Keep::Done;
         // Ends when nothing is there, or the connection is not; bounded, should a server never
         // stop sending. An error is one of the connection, which is gone then.
         for _ in 0..1024 {
@@ -201,7 +202,7 @@ impl Inner {
         let is_ready = self.channel.is_some()
             && match in_flight {
                 true => !self.flights.is_full(),
-                false => self.was_used_lately(deadline),
+                false => self.was_used_lately(),
             };
         match is_ready {
             true => Ok(()),
@@ -211,8 +212,8 @@ impl Inner {
 
     /// Whether the connection was used a moment ago; it is used now.
     #[inline]
-    fn was_used_lately(&mut self, deadline: &mut Deadline) -> bool {
-        let now_ns = deadline.began_ns();
+    fn was_used_lately(&mut self) -> bool {
+        let now_ns = clock::coarse_ns();
         let lately = now_ns.saturating_sub(self.last_used_ns) <= STALE_NS;
         if lately {
             self.last_used_ns = now_ns;
@@ -431,7 +432,7 @@ impl Inner {
         sink: &mut S,
     ) -> Result<(), Error>
     where
-        S: FnMut(&AnswerRef<'_>) -> Keep,
+        S: FnMut(AnswerRef<'_>) -> Keep,
     {
         self.wait_until(deadline, |inner| inner.take_received(sink))
     }

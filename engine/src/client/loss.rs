@@ -98,25 +98,23 @@ impl Inner {
     }
 
     /// Gives failures that wait to be collected to `sink`, once each.
-    pub(super) fn take_failed(&mut self, sink: &mut impl FnMut(&AnswerRef<'_>) -> Keep) -> usize {
+    pub(super) fn take_failed(&mut self, sink: &mut impl FnMut(AnswerRef<'_>) -> Keep) -> usize {
         let mut given = 0;
         for _ in 0..self.ready.len() {
-            let Some(mut answer) = self.ready.pop() else {
+            let Some(answer) = self.ready.pop() else {
                 break;
             };
-            if let Err(error) = answer.result {
+            if let Err(error) = &answer.result {
+                given += 1;
                 let view = AnswerRef {
                     id: answer.id,
                     msg_type: answer.msg_type,
                     last: answer.last,
-                    result: Err(error),
+                    result: Err(error.copy()),
                 };
-                given += 1;
-                if sink(&view) == Keep::Done {
+                if sink(view) == Keep::Done {
                     continue;
                 }
-                let AnswerRef { result, .. } = view;
-                answer.result = result.map(<[u8]>::to_vec);
             }
             self.ready.push(answer);
         }

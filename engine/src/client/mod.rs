@@ -40,7 +40,7 @@ pub(crate) use address::Address;
 pub use answer::{Answer, AnswerRef, ClientStats, PeerLimits};
 pub use builder::ClientBuilder;
 pub use collect::Parts;
-use collect::{collect, give, take_kept};
+use collect::{collect, take_kept};
 use deadline::Deadline;
 pub use error::Error;
 use inner::{Inner, Keep};
@@ -335,7 +335,10 @@ impl Client {
         if kept > 0 {
             return Ok(kept);
         }
-        inner.take_received(&mut |answer| give(&mut sink, answer))
+        inner.take_received(&mut |answer| {
+            sink(answer);
+            Keep::Done
+        })
     }
 
     /// As [`Client::poll_with`], but waits until there is at least one answer.
@@ -352,7 +355,8 @@ impl Client {
         let mut given = 0;
         inner.wait_some(&mut deadline, &mut |answer| {
             given += 1;
-            give(&mut sink, answer)
+            sink(answer);
+            Keep::Done
         })?;
         // Some may have come while requests were being sent.
         Ok(given + take_kept(inner, &mut sink))

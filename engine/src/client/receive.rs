@@ -1,5 +1,7 @@
 //! From received bytes to answers.
 
+use hdrhistogram::Histogram;
+
 use super::Error;
 use super::answer::{Answer, AnswerRef};
 use super::channel::{Channel, Incoming};
@@ -7,7 +9,7 @@ use super::inner::{Inner, Keep};
 use super::kept::Kept;
 use super::link::Link;
 use crate::sys::clock;
-use crate::wire::{self, ErrorCode, Flags, Header, msg_type};
+use crate::wire::{self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, msg_type};
 
 /// How often the ring is watched for an answer before somebody waits for it: some three microseconds,
 /// lest a client is long in the way of a worker that needs its CPU.
@@ -18,7 +20,7 @@ impl Inner {
     #[inline]
     pub(super) fn take_received<S>(&mut self, sink: &mut S) -> Result<usize, Error>
     where
-        S: FnMut(&AnswerRef<'_>) -> Keep,
+        S: FnMut(AnswerRef<'_>) -> Keep,
     {
         let Some(channel) = self.channel.as_mut() else {
             return Ok(self.take_failed(sink));
@@ -90,7 +92,7 @@ impl Inner {
     fn done(&mut self, began_ns: u64, now_ns: u64) {
         self.stats.received += 1;
         if let Some(round_trips) = &mut self.round_trips {
-            round_trips.saturating_record(now_ns.saturating_sub(began_ns).max(1));
+            record(round_trips, began_ns, now_ns);
         }
     }
 
@@ -100,7 +102,7 @@ impl Inner {
     /// pointer to a function is waited for.
     pub(super) fn take_frames<S>(&mut self, sink: &mut S) -> Result<usize, Error>
     where
-        S: FnMut(&AnswerRef<'_>) -> Keep,
+        S: FnMut(AnswerRef<'_>) -> Keep,
     {
         let mut answers = 0;
         let now_ns = match &self.round_trips {
@@ -109,6 +111,7 @@ impl Inner {
         };
         // Bounded by what was received.
         loop {
+            answers += self.take_row(sink, now_ns);
             let channel = self.channel.as_mut().expect("only called with a channel");
             let incoming = match channel.next() {
                 Ok(None) => return Ok(answers),
@@ -139,18 +142,17 @@ impl Inner {
             };
             let began_ns = flight.began_ns();
             let mut last = v1 || !header.flags.contains(Flags::STREAM);
-            // Apart, so that a plain answer is never put together in memory: to be read right after
-            // takes ten nanoseconds.
             if is_error || header.flags.contains(Flags::COMPRESSED) {
                 let max = self.options.max_message_bytes;
-                let result = open(&header, payload, max, &mut self.inflated);
-                // What cannot be read has no second half either.
-                last |= result.is_err();
-                last = hand_out(&mut self.ready, sink, &header, last, result);
+                let ready = &mut self.ready;
+                last = match open(&header, payload, max, &mut self.inflated) {
+                    Ok(payload) => hand_out(ready, sink, &header, last, payload),
+                    Err(error) => hand_out_error(ready, sink, &header, error),
+                };
             } else if incoming.lies_apart() {
                 last = hand_over(&mut self.ready, sink, channel, &incoming, last);
             } else {
-                last = hand_out(&mut self.ready, sink, &header, last, Ok(payload));
+                last = hand_out(&mut self.ready, sink, &header, last, payload);
             }
             if last {
                 flight.end();
@@ -160,6 +162,58 @@ impl Inner {
             self.backoff.worked();
         }
     }
+
+    /// Gives answers that lie one behind the other and begin alike to `sink`, if they are plain ones:
+    /// what their flags and type say is looked at once. Returns how many.
+    #[inline(always)]
+    fn take_row<S>(&mut self, sink: &mut S, now_ns: u64) -> usize
+    where
+        S: FnMut(AnswerRef<'_>) -> Keep,
+    {
+        let Some(channel) = self.channel.as_mut() else {
+            return 0;
+        };
+        let Some((bytes, frame_bytes)) = channel.row() else {
+            return 0;
+        };
+        let first = wire::accepted_header(ProtocolVersion::V2, bytes);
+        let is_answer = first.flags.contains(Flags::RESPONSE) && first.msg_type != msg_type::ERROR;
+        if !is_answer || first.flags.contains(Flags::COMPRESSED) {
+            return 0;
+        }
+        let is_last = !first.flags.contains(Flags::STREAM);
+        let mut answers = 0;
+        for frame in bytes.chunks_exact(frame_bytes) {
+            let header = wire::accepted_header(ProtocolVersion::V2, frame);
+            // An answer that nobody waits for any more.
+            let Some(flight) = self.flights.find(header.msg_id) else {
+                continue;
+            };
+            let header = Header {
+                msg_id: header.msg_id,
+                ..first
+            };
+            let payload = &frame[HEADER_BYTES..];
+            if hand_out(&mut self.ready, sink, &header, is_last, payload) {
+                if let Some(round_trips) = &mut self.round_trips {
+                    record(round_trips, flight.began_ns(), now_ns);
+                }
+                flight.end();
+                self.stats.received += 1;
+            }
+            answers += 1;
+        }
+        let row_bytes = bytes.len();
+        channel.took_row(row_bytes);
+        if answers > 0 {
+            self.backoff.worked();
+        }
+        answers
+    }
+}
+
+fn record(round_trips: &mut Histogram<u64>, began_ns: u64, now_ns: u64) {
+    round_trips.saturating_record(now_ns.saturating_sub(began_ns).max(1));
 }
 
 /// The payload of an answer that is compressed, or an error, or both.
@@ -186,33 +240,47 @@ fn open<'a>(
 
 /// Gives an answer to `sink`, and keeps a copy if it says so. Returns whether it is the last: also
 /// if there is no room for it.
+///
+/// It is given by value, all the way to the caller: copied from a reference it would be read in wide
+/// pieces right after it was written in narrow ones, which is waited for.
 #[inline(always)]
-fn hand_out<S>(
-    ready: &mut Kept,
-    sink: &mut S,
-    header: &Header,
-    last: bool,
-    result: Result<&[u8], Error>,
-) -> bool
+fn hand_out<S>(ready: &mut Kept, sink: &mut S, header: &Header, last: bool, payload: &[u8]) -> bool
 where
-    S: FnMut(&AnswerRef<'_>) -> Keep,
+    S: FnMut(AnswerRef<'_>) -> Keep,
 {
-    let answer = AnswerRef {
+    let answer = || AnswerRef {
         id: header.msg_id,
         msg_type: header.msg_type,
         last,
-        result,
+        result: Ok(payload),
     };
-    let keep = sink(&answer);
+    let keep = sink(answer());
     if keep == Keep::Done {
         return last;
     }
-    let payload_bytes = answer.result.as_ref().map_or(0, |payload| payload.len());
-    if keep == Keep::Held || ready.has_room(payload_bytes) || answer.result.is_err() {
-        ready.push_copy(&answer);
+    if keep == Keep::Held || ready.has_room(payload.len()) {
+        ready.push_copy(&answer());
         return last;
     }
     ready.push(Answer::failed(header.msg_id, ready.overrun()));
+    true
+}
+
+/// As [`hand_out`], of a failure: what cannot be read has no second half either, so it is the last.
+#[cold]
+fn hand_out_error<S>(ready: &mut Kept, sink: &mut S, header: &Header, error: Error) -> bool
+where
+    S: FnMut(AnswerRef<'_>) -> Keep,
+{
+    let answer = |error| AnswerRef {
+        id: header.msg_id,
+        msg_type: header.msg_type,
+        last: true,
+        result: Err(error),
+    };
+    if sink(answer(error.copy())) != Keep::Done {
+        ready.push_copy(&answer(error));
+    }
     true
 }
 
@@ -225,12 +293,12 @@ fn hand_over<S>(
     last: bool,
 ) -> bool
 where
-    S: FnMut(&AnswerRef<'_>) -> Keep,
+    S: FnMut(AnswerRef<'_>) -> Keep,
 {
     let header = &incoming.header;
     let payload = channel.payload(incoming);
     let payload_bytes = payload.len();
-    let keep = sink(&AnswerRef {
+    let keep = sink(AnswerRef {
         id: header.msg_id,
         msg_type: header.msg_type,
         last,
