@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use lapce_ai::ipc::{AnswerRef, Client, monotonic_ns, msg_type};
 
 use crate::context::{Failure, wrong_answer};
+use crate::payloads::{Payloads, payload, stamp};
 use crate::row::latencies;
 
 /// Calls before the clock starts.
@@ -17,17 +18,6 @@ const WARM_UP_LARGE: u64 = 10;
 /// How much of a large message is compared while the clock runs, and in which steps.
 const SAMPLE: usize = 64;
 const SAMPLE_STEP: usize = 32_768;
-
-/// A payload that differs from call to call in its first bytes.
-pub fn payload(bytes: usize) -> Vec<u8> {
-    (0..bytes).map(|index| (index * 31 + 7) as u8).collect()
-}
-
-pub fn stamp(payload: &mut [u8], number: u64) {
-    let bytes = number.to_le_bytes();
-    let count = bytes.len().min(payload.len());
-    payload[..count].copy_from_slice(&bytes[..count]);
-}
 
 fn warm_up(bytes: usize) -> u64 {
     if bytes > LARGE {
@@ -85,7 +75,7 @@ pub fn closed(
 
 /// Checks the answers of one connection, which come in the order of the requests.
 struct InOrder {
-    expected: Vec<u8>,
+    expected: Payloads,
     next: u64,
     wrong: bool,
     /// Of large messages only samples are compared now.
@@ -94,11 +84,11 @@ struct InOrder {
 
 impl InOrder {
     fn take(&mut self, answer: &AnswerRef<'_>) {
-        stamp(&mut self.expected, self.next);
+        let expected = self.expected.of(self.next);
         self.next += 1;
         let right = answer.result.as_ref().is_ok_and(|got| match self.samples {
-            true => samples_match(got, &self.expected),
-            false => *got == self.expected,
+            true => samples_match(got, expected),
+            false => *got == expected,
         });
         self.wrong |= !right;
     }
@@ -112,9 +102,9 @@ pub fn windowed(
     window: u64,
     duration: Duration,
 ) -> Result<f64, Failure> {
-    let mut sent = payload(bytes);
+    let mut sent = Payloads::new(bytes);
     let mut check = InOrder {
-        expected: sent.clone(),
+        expected: Payloads::new(bytes),
         next: 0,
         wrong: false,
         samples: false,
@@ -124,8 +114,7 @@ pub fn windowed(
     let mut begun: Option<(u64, u64)> = None;
     loop {
         while submitted < check.next + window {
-            stamp(&mut sent, submitted);
-            client.submit(msg_type::ECHO, &sent)?;
+            client.submit(msg_type::ECHO, sent.of(submitted))?;
             submitted += 1;
         }
         client.wait_with(|answer| check.take(&answer))?;
@@ -145,8 +134,7 @@ pub fn windowed(
                 let answers = (check.next - first) as f64;
                 let end = monotonic_ns();
                 check.samples = false;
-                stamp(&mut sent, submitted);
-                client.submit(msg_type::ECHO, &sent)?;
+                client.submit(msg_type::ECHO, sent.of(submitted))?;
                 client.wait_with(|answer| check.take(&answer))?;
                 return if check.wrong {
                     Err(wrong_answer().into())
@@ -179,9 +167,9 @@ pub fn at_rate(
     duration: Duration,
 ) -> Result<Histogram<u64>, Failure> {
     closed(client, bytes, Duration::from_millis(1))?;
-    let mut sent = payload(bytes);
+    let mut sent = Payloads::new(bytes);
     let mut check = InOrder {
-        expected: sent.clone(),
+        expected: Payloads::new(bytes),
         next: 0,
         wrong: false,
         samples: false,
@@ -202,8 +190,7 @@ pub fn at_rate(
             if at > now {
                 break;
             }
-            stamp(&mut sent, submitted);
-            client.submit(msg_type::ECHO, &sent)?;
+            client.submit(msg_type::ECHO, sent.of(submitted))?;
             submitted += 1;
             due.push_back(at);
         }

@@ -11,6 +11,7 @@ mod floors;
 mod host;
 mod load;
 mod paced;
+mod payloads;
 #[cfg(feature = "peers")]
 mod peers;
 mod plot;

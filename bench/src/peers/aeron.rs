@@ -17,7 +17,7 @@ use super::scratch::Scratch;
 use super::tcp::{self, WINDOW};
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
-use crate::load::{payload, stamp};
+use crate::payloads::{Payloads, payload, stamp};
 use crate::row::Row;
 
 const BYTES: usize = 64;
@@ -210,20 +210,17 @@ fn one_by_one(
 }
 
 fn window(side: &Side, image: &AeronImage, row: &mut Row, duration: u64) -> Result<(), Failure> {
-    let mut message = payload(BYTES);
-    let mut expected = message.clone();
+    let (mut message, mut expected) = (Payloads::new(BYTES), Payloads::new(BYTES));
     let (mut sent, mut answered) = (0u64, 0u64);
     let (mut begun, mut counted) = (0, 0);
     let mut wrong = false;
     loop {
         while sent < answered + WINDOW as u64 {
-            stamp(&mut message, sent);
-            side.send(&message)?;
+            side.send(message.of(sent))?;
             sent += 1;
         }
         receive(image, |bytes| {
-            stamp(&mut expected, answered);
-            wrong |= bytes != expected;
+            wrong |= bytes != expected.of(answered);
             answered += 1;
         })?;
         if wrong {

@@ -26,7 +26,7 @@ use super::tcp::{self, WINDOW};
 use super::tokio::spinning;
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
-use crate::load::{payload, stamp};
+use crate::payloads::{payload, stamp};
 use crate::row::Row;
 
 const WARM_UP: u64 = 300;

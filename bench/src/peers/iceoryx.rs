@@ -14,7 +14,7 @@ use super::scratch::Scratch;
 use super::tcp::{self, WINDOW};
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
-use crate::load::stamp;
+use crate::payloads::stamp;
 use crate::row::Row;
 
 type Message = [u8; 64];

@@ -12,7 +12,7 @@ use super::tcp::{self, WINDOW};
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
 use crate::floors::write_spinning;
-use crate::load::{payload, stamp};
+use crate::payloads::{payload, stamp};
 use crate::row::{Row, latencies};
 
 const PATIENCE: Duration = Duration::from_secs(10);

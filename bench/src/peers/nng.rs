@@ -16,7 +16,7 @@ use super::scratch::Scratch;
 use super::tcp::{self, WINDOW};
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
-use crate::load::{payload, stamp};
+use crate::payloads::{payload, stamp};
 use crate::row::Row;
 
 const BYTES: usize = 64;

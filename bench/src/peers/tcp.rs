@@ -10,7 +10,7 @@ use super::round_trips::RoundTrips;
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
 use crate::floors::{ECHO_BYTES, read_spinning, write_spinning};
-use crate::load::{payload, stamp};
+use crate::payloads::{payload, stamp};
 use crate::row::Row;
 
 pub const WINDOW: usize = 256;

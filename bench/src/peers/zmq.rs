@@ -8,7 +8,7 @@ use super::scratch::Scratch;
 use super::tcp;
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
-use crate::load::{payload, stamp};
+use crate::payloads::{payload, stamp};
 
 const WARM_UP: u64 = 100;
 

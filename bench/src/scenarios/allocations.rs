@@ -4,8 +4,9 @@ use lapce_ai::ipc::{Client, IdleMode, msg_type};
 
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
+use crate::payloads;
 use crate::row::Row;
-use crate::{engine, load, sys};
+use crate::{engine, sys};
 
 const MESSAGES: u64 = 10_000;
 const TRIES: usize = 3;
@@ -58,7 +59,7 @@ fn count(served: &mut Served) -> Result<u64, Failure> {
 }
 
 fn messages(client: &Client, windowed: bool) -> Result<(), Failure> {
-    let sent = load::payload(64);
+    let sent = payloads::payload(64);
     if !windowed {
         let mut answer = Vec::with_capacity(64);
         for _ in 0..MESSAGES {

@@ -8,6 +8,7 @@ use lapce_ai::ipc::{IdleMode, Transport, monotonic_ns};
 
 use crate::bare::{self, Bare, until};
 use crate::context::{Context, Failure, bytes_text, wrong_answer};
+use crate::payloads;
 use crate::row::Row;
 use crate::sys::Shared;
 use crate::{engine, load};
@@ -118,7 +119,7 @@ fn copies(bare: &mut Bare, piece: usize, step: usize, ns: u64) -> Result<f64, Fa
     let rounds = WARM_UP + (ns / ROUND_NS).max(1) as u32;
     bare.begin(&format!("{piece} {step} {}", rounds + 1))?;
     let (to_server, to_client) = Half::both(&bare.shared, piece, step);
-    let mut sent = load::payload(MESSAGE);
+    let mut sent = payloads::payload(MESSAGE);
     let mut got = vec![0; MESSAGE];
     let mut told = 0;
     let (mut start, mut end) = (0, 0);
@@ -129,7 +130,7 @@ fn copies(bare: &mut Bare, piece: usize, step: usize, ns: u64) -> Result<f64, Fa
             _ if round == rounds => end = monotonic_ns(),
             _ => {}
         }
-        load::stamp(&mut sent, u64::from(round));
+        payloads::stamp(&mut sent, u64::from(round));
         to_server.copy_in(&sent, told);
         to_client.copy_out(&mut got, told);
         told += (MESSAGE / piece) as u32;

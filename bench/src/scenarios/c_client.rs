@@ -7,8 +7,9 @@ use hdrhistogram::Histogram;
 use lapce_ai::ipc::{IdleMode, Transport, monotonic_ns, msg_type};
 
 use crate::context::{Context, Failure, wrong_answer};
+use crate::payloads;
 use crate::row::{Row, latencies};
-use crate::{c_loop, engine, load};
+use crate::{c_loop, engine};
 
 const BYTES: usize = 64;
 const WARM_UP: usize = 500;
@@ -92,13 +93,13 @@ fn rust_loop(
     ns: &mut [u64],
 ) -> Result<usize, Failure> {
     let client = engine::connect(served, transport, engine::builder(IdleMode::Spin))?;
-    let mut sent = load::payload(BYTES);
+    let mut sent = payloads::payload(BYTES);
     let mut answer = Vec::new();
     let mut end = u64::MAX;
     let mut count = 0;
     // Ends when the time is over or the array is full.
     for number in 0.. {
-        load::stamp(&mut sent, number);
+        payloads::stamp(&mut sent, number);
         let start = monotonic_ns();
         client.call_into(msg_type::ECHO, &sent, &mut answer)?;
         let done = monotonic_ns();

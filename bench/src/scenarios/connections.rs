@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use lapce_ai::ipc::{Client, IdleMode, Transport, monotonic_ns, msg_type};
 
 use crate::context::{Context, Failure, wrong_answer};
+use crate::payloads;
 use crate::row::{Row, latencies};
-use crate::{engine, host, load, sys};
+use crate::{engine, host, sys};
 
 const COUNTS: [usize; 5] = [1, 10, 100, 1000, 10_000];
 const QUICK_COUNTS: [usize; 3] = [1, 100, 1000];
@@ -73,13 +74,13 @@ fn in_turn(context: &mut Context) -> Result<(), Failure> {
         }
         let mut histogram = latencies();
         let mut answer = Vec::with_capacity(BYTES);
-        let mut sent = load::payload(BYTES);
+        let mut sent = payloads::payload(BYTES);
         let end = Instant::now() + duration;
         let mut number = 0;
         while Instant::now() < end {
             for client in &clients[..ACTIVE] {
                 number += 1;
-                load::stamp(&mut sent, number);
+                payloads::stamp(&mut sent, number);
                 let start = monotonic_ns();
                 client.call_into(msg_type::ECHO, &sent, &mut answer)?;
                 // The first round is not measured: their pages were never touched.
@@ -131,7 +132,7 @@ fn one(
     let (probe, others) = clients.split_last().ok_or("no connection")?;
     let mut histogram = latencies();
     let mut answer = Vec::with_capacity(BYTES);
-    let mut sent = load::payload(BYTES);
+    let mut sent = payloads::payload(BYTES);
     let end = Instant::now() + duration;
     let mut turn = 0;
     let mut number = 0;
@@ -142,11 +143,11 @@ fn one(
             .collect();
         turn += loaded;
         for client in &busy {
-            client.submit(msg_type::ECHO, &load::payload(BYTES))?;
+            client.submit(msg_type::ECHO, &payloads::payload(BYTES))?;
             client.flush()?;
         }
         number += 1;
-        load::stamp(&mut sent, number);
+        payloads::stamp(&mut sent, number);
         let start = monotonic_ns();
         probe.call_into(msg_type::ECHO, &sent, &mut answer)?;
         histogram.record(monotonic_ns() - start)?;
@@ -154,7 +155,7 @@ fn one(
             return Err(wrong_answer().into());
         }
         for client in &busy {
-            if client.wait_any()?.result? != load::payload(BYTES) {
+            if client.wait_any()?.result? != payloads::payload(BYTES) {
                 return Err(wrong_answer().into());
             }
         }
@@ -164,7 +165,7 @@ fn one(
 }
 
 fn call(client: &Client) -> Result<(), Failure> {
-    let sent = load::payload(BYTES);
+    let sent = payloads::payload(BYTES);
     if client.call(msg_type::ECHO, &sent)? != sent {
         return Err(wrong_answer().into());
     }

@@ -7,7 +7,7 @@ use lapce_ai::bench_internals::crc;
 use lapce_ai::ipc::monotonic_ns;
 
 use crate::context::{Context, Failure, bytes_text};
-use crate::load::payload;
+use crate::payloads::payload;
 use crate::row::Row;
 
 const SIZES: [usize; 8] = [24, 64, 88, 256, 1024, 4096, 65_536, 1_048_576];

@@ -6,6 +6,7 @@ use lapce_ai::ipc::{Client, IdleMode, Transport, msg_type};
 
 use crate::context::{Context, Failure, wrong_answer};
 use crate::host::{self, Memory};
+use crate::payloads;
 use crate::row::Row;
 use crate::{engine, load};
 
@@ -65,7 +66,7 @@ fn senders(context: &mut Context) -> Result<(), Failure> {
     };
     let served = engine::start(context, IdleMode::Adaptive)?;
     host::forget_peak(served.pid())?;
-    let sent = load::payload(MESSAGE_BYTES);
+    let sent = payloads::payload(MESSAGE_BYTES);
     let mut clients: Vec<Client> = Vec::with_capacity(count);
     for _ in 0..count {
         let builder = engine::builder(IdleMode::Adaptive).timeout(PATIENCE);

@@ -5,8 +5,9 @@ use std::time::Instant;
 use lapce_ai::ipc::{IdleMode, Transport, msg_type};
 
 use crate::context::{Context, Failure, wrong_answer};
+use crate::engine;
+use crate::payloads;
 use crate::row::Row;
-use crate::{engine, load};
 
 const RUNS: usize = 5;
 const MS_MAX: f64 = 100.0;
@@ -37,7 +38,7 @@ fn one(context: &Context, transport: Transport) -> Result<f64, Failure> {
     let served = engine::start(context, IdleMode::Adaptive)?;
     let bind = served.address().to_owned();
     let client = engine::connect(&served, transport, engine::builder(IdleMode::Adaptive))?;
-    let sent = load::payload(64);
+    let sent = payloads::payload(64);
     client.call(msg_type::ECHO, &sent)?;
     served.kill();
     let start = Instant::now();
