@@ -310,6 +310,14 @@ impl Dispatcher {
     /// Counts a failure. Returns how many answers were given: one or none.
     #[inline(always)]
     fn settled(&self, outcome: Outcome) -> u64 {
+        match outcome == Outcome::Answered {
+            true => 1,
+            false => self.not_answered(outcome),
+        }
+    }
+
+    #[cold]
+    fn not_answered(&self, outcome: Outcome) -> u64 {
         match outcome {
             Outcome::Answered => 1,
             Outcome::Failed(code) => {

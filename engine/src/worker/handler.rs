@@ -278,7 +278,7 @@ impl<'a> Responder<'a> {
         payload.len() > self.request.origin.max_message_bytes as usize
     }
 
-    #[inline]
+    #[inline(always)]
     fn write(&mut self, payload: &[u8], last: bool) {
         let RequestParts { header, origin, .. } = self.request;
         if self.request.is_wanted() {

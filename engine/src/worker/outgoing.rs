@@ -135,7 +135,7 @@ impl Outgoing {
 
     /// Encodes one frame.
     ///
-    /// Inlined as far as most answers go.
+    /// Inlined as far as an answer of many goes.
     #[inline(always)]
     pub(super) fn frame(
         &mut self,
@@ -147,23 +147,44 @@ impl Outgoing {
         payload: &[u8],
     ) {
         let bytes = HEADER_BYTES + payload.len();
+        if self.piece_bytes > 0
+            && version == ProtocolVersion::V2
+            && Unsealed::takes(payload.len())
+            && bytes <= self.staged.capacity() - self.staged.len()
+            && self.behind.is_empty()
+        {
+            let staged = &mut self.staged;
+            self.unsealed
+                .append(staged, flags, msg_type, msg_id, payload);
+            self.encoded_bytes += bytes as u64;
+            self.flush_pieces(pool);
+        } else {
+            self.frame_alone(pool, version, flags, msg_type, msg_id, payload);
+        }
+    }
+
+    #[inline(always)]
+    fn flush_pieces(&mut self, pool: &RefCell<VecPool>) {
+        if self.buffered_bytes() >= self.piece_bytes && !self.ring_full {
+            self.flush_to_ring(&mut pool.borrow_mut());
+        }
+    }
+
+    /// As [`Outgoing::frame`], of one that is not gathered with others, or not yet.
+    #[inline(never)]
+    fn frame_alone(
+        &mut self,
+        pool: &RefCell<VecPool>,
+        version: ProtocolVersion,
+        flags: Flags,
+        msg_type: u16,
+        msg_id: u64,
+        payload: &[u8],
+    ) {
+        let bytes = HEADER_BYTES + payload.len();
         if self.piece_bytes > 0 {
-            if version == ProtocolVersion::V2
-                && Unsealed::takes(payload.len())
-                && bytes <= self.staged.capacity() - self.staged.len()
-                && self.behind.is_empty()
-            {
-                let staged = &mut self.staged;
-                self.unsealed
-                    .append(staged, flags, msg_type, msg_id, payload);
-                self.encoded_bytes += bytes as u64;
-            } else {
-                self.frame_behind(pool, version, flags, msg_type, msg_id, payload);
-            }
-            if !self.ring_full && self.buffered_bytes() >= self.piece_bytes {
-                self.flush_to_ring(&mut pool.borrow_mut());
-            }
-            return;
+            self.frame_behind(pool, version, flags, msg_type, msg_id, payload);
+            return self.flush_pieces(pool);
         }
         if let Some(ends) = &mut self.ends
             && self.staged.is_empty()
