@@ -143,3 +143,113 @@ fn a_failure_in_a_row_fails_one_request_over_shared_memory() {
     drop(client);
     drop(server);
 }
+
+/// A kind of frame, and what comes of it: flags and type of its answer.
+#[derive(Clone, Copy)]
+struct Kind {
+    flags: u8,
+    msg_type: u16,
+    payload_bytes: usize,
+    answer: Option<(u8, u16)>,
+}
+
+const KINDS: [Kind; 11] = {
+    const fn kind(flags: u8, msg_type: u16, payload_bytes: usize, answer: u8) -> Kind {
+        Kind {
+            flags,
+            msg_type,
+            payload_bytes,
+            answer: if answer == 0 {
+                None
+            } else {
+                Some((answer, msg_type))
+            },
+        }
+    }
+    const UNKNOWN: u16 = 0x7777;
+    [
+        kind(REQUEST, ECHO, 64, RESPONSE),
+        kind(REQUEST, ECHO, 8, RESPONSE),
+        kind(REQUEST, ECHO, 0, RESPONSE),
+        kind(REQUEST, ECHO, 300, RESPONSE),
+        kind(REQUEST | PRIORITY, ECHO, 64, RESPONSE | PRIORITY),
+        kind(REQUEST | STREAM, ECHO, 64, RESPONSE | STREAM),
+        kind(REQUEST | COMPRESSED, ECHO, 64, RESPONSE),
+        kind(0, ECHO, 64, 0),
+        kind(RESPONSE, ECHO, 64, 0),
+        kind(REQUEST, HEARTBEAT, 64, RESPONSE),
+        Kind {
+            flags: REQUEST,
+            msg_type: UNKNOWN,
+            payload_bytes: 64,
+            answer: Some((RESPONSE, ERROR)),
+        },
+    ]
+};
+
+/// Whatever follows whatever, in rows of any length and cut anywhere: each request has its own answer,
+/// in order but for those with PRIORITY.
+#[test]
+fn rows_of_all_kinds_in_any_order() {
+    let server = server().start().unwrap();
+    let mut state = 0x5EED_u64;
+    let mut below = |bound: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as usize % bound
+    };
+    for _ in 0..60 {
+        let mut peer = Peer::connect(address(&server));
+        let (mut bytes, mut urgent, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        let mut id = 0;
+        for _ in 0..1 + below(20) {
+            let kind = KINDS[below(KINDS.len())];
+            for _ in 0..1 + below(12) * below(4) {
+                id += 1;
+                let plain = pattern(id, kind.payload_bytes);
+                let payload = match kind.flags & COMPRESSED {
+                    0 => plain.clone(),
+                    _ => [&(plain.len() as u32).to_le_bytes()[..], &lz4(&plain)].concat(),
+                };
+                bytes.extend(frame(kind.flags, kind.msg_type, id, &payload));
+                if let Some((flags, msg_type)) = kind.answer {
+                    let answers = match flags & PRIORITY {
+                        0 => &mut others,
+                        _ => &mut urgent,
+                    };
+                    answers.push((flags, msg_type, id, plain));
+                }
+            }
+        }
+        let mut sender = peer.try_clone();
+        let cuts: Vec<usize> = (0..1 + below(4)).map(|_| 1 + below(3000)).collect();
+        let sending = std::thread::spawn(move || {
+            let mut rest = &bytes[..];
+            for cut in cuts.into_iter().cycle() {
+                let (piece, behind) = rest.split_at(cut.min(rest.len()));
+                sender.send(piece);
+                rest = behind;
+                if rest.is_empty() {
+                    return;
+                }
+            }
+        });
+        let (mut urgent, mut others) = (urgent.into_iter(), others.into_iter());
+        for _ in 0..urgent.len() + others.len() {
+            let got = peer.receive();
+            let expected = match got.flags & PRIORITY {
+                0 => others.next(),
+                _ => urgent.next(),
+            };
+            let (flags, msg_type, id, payload) = expected.expect("no more than were asked for");
+            assert_eq!((got.flags, got.msg_type, got.msg_id), (flags, msg_type, id));
+            match msg_type {
+                ERROR => assert_eq!(got.error().0, ErrorCode::UnknownType as u16),
+                _ => assert_eq!(got.payload, payload),
+            }
+        }
+        sending.join().unwrap();
+        peer.expect_alive();
+    }
+}

@@ -23,8 +23,9 @@ use crate::wire::{ErrorCode, Flags, HEADER_BYTES, msg_type};
 const QUEUE_BYTES: usize = 32 * 1024;
 /// Empty looks at the connection between two looks at the clock.
 const LOOKS: u32 = 32;
-/// A connection that was not used for this long may have ended unnoticed.
-const STALE_NS: u64 = 5_000_000;
+/// A connection that was not used for this long may have ended unnoticed. As long as the coarsest tick
+/// of the coarse clock, so that one tick alone does not make it so.
+const STALE_NS: u64 = 10_000_000;
 
 #[derive(Debug)]
 pub(super) struct Inner {
