@@ -1,5 +1,6 @@
 //! The client's state: the connection, the requests in flight, the answers that wait. Sending and
-//! waiting are here; [`super::receive`] takes what comes, [`super::loss`] deals with what is lost.
+//! waiting are here; [`super::receive`] takes what comes, [`super::loss`] deals with what is lost,
+//! [`super::reconnect`] makes a new connection.
 
 use hdrhistogram::Histogram;
 
@@ -12,20 +13,21 @@ use super::connect::{self, Opened};
 use super::deadline::{self, Deadline};
 use super::flights::Flights;
 use super::kept::Kept;
+use super::reconnect;
 use super::reserve::Reserved;
 use super::wait::WaitPolicy;
 use super::{Error, histogram};
 use crate::stats::Transport;
 use crate::sys::clock;
-use crate::wire::{ErrorCode, Flags, HEADER_BYTES, msg_type};
+use crate::wire::{Flags, HEADER_BYTES, msg_type};
 
 /// Queued requests are sent when they pass this, without waiting for a flush.
 const QUEUE_BYTES: usize = 32 * 1024;
 /// Empty looks at the connection between two looks at the clock.
 const LOOKS: u32 = 32;
-/// A connection that was not used for this long may have ended unnoticed. As long as the coarsest tick
-/// of the coarse clock, so that one tick alone does not make it so.
-const STALE_NS: u64 = 10_000_000;
+/// A connection that was not used for this long may have ended unnoticed. By the coarse clock, so for a
+/// tick more perhaps; where ticks are longer than this, each costs the first call after it a look.
+const STALE_NS: u64 = 5_000_000;
 
 #[derive(Debug)]
 pub(super) struct Inner {
@@ -44,7 +46,7 @@ pub(super) struct Inner {
     pub(super) stats: ClientStats,
     pub(super) peer: PeerLimits,
     /// The longest payload that both sides take.
-    length_max: u32,
+    pub(super) length_max: u32,
     pub(super) round_trips: Option<Histogram<u64>>,
     pub(super) inflated: Vec<u8>,
     /// The request whose payload is being written in place.
@@ -54,7 +56,7 @@ pub(super) struct Inner {
     /// By the coarse clock.
     last_used_ns: u64,
     pub(super) closed: bool,
-    transport: Transport,
+    pub(super) transport: Transport,
 }
 
 impl Inner {
@@ -66,7 +68,7 @@ impl Inner {
             policy: WaitPolicy::new(options.idle),
             transport: channel.link.transport(),
             ready: Kept::new(options.max_unread_bytes),
-            length_max: length_max(&options, &peer),
+            length_max: reconnect::length_max(&options, &peer),
             timeout_ns: deadline::nanos(options.timeout),
             round_trips: options.record_round_trips.then(histogram::new),
             options,
@@ -132,58 +134,6 @@ impl Inner {
                 Err(error) => self.lost(Some(error)),
             }
         }
-    }
-
-    /// Connects again: at once, then after pauses that double, until the deadline.
-    fn reconnect(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
-        if !self.options.reconnect {
-            let error = Error::ConnectionLost {
-                may_have_run: false,
-                source: None,
-            };
-            self.fail_unsent(&error);
-            return Err(error);
-        }
-        self.pause_if_in_vain(deadline)?;
-        let connect_ns = Deadline::after(self.options.connect_timeout).at_ns();
-        let mut connect_ns = connect_ns.min(deadline.at_ns());
-        loop {
-            let error = match connect::open(&self.options, &self.address, connect_ns) {
-                Ok(opened) => {
-                    self.adopt(opened);
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
-            // Refused for good: trying again would not help.
-            let for_good = matches!(
-                error.code(),
-                Some(ErrorCode::Unauthorized | ErrorCode::VersionMismatch)
-            );
-            let now_ns = clock::now_ns();
-            let left = deadline.left(now_ns).filter(|_| !for_good);
-            let Some(left) = left else {
-                self.fail_unsent(&error);
-                return Err(error);
-            };
-            std::thread::sleep(self.backoff.next(now_ns).min(left));
-            let limit = Deadline::after(self.options.connect_timeout).at_ns();
-            connect_ns = limit.min(deadline.at_ns());
-        }
-    }
-
-    /// Goes on with a new connection: first what the old one did not send.
-    fn adopt(&mut self, opened: Opened) {
-        let Opened { mut channel, peer } = opened;
-        let base = channel.next_begins_at();
-        channel.queue_encoded(&self.unsent);
-        self.unsent = Vec::new();
-        self.flights.shift(base);
-        self.transport = channel.link.transport();
-        self.length_max = length_max(&self.options, &peer);
-        self.peer = peer;
-        self.channel = Some(channel);
-        self.stats.reconnects += 1;
     }
 
     pub(super) fn check_length(&self, length: usize) -> Result<(), Error> {
@@ -412,19 +362,6 @@ impl Inner {
         }
     }
 
-    /// A connection that ended without having carried an answer is not replaced at once.
-    fn pause_if_in_vain(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
-        let now_ns = clock::now_ns();
-        let Some(left) = deadline.left(now_ns) else {
-            self.fail_unsent(&timeout(deadline));
-            return Err(timeout(deadline));
-        };
-        if let Some(pause) = self.backoff.pause_between_connections(now_ns) {
-            std::thread::sleep(pause.min(left));
-        }
-        Ok(())
-    }
-
     /// Waits until at least one answer is given to `sink`, or was kept while requests were sent.
     #[inline]
     pub(super) fn wait_some<S>(
@@ -591,11 +528,6 @@ pub(super) enum Keep {
     Queue,
     /// Keep it, however long it is, for who takes it next.
     Held,
-}
-
-fn length_max(options: &Options, peer: &PeerLimits) -> u32 {
-    let own = options.max_message_bytes;
-    own.min(peer.max_message_bytes.unwrap_or(own))
 }
 
 pub(super) fn timeout(deadline: &Deadline) -> Error {

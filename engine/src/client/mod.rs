@@ -23,6 +23,7 @@ mod link;
 mod long;
 mod loss;
 mod receive;
+mod reconnect;
 mod reserve;
 mod shm;
 mod tcp;
