@@ -7,8 +7,8 @@ use super::long::{Lent, LongAnswer};
 use super::shm::Held;
 use crate::shm::{RECORD_MAX, Reservation};
 use crate::wire::{
-    self, Flags, GoodFirst, HEADER_BYTES, Header, ProtocolVersion, Refusal, Scanned, Unsealed,
-    VERIFY_BATCH, legacy, msg_type,
+    self, Flags, GoodFirst, HEADER_BYTES, Header, ProtocolVersion, ROW_FRAMES_MIN, Refusal,
+    Scanned, Unsealed, VERIFY_BATCH, legacy, msg_type,
 };
 
 /// Bytes received at once; longer frames make the buffer grow while they come.
@@ -19,9 +19,6 @@ const UNSEALED_BYTES: usize = 2048;
 
 /// So many bytes of frames that begin alike are checked at once, while they lie in the cache.
 const AHEAD_BYTES: usize = 4096;
-
-/// Fewer frames that begin alike are checked with what follows them.
-const ROW_MIN: usize = 4;
 
 /// Buffers that grew beyond this for a long frame are given back after it.
 const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -429,17 +426,16 @@ impl Channel {
     }
 
     /// The next frames, checked and of the receive buffer, if they begin alike: their bytes, and of how
-    /// many each consists. Whoever takes them says so by [`Channel::took_row`].
+    /// many each consists. Whoever takes them all says so by [`Channel::took_row`].
     #[inline]
     pub(super) fn row(&self) -> Option<(&[u8], usize)> {
         let there = self.start < self.checked_to && self.row_bytes > 0;
         there.then(|| (&self.input[self.start..self.checked_to], self.row_bytes))
     }
 
-    /// These bytes at the front of the row were taken.
-    pub(super) fn took_row(&mut self, bytes: usize) {
-        debug_assert!(bytes <= self.checked_to - self.start);
-        self.start += bytes;
+    /// The frames of the row were taken.
+    pub(super) fn took_row(&mut self) {
+        self.start = self.checked_to;
     }
 
     /// Checks the next whole frames, several at a time. False: there is none, of version 2.
@@ -455,9 +451,13 @@ impl Channel {
         let frame_bytes = HEADER_BYTES + first.length as usize;
         let ahead = &bytes[..bytes.len().min(frame_bytes.max(AHEAD_BYTES))];
         let count = wire::count_alike(ahead, frame_bytes);
-        self.row_bytes = if count < ROW_MIN { 0 } else { frame_bytes };
+        self.row_bytes = if count < ROW_FRAMES_MIN {
+            0
+        } else {
+            frame_bytes
+        };
         let to = match count {
-            0..ROW_MIN => check_mixed(bytes, max)?,
+            0..ROW_FRAMES_MIN => check_mixed(bytes, max)?,
             _ => match wire::verify_row(&bytes[..count * frame_bytes], frame_bytes) {
                 Ok(()) => count * frame_bytes,
                 Err((0, refusal)) => return Err(refusal),

@@ -3,7 +3,7 @@
 use hdrhistogram::Histogram;
 
 use super::Error;
-use super::answer::{Answer, AnswerRef};
+use super::answer::{Answer, AnswerRef, ClientStats};
 use super::channel::{Channel, Incoming};
 use super::inner::{Inner, Keep};
 use super::kept::Kept;
@@ -58,7 +58,7 @@ impl Inner {
             Some(_) => clock::now_ns(),
             None => 0,
         };
-        self.done(began_ns, now_ns);
+        done(&mut self.stats, &mut self.round_trips, began_ns, now_ns);
         self.backoff.worked();
         true
     }
@@ -85,15 +85,6 @@ impl Inner {
             }
         }
         false
-    }
-
-    /// The last answer to a request is here.
-    #[inline]
-    fn done(&mut self, began_ns: u64, now_ns: u64) {
-        self.stats.received += 1;
-        if let Some(round_trips) = &mut self.round_trips {
-            record(round_trips, began_ns, now_ns);
-        }
     }
 
     /// Gives the answers in the receive buffer to `sink`. Returns how many.
@@ -156,7 +147,7 @@ impl Inner {
             }
             if last {
                 flight.end();
-                self.done(began_ns, now_ns);
+                done(&mut self.stats, &mut self.round_trips, began_ns, now_ns);
             }
             answers += 1;
             self.backoff.worked();
@@ -189,22 +180,15 @@ impl Inner {
             let Some(flight) = self.flights.find(header.msg_id) else {
                 continue;
             };
-            let header = Header {
-                msg_id: header.msg_id,
-                ..first
-            };
             let payload = &frame[HEADER_BYTES..];
             if hand_out(&mut self.ready, sink, &header, is_last, payload) {
-                if let Some(round_trips) = &mut self.round_trips {
-                    record(round_trips, flight.began_ns(), now_ns);
-                }
+                let began_ns = flight.began_ns();
                 flight.end();
-                self.stats.received += 1;
+                done(&mut self.stats, &mut self.round_trips, began_ns, now_ns);
             }
             answers += 1;
         }
-        let row_bytes = bytes.len();
-        channel.took_row(row_bytes);
+        channel.took_row();
         if answers > 0 {
             self.backoff.worked();
         }
@@ -212,8 +196,18 @@ impl Inner {
     }
 }
 
-fn record(round_trips: &mut Histogram<u64>, began_ns: u64, now_ns: u64) {
-    round_trips.saturating_record(now_ns.saturating_sub(began_ns).max(1));
+/// The last answer to a request is here.
+#[inline]
+fn done(
+    stats: &mut ClientStats,
+    round_trips: &mut Option<Histogram<u64>>,
+    began_ns: u64,
+    now_ns: u64,
+) {
+    stats.received += 1;
+    if let Some(round_trips) = round_trips {
+        round_trips.saturating_record(now_ns.saturating_sub(began_ns).max(1));
+    }
 }
 
 /// The payload of an answer that is compressed, or an error, or both.

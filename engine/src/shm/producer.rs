@@ -1,5 +1,6 @@
 //! The side of a ring that writes records; see [`super::ring`].
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::copy::copy;
@@ -166,7 +167,9 @@ impl Producer {
         debug_assert!(next.position + WORD as u64 - self.consumed <= CAPACITY as u64);
         debug_assert!(clears || !self.stamped.needs_clearing(next));
         if is_two_lines(length) {
-            self.ask_for_two_lines(at);
+            // The consumer polls both lines of a small frame. Stores become visible in order, so without
+            // this one would be waited for after the other.
+            self.ask_for(at, 0..2);
         }
         if clears {
             // Relaxed: published by the release of the commit.
@@ -177,36 +180,12 @@ impl Producer {
         length as u64 | flags | u64::from(ack_of(ack)) << ACK_SHIFT
     }
 
-    /// The consumer polls both lines of a small frame. Stores become visible in order, so without
-    /// this one would be waited for after the other.
+    /// Asks for these of the lines from `at` on, to be written.
     #[inline(always)]
-    fn ask_for_two_lines(&self, at: Place) {
+    fn ask_for(&self, at: Place, lines: Range<usize>) {
         let begin = self.segment.at(at.address, WORD);
-        prefetch::to_write(begin);
-        prefetch::to_write(begin.wrapping_add(LINE));
-    }
-
-    /// Asks for all lines of a long record at once: stores ask for a few at a time.
-    #[inline]
-    fn ask_for_lines(&self, at: Place, length: usize) {
-        if length >= ASK_BYTES_MIN {
-            let begin = self.segment.at(at.address, WORD + length);
-            for line in 1..length / LINE {
-                prefetch::to_write(begin.wrapping_add(line * LINE));
-            }
-        }
-    }
-
-    /// Asks for the lines of the record after the next, should both be as long as this one. (Those of
-    /// the next are on their way already, or it is about to be polled.)
-    #[inline]
-    fn ask_ahead(&self, length: usize) {
-        if length >= ASK_BYTES_MIN {
-            let begin = self.segment.at(self.next.address, WORD);
-            let bytes = record_bytes(length);
-            for at in (bytes..(2 * bytes).min(self.next.left)).step_by(LINE) {
-                prefetch::to_write(begin.wrapping_add(at));
-            }
+        for line in lines {
+            prefetch::to_write(begin.wrapping_add(line * LINE));
         }
     }
 
@@ -286,12 +265,20 @@ impl Producer {
             return false;
         };
         let data = self.data(at, bytes.len());
-        self.ask_for_lines(at, bytes.len());
+        let is_long = bytes.len() >= ASK_BYTES_MIN;
+        if is_long {
+            self.ask_for(at, 1..bytes.len() / LINE);
+        }
         // SAFETY: `data` is valid for that many bytes (checked), and private memory does not
         // overlap the segment.
         unsafe { copy(bytes.as_ptr(), data, bytes.len()) };
         self.publish(at, word);
-        self.ask_ahead(bytes.len());
+        if is_long {
+            // The record after the next, should both be as long as this one. The next one's lines are on their
+            // way already, or it is about to be polled.
+            let lines = record_bytes(bytes.len()) / LINE;
+            self.ask_for(self.next, lines..(2 * lines).min(self.next.left / LINE));
+        }
         true
     }
 

@@ -83,6 +83,9 @@ pub fn verify_batch(frames: &[&[u8]]) -> Result<(), (usize, Refusal)> {
     Ok(())
 }
 
+/// Fewer frames that begin alike are better verified with others, by [`verify_batch`].
+pub(crate) const ROW_FRAMES_MIN: usize = 4;
+
 /// As [`verify_batch`], of however many frames of `frame_bytes` each that lie one behind the other.
 ///
 /// # Panics

@@ -29,8 +29,8 @@ pub use error::{ErrorCode, Refusal, decode_error_payload, encode_error_payload};
 pub use flags::Flags;
 #[cfg(test)]
 pub use frame::encode;
+pub(crate) use frame::{ROW_FRAMES_MIN, check_crc, verify_row};
 pub use frame::{VERIFY_BATCH, encode_to, verify, verify_batch};
-pub(crate) use frame::{check_crc, verify_row};
 pub use handshake::{Hello, capability};
 pub(crate) use header::{GoodFirst, HEADER_WORDS};
 pub use header::{HEADER_BYTES, Header, ProtocolVersion, VERSION};

@@ -60,9 +60,6 @@ pub(super) struct Run {
     pub(super) frame_bytes: usize,
 }
 
-/// The CRCs of a run of so many frames are summed together, those of shorter ones with others.
-const ROW_MIN: u32 = 4;
-
 pub(super) struct Batch {
     pub(super) items: Vec<Item>,
     pub(super) chunks: Vec<Chunk>,
@@ -369,7 +366,7 @@ impl Worker {
         // Each turn moves on by one item; a refusal is put in behind a run.
         while let Some(item) = self.batch.items.get(next) {
             if let Item::Frames(run) = item
-                && run.count >= ROW_MIN
+                && run.count as usize >= wire::ROW_FRAMES_MIN
                 && !run.verified
                 && run.version == ProtocolVersion::V2
             {

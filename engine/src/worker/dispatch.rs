@@ -357,12 +357,15 @@ impl Dispatcher {
         text: &str,
     ) {
         self.stats.error(code);
-        let is_request = request.flags.contains(Flags::REQUEST);
-        let msg_id = if is_request { request.msg_id } else { 0 };
         let version = connection.version();
-        connection
-            .out
-            .error(&self.pool, version, code, text, msg_id, is_request);
+        write_error(
+            &mut connection.out,
+            &self.pool,
+            version,
+            request,
+            code,
+            text,
+        );
     }
 
     fn refuse_frame(&mut self, connection: &mut Connection, request: &Header, refusal: &Refusal) {
@@ -437,10 +440,22 @@ impl Dispatcher {
 #[cold]
 fn owes_too_much(origin: &Origin<'_>, request: &Header, out: &mut Outgoing) {
     let text = "too many requests of this connection are in flight: collect answers first";
+    let code = ErrorCode::Overloaded;
+    write_error(out, origin.pool, origin.version, request, code, text);
+}
+
+/// Writes an error: to a request as its answer, otherwise about the connection.
+fn write_error(
+    out: &mut Outgoing,
+    pool: &RefCell<VecPool>,
+    version: ProtocolVersion,
+    request: &Header,
+    code: ErrorCode,
+    text: &str,
+) {
     let is_request = request.flags.contains(Flags::REQUEST);
     let msg_id = if is_request { request.msg_id } else { 0 };
-    let code = ErrorCode::Overloaded;
-    out.error(origin.pool, origin.version, code, text, msg_id, is_request);
+    out.error(pool, version, code, text, msg_id, is_request);
 }
 
 fn is_loopback(ip: IpAddr) -> bool {

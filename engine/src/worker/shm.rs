@@ -69,11 +69,16 @@ impl Connection {
         self.progress_bytes += bytes;
         stats.bytes(Transport::Shm, Direction::In, bytes);
         if ends.segment.poisoned() {
-            // Cut short, it reads as zeros, which are no frame.
-            log::warn!("a shared-memory connection was closed: its memory was cut short");
-            self.phase = Phase::Closing;
+            self.memory_was_cut();
         }
         self.takes_requests()
+    }
+
+    /// What is read from its memory now are zeros, which are no frame.
+    #[cold]
+    fn memory_was_cut(&mut self) {
+        log::warn!("a shared-memory connection was closed: its memory was cut short");
+        self.phase = Phase::Closing;
     }
 }
 
@@ -241,6 +246,9 @@ impl Worker {
             self.rings.hot.retain(|&hot| hot != key);
             return false;
         };
+        let is_alone = !connection.has_waiting()
+            && !connection.assembler.is_mid_frame()
+            && connection.out.is_empty();
         let Some(ends) = &mut connection.out.ends else {
             return false;
         };
@@ -256,19 +264,13 @@ impl Worker {
                 return true;
             }
         };
-        let taken = &mut self.rings.first;
-        debug_assert!(taken.is_empty());
-        if connection.waiting.is_some()
-            || connection.assembler.is_mid_frame()
-            || !(connection.out.staged.is_empty() && connection.out.sending_bytes == 0)
-        {
+        if !is_alone {
             return self.take_behind_others(key);
         }
-        if !self.now_is_fresh {
-            self.now_ns = clock::now_ns();
-            self.now_is_fresh = true;
-        }
+        freshen(&mut self.now_ns, &mut self.now_is_fresh);
         connection.active = true;
+        let taken = &mut self.rings.first;
+        debug_assert!(taken.is_empty());
         let header = ends.rx.copy_frame(&record, taken);
         let ack = ends.rx.advance(&record);
         ends.tx.acknowledged(ack);
@@ -308,24 +310,16 @@ impl Worker {
             return false;
         };
         if ends.segment.poisoned() {
-            log::warn!("a shared-memory connection was closed: its memory was cut short");
-            connection.phase = Phase::Closing;
+            connection.memory_was_cut();
         } else if connection.tcp.ended || self.must_wait(key) {
             return false;
         } else if let Some(connection) = self.connections.get_mut(key) {
             connection.active = true;
             connection.tcp.ended = true;
         }
-        self.freshen_now();
+        freshen(&mut self.now_ns, &mut self.now_is_fresh);
         self.touch(key);
         true
-    }
-
-    fn freshen_now(&mut self) {
-        if !self.now_is_fresh {
-            self.now_ns = clock::now_ns();
-            self.now_is_fresh = true;
-        }
     }
 
     /// As [`Worker::take_ring`], where a message is being gathered, or answers or requests wait.
@@ -336,7 +330,7 @@ impl Worker {
         if (connection.has_waiting() || !connection.out.is_empty()) && self.must_wait(key) {
             return false;
         }
-        self.freshen_now();
+        freshen(&mut self.now_ns, &mut self.now_is_fresh);
         if let Some(connection) = self.connections.get_mut(key) {
             connection.active = true;
         }
@@ -492,5 +486,14 @@ impl Worker {
             self.driver.close(OwnedFd::from(pidfd));
         }
         true
+    }
+}
+
+/// Reads the clock, unless that was done after the last round already, which found nothing.
+#[inline]
+fn freshen(now_ns: &mut u64, is_fresh: &mut bool) {
+    if !*is_fresh {
+        *now_ns = clock::now_ns();
+        *is_fresh = true;
     }
 }

@@ -121,26 +121,33 @@ pub fn frame_crc(header: &[u8; HEADER_BYTES], payload: &[u8]) -> u32 {
 /// copied and summed in one pass.
 #[inline]
 pub fn frame_append(to: &mut Vec<u8>, header: Words, payload: &[u8]) {
-    append_parts(to, header, payload.len(), |rest| {
-        // SAFETY: `rest` is room for the payload that nobody else has.
-        unsafe { frame_copy_raw(header, rest, payload.as_ptr(), payload.len()) }
-    });
+    // SAFETY: all of the payload is copied, to room for it that nobody else has.
+    unsafe {
+        append_parts(to, header, payload.len(), |rest| {
+            frame_copy_raw(header, rest, payload.as_ptr(), payload.len())
+        });
+    }
 }
 
 /// As [`frame_append`], but the CRC field is left as it is, for [`frame_row`] or [`frame_batch`].
 #[inline(always)]
 pub fn frame_append_unsummed(to: &mut Vec<u8>, header: Words, payload: &[u8]) {
-    append_parts(to, header, payload.len(), |rest| {
-        // SAFETY: `rest` is room for the payload that nobody else has.
-        unsafe { std::ptr::copy_nonoverlapping(payload.as_ptr(), rest, payload.len()) };
-        0
-    });
+    // SAFETY: as in `frame_append`.
+    unsafe {
+        append_parts(to, header, payload.len(), |rest| {
+            std::ptr::copy_nonoverlapping(payload.as_ptr(), rest, payload.len());
+            0
+        });
+    }
 }
 
 /// Makes room for a frame at the end of `to`, has the payload written by `put`, which returns the CRC,
-/// and puts the header before it. `put` writes all of the payload.
+/// and puts the header before it.
+///
+/// # Safety
+/// `put` writes `payload_bytes` bytes to where it is told.
 #[inline(always)]
-fn append_parts(
+unsafe fn append_parts(
     to: &mut Vec<u8>,
     mut header: Words,
     payload_bytes: usize,
@@ -148,7 +155,7 @@ fn append_parts(
 ) {
     to.reserve(HEADER_BYTES + payload_bytes);
     // SAFETY: `to` has room for header and payload behind its end (reserved), and all of that is
-    // written before it counts as part of it.
+    // written before it counts as part of it (by the caller's promise).
     unsafe {
         let head = to.as_mut_ptr().add(to.len());
         header[2] |= u64::from(put(head.add(HEADER_BYTES))) << 32;
