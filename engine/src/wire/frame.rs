@@ -91,16 +91,19 @@ pub(crate) const ROW_FRAMES_MIN: usize = 4;
 /// # Panics
 /// If `bytes` end within a frame, or one is shorter than a header.
 pub(crate) fn verify_row(bytes: &[u8], frame_bytes: usize) -> Result<(), (usize, Refusal)> {
-    let mut crcs = [0u32; VERIFY_BATCH];
-    let mut first = 0;
-    for bytes in bytes.chunks(VERIFY_BATCH * frame_bytes) {
-        let crcs = &mut crcs[..bytes.len() / frame_bytes];
-        crc::frame_row(bytes, frame_bytes, crcs);
-        for (index, (frame, &mut got)) in bytes.chunks_exact(frame_bytes).zip(crcs).enumerate() {
-            let expected = Header::of_accepted(frame).map_or(0, |header| header.crc32);
-            check_crc(expected, got).map_err(|refusal| (first + index, refusal))?;
+    let good = crc::count_good(bytes, frame_bytes);
+    match bytes[good * frame_bytes..].split_first_chunk() {
+        None => Ok(()),
+        Some((head, rest)) => {
+            let header = Header::decode(crc::header_words(head));
+            let got = crc::frame_crc(head, &rest[..frame_bytes - HEADER_BYTES]);
+            Err((
+                good,
+                Refusal::CrcMismatch {
+                    expected: header.crc32,
+                    got,
+                },
+            ))
         }
-        first += VERIFY_BATCH;
     }
-    Ok(())
 }

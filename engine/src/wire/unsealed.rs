@@ -56,7 +56,7 @@ impl Unsealed {
             let start = buffer.len() - std::mem::take(&mut self.bytes);
             match self.frame_bytes {
                 0 => seal(&mut buffer[start..]),
-                frame_bytes => seal_row(&mut buffer[start..], frame_bytes),
+                frame_bytes => crc::seal_row(&mut buffer[start..], frame_bytes),
             }
         }
     }
@@ -64,18 +64,6 @@ impl Unsealed {
     /// The buffer was thrown away.
     pub(crate) fn forget(&mut self) {
         self.bytes = 0;
-    }
-}
-
-/// Puts the CRCs into frames of so many bytes each that lie one behind the other.
-fn seal_row(frames: &mut [u8], frame_bytes: usize) {
-    let mut crcs = [0u32; VERIFY_BATCH];
-    for frames in frames.chunks_mut(VERIFY_BATCH * frame_bytes) {
-        let crcs = &mut crcs[..frames.len() / frame_bytes];
-        crc::frame_row(frames, frame_bytes, crcs);
-        for (frame, crc) in frames.chunks_exact_mut(frame_bytes).zip(crcs) {
-            frame[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! last; several at once fill the gaps, and the call is paid once.
 
 use super::kernel::Kernel;
-use super::{HEADER_BYTES, header_words};
+use super::{CRC_AT, HEADER_BYTES, header_words};
 
 /// How many frames are listed at once where a row's are summed as any others are.
 const LIST: usize = 16;
@@ -16,12 +16,26 @@ pub fn frame_batch(frames: &[&[u8]], crcs: &mut [u32]) {
     Kernel::best().batch(frames, crcs);
 }
 
-/// As [`frame_batch`], of frames of `frame_bytes` each that lie one behind the other.
+/// How many of the frames of `frame_bytes` each, which lie one behind the other, have the CRC that they
+/// say: of those before the first that has not.
 ///
 /// # Panics
-/// If `bytes` are not that many frames, or a frame is shorter than a header.
-pub fn frame_row(bytes: &[u8], frame_bytes: usize, crcs: &mut [u32]) {
-    Kernel::best().row(bytes, frame_bytes, crcs);
+/// If `bytes` end within a frame, or one is shorter than a header.
+pub fn count_good(bytes: &[u8], frame_bytes: usize) -> usize {
+    Kernel::best().count_good(bytes, frame_bytes)
+}
+
+/// Puts their CRCs into frames of `frame_bytes` each that lie one behind the other.
+///
+/// # Panics
+/// If `bytes` end within a frame, or one is shorter than a header.
+pub fn seal_row(bytes: &mut [u8], frame_bytes: usize) {
+    Kernel::best().seal_row(bytes, frame_bytes);
+}
+
+fn check_row(bytes: &[u8], frame_bytes: usize) {
+    assert!(frame_bytes >= HEADER_BYTES, "a frame has a header");
+    assert!(bytes.len().is_multiple_of(frame_bytes), "whole frames");
 }
 
 /// A whole frame's header and payload.
@@ -55,55 +69,62 @@ impl Kernel {
         one_by_one(rest, rest_crcs, self);
     }
 
-    pub(super) fn row(self, bytes: &[u8], frame_bytes: usize, crcs: &mut [u32]) {
-        assert_eq!(
-            bytes.len(),
-            crcs.len() * frame_bytes,
-            "a CRC for every frame"
-        );
-        if self.equal_row(bytes, frame_bytes, crcs) {
-            return;
-        }
-        let rows = bytes.chunks(LIST * frame_bytes);
-        for (bytes, crcs) in rows.zip(crcs.chunks_mut(LIST)) {
-            let mut frames: [&[u8]; LIST] = [&[]; LIST];
-            for (frame, bytes) in frames.iter_mut().zip(bytes.chunks(frame_bytes)) {
-                *frame = bytes;
+    pub(super) fn count_good(self, bytes: &[u8], frame_bytes: usize) -> usize {
+        check_row(bytes, frame_bytes);
+        #[cfg(target_arch = "x86_64")]
+        if self.has_crc32() {
+            // SAFETY: only kernels that need SSE4.2 have its instruction.
+            let good = unsafe { super::row::good(bytes, frame_bytes) };
+            if let Some(good) = good {
+                return good;
             }
-            self.batch(&frames[..crcs.len()], crcs);
+        }
+        let mut good = 0;
+        for bytes in bytes.chunks(LIST * frame_bytes) {
+            let crcs = self.list(bytes, frame_bytes);
+            for (frame, crc) in bytes.chunks_exact(frame_bytes).zip(crcs) {
+                if frame[CRC_AT..HEADER_BYTES] != crc.to_le_bytes() {
+                    return good;
+                }
+                good += 1;
+            }
+        }
+        good
+    }
+
+    pub(super) fn seal_row(self, bytes: &mut [u8], frame_bytes: usize) {
+        check_row(bytes, frame_bytes);
+        #[cfg(target_arch = "x86_64")]
+        if self.has_crc32() {
+            // SAFETY: as in `count_good`.
+            let done = unsafe { super::row::seal(bytes, frame_bytes) };
+            if done.is_some() {
+                return;
+            }
+        }
+        for bytes in bytes.chunks_mut(LIST * frame_bytes) {
+            let crcs = self.list(bytes, frame_bytes);
+            for (frame, crc) in bytes.chunks_exact_mut(frame_bytes).zip(crcs) {
+                frame[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+            }
         }
     }
 
-    /// As [`Kernel::row`], if there are four frames or more, of a length that there is code for.
+    /// The CRCs of up to [`LIST`] frames of `frame_bytes` each that lie one behind the other.
+    fn list(self, bytes: &[u8], frame_bytes: usize) -> [u32; LIST] {
+        let mut frames: [&[u8]; LIST] = [&[]; LIST];
+        let mut crcs = [0; LIST];
+        let mut count = 0;
+        for (frame, bytes) in frames.iter_mut().zip(bytes.chunks_exact(frame_bytes)) {
+            *frame = bytes;
+            count += 1;
+        }
+        self.batch(&frames[..count], &mut crcs[..count]);
+        crcs
+    }
+
     #[cfg(target_arch = "x86_64")]
-    fn equal_row(self, bytes: &[u8], frame_bytes: usize, crcs: &mut [u32]) -> bool {
-        if !self.is_side_by_side() || crcs.len() < 4 {
-            return false;
-        }
-        let last_four = &bytes[(crcs.len() - 4) * frame_bytes..];
-        let (fours, rest) = crcs.as_chunks_mut::<4>();
-        // SAFETY: only kernels that need SSE4.2 sum side by side.
-        let row =
-            |bytes, crcs: &mut _| unsafe { super::side_by_side::row(bytes, frame_bytes, crcs) };
-        if !row(&bytes[..4 * fours.len() * frame_bytes], fours) {
-            return false;
-        }
-        if !rest.is_empty() {
-            // To sum some of the last four again is faster than the others alone.
-            let mut last = [[0; 4]];
-            row(last_four, &mut last);
-            rest.copy_from_slice(&last[0][4 - rest.len()..]);
-        }
-        true
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn equal_row(self, _: &[u8], _: usize, _: &mut [u32]) -> bool {
-        false
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    fn is_side_by_side(self) -> bool {
+    fn has_crc32(self) -> bool {
         matches!(self, Self::Avx512 | Self::Avx2 | Self::Pclmul | Self::Sse42)
     }
 }

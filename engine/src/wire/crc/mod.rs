@@ -26,13 +26,15 @@ mod chains;
 #[cfg(target_arch = "x86_64")]
 mod pclmul;
 #[cfg(target_arch = "x86_64")]
+mod row;
+#[cfg(target_arch = "x86_64")]
 mod side_by_side;
 #[cfg(target_arch = "x86_64")]
 mod sse42;
 #[cfg(test)]
 mod tests;
 
-pub use batch::{frame_batch, frame_row};
+pub use batch::{count_good, frame_batch, seal_row};
 pub use exchange::exchange_header;
 
 /// Bytes of a frame header.
@@ -129,7 +131,7 @@ pub fn frame_append(to: &mut Vec<u8>, header: Words, payload: &[u8]) {
     }
 }
 
-/// As [`frame_append`], but the CRC field is left as it is, for [`frame_row`] or [`frame_batch`].
+/// As [`frame_append`], but the CRC field is left as it is, for [`seal_row`] or [`frame_batch`].
 #[inline(always)]
 pub fn frame_append_unsummed(to: &mut Vec<u8>, header: Words, payload: &[u8]) {
     // SAFETY: as in `frame_append`.

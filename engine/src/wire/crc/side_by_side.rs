@@ -8,6 +8,7 @@
 
 use std::arch::x86_64::_mm_crc32_u64;
 
+use super::row::pick;
 use super::sse42::{take_u32, take_u64};
 use super::{HEADER_BYTES, SHORT_BYTES_MAX};
 
@@ -136,39 +137,6 @@ fn equal<const WORDS: usize>(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) -> us
     count
 }
 
-/// As [`equal`], of frames that lie one behind the other, all of that length.
-#[inline]
-#[target_feature(enable = "sse4.2")]
-fn equal_row<const WORDS: usize>(bytes: &[u8], crcs: &mut [[u32; 4]]) -> usize {
-    let frame_bytes = const { HEADER_BYTES + 8 * WORDS };
-    let fours = bytes.chunks_exact(4 * frame_bytes);
-    let mut count = 0;
-    for (frames, crcs) in fours.zip(crcs) {
-        let start = frames.as_ptr();
-        // SAFETY: there are four of that length.
-        *crcs = unsafe {
-            let second = start.add(frame_bytes);
-            let third = second.add(frame_bytes);
-            four::<WORDS>([start, second, third, third.add(frame_bytes)])
-        };
-        count += 1;
-    }
-    count
-}
-
-/// Calls the code for frames of this length, if there is any; otherwise the answer is 0.
-macro_rules! pick {
-    ($frame_bytes:expr, $equal:ident $arguments:tt) => {
-        pick!($frame_bytes, $equal $arguments: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
-    };
-    ($frame_bytes:expr, $equal:ident $arguments:tt: $($words:literal)*) => {
-        match $frame_bytes.wrapping_sub(HEADER_BYTES) {
-            $(bytes if bytes == 8 * $words => $equal::<$words> $arguments,)*
-            _ => 0,
-        }
-    };
-}
-
 /// The CRCs of the first fours of frames, if these are all as long, and of a length that there is code
 /// for; says how many.
 ///
@@ -177,14 +145,7 @@ macro_rules! pick {
 #[inline]
 #[target_feature(enable = "sse4.2")]
 fn equals(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) -> usize {
-    pick!(frames[0][0].len(), equal(frames, crcs))
-}
-
-/// The CRCs of fours of frames of `frame_bytes` each that lie one behind the other. False: there is no
-/// code for that length.
-#[target_feature(enable = "sse4.2")]
-pub(super) fn row(bytes: &[u8], frame_bytes: usize, crcs: &mut [[u32; 4]]) -> bool {
-    pick!(frame_bytes, equal_row(bytes, crcs)) == crcs.len()
+    pick!(frames[0][0].len(), equal(frames, crcs)).unwrap_or(0)
 }
 
 /// The CRCs of four frames, if they are short enough to be summed here; otherwise `crcs` is left

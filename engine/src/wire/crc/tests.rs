@@ -255,40 +255,52 @@ fn frames_side_by_side_by_every_kernel() {
 }
 
 /// Every length, and every number of frames up to more than are listed at once. The last ends where the
-/// page does.
+/// page does. Each frame in turn is damaged.
 #[cfg(target_os = "linux")]
 #[test]
 fn frames_in_rows_by_every_kernel() {
     let guarded = Guarded::new();
     // SAFETY: as in `frames_in_batches_by_every_kernel`.
-    let page: &[u8] = unsafe {
-        std::ptr::copy_nonoverlapping(noise(PAGE).as_ptr(), guarded.0, PAGE);
-        std::slice::from_raw_parts(guarded.0, PAGE)
-    };
+    let page: &mut [u8] = unsafe { std::slice::from_raw_parts_mut(guarded.0, PAGE) };
+    let noise = noise(PAGE);
     for kernel in kernels() {
         for len in 24..=300 {
             for count in 0..=37.min(PAGE / len) {
-                let row = &page[PAGE - count * len..];
-                let frames: Vec<&[u8]> = row.chunks(len).collect();
-                let (mut crcs, mut expected) = (vec![1; count], vec![2; count]);
-                kernel.row(row, len, &mut crcs);
-                Kernel::Software.batch(&frames, &mut expected);
-                assert_eq!(crcs, expected, "{kernel:?}, {count} of {len}");
+                page.copy_from_slice(&noise);
+                let row = &mut page[PAGE - count * len..];
+                let mut expected = row.to_vec();
+                for frame in expected.chunks_exact_mut(len) {
+                    let crc = frame_crc_bitwise(frame);
+                    frame[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+                }
+                kernel.seal_row(row, len);
+                assert_eq!(row, expected, "{kernel:?}, {count} of {len}");
+                assert_eq!(kernel.count_good(row, len), count);
+                for bad in 0..count {
+                    let at = bad * len + (7 * bad + count) % len;
+                    row[at] ^= 4;
+                    assert_eq!(
+                        kernel.count_good(row, len),
+                        bad,
+                        "{kernel:?}, {count} of {len}"
+                    );
+                    row[at] ^= 4;
+                }
             }
         }
     }
 }
 
 #[test]
-#[should_panic(expected = "a CRC for every frame")]
-fn frame_row_refuses_a_frame_that_is_cut() {
-    frame_row(&[0; 5 * 24 - 1], 24, &mut [0; 5]);
+#[should_panic(expected = "whole frames")]
+fn a_row_ends_with_a_frame() {
+    seal_row(&mut [0; 5 * 24 - 1], 24);
 }
 
 #[test]
 #[should_panic(expected = "a frame has a header")]
-fn frame_row_refuses_parts_of_headers() {
-    frame_row(&[0; 5 * 16], 16, &mut [0; 5]);
+fn a_row_has_whole_headers() {
+    count_good(&[0; 5 * 16], 16);
 }
 
 #[test]
