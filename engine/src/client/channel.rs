@@ -7,8 +7,8 @@ use super::long::{Lent, LongAnswer};
 use super::shm::Held;
 use crate::shm::{RECORD_MAX, Reservation};
 use crate::wire::{
-    self, Flags, GoodFirst, HEADER_BYTES, Header, ProtocolVersion, ROW_FRAMES_MIN, Refusal,
-    Scanned, Unsealed, VERIFY_BATCH, legacy, msg_type,
+    self, Flags, GoodFirst, HEADER_BYTES, Header, ProtocolVersion, Refusal, Scanned, Unsealed,
+    VERIFY_BATCH, legacy, msg_type,
 };
 
 /// Bytes received at once; longer frames make the buffer grow while they come.
@@ -450,22 +450,11 @@ impl Channel {
         };
         let frame_bytes = HEADER_BYTES + first.length as usize;
         let ahead = &bytes[..bytes.len().min(frame_bytes.max(AHEAD_BYTES))];
-        let count = wire::count_alike(ahead, frame_bytes);
-        self.row_bytes = if count < ROW_FRAMES_MIN {
-            0
-        } else {
-            frame_bytes
+        let count = wire::good_row(ahead, &first);
+        (self.row_bytes, self.checked_to) = match count {
+            0 => (0, self.start + check_mixed(bytes, max)?),
+            _ => (frame_bytes, self.start + count * frame_bytes),
         };
-        let to = match count {
-            0..ROW_FRAMES_MIN => check_mixed(bytes, max)?,
-            _ => match wire::verify_row(&bytes[..count * frame_bytes], frame_bytes) {
-                Ok(()) => count * frame_bytes,
-                Err((0, refusal)) => return Err(refusal),
-                // Those before it are handed out first.
-                Err((bad, _)) => bad * frame_bytes,
-            },
-        };
-        self.checked_to = self.start + to;
         Ok(true)
     }
 

@@ -83,27 +83,19 @@ pub fn verify_batch(frames: &[&[u8]]) -> Result<(), (usize, Refusal)> {
     Ok(())
 }
 
-/// Fewer frames that begin alike are better verified with others, by [`verify_batch`].
-pub(crate) const ROW_FRAMES_MIN: usize = 4;
-
-/// As [`verify_batch`], of however many frames of `frame_bytes` each that lie one behind the other.
-///
-/// # Panics
-/// If `bytes` end within a frame, or one is shorter than a header.
-pub(crate) fn verify_row(bytes: &[u8], frame_bytes: usize) -> Result<(), (usize, Refusal)> {
-    let good = crc::count_good(bytes, frame_bytes);
-    match bytes[good * frame_bytes..].split_first_chunk() {
-        None => Ok(()),
-        Some((head, rest)) => {
-            let header = Header::decode(crc::header_words(head));
-            let got = crc::frame_crc(head, &rest[..frame_bytes - HEADER_BYTES]);
-            Err((
-                good,
-                Refusal::CrcMismatch {
-                    expected: header.crc32,
-                    got,
-                },
-            ))
-        }
+/// How many whole frames at the front of `bytes` begin alike, with the same flags, type and length, and
+/// have the right CRC. The first, whose header [`super::front_frame`] found to be good, has this header:
+/// so all of theirs are. 0 also if there are no two such frames, which are better verified with others,
+/// by [`verify_batch`].
+#[inline]
+pub(crate) fn good_row(bytes: &[u8], first: &Header) -> usize {
+    let frame_bytes = HEADER_BYTES + first.length as usize;
+    let begin = |at: usize| {
+        let words = crc::header_words(bytes.get(at..)?.first_chunk()?);
+        Some((words[0], words[1] as u32))
+    };
+    match begin(0) == begin(frame_bytes) {
+        true => crc::count_good(bytes, frame_bytes, first.flags.contains(Flags::REQUEST)),
+        false => 0,
     }
 }

@@ -29,13 +29,13 @@ pub use error::{ErrorCode, Refusal, decode_error_payload, encode_error_payload};
 pub use flags::Flags;
 #[cfg(test)]
 pub use frame::encode;
-pub(crate) use frame::{ROW_FRAMES_MIN, check_crc, verify_row};
 pub use frame::{VERIFY_BATCH, encode_to, verify, verify_batch};
+pub(crate) use frame::{check_crc, good_row};
 pub use handshake::{Hello, capability};
 pub(crate) use header::{GoodFirst, HEADER_WORDS};
 pub use header::{HEADER_BYTES, Header, ProtocolVersion, VERSION};
 pub use instance::{control_segment_name, is_control_segment_name, is_instance_name};
 pub use pool_report::PoolReport;
 pub use scan::{Assembler, Scanned, header_bytes, scan};
-pub(crate) use scan::{accepted_header, count_alike, front_frame, make_room};
+pub(crate) use scan::{accepted_header, front_frame, make_room};
 pub(crate) use unsealed::Unsealed;

@@ -5,7 +5,7 @@
 //! by an [`Assembler`], in memory that grows as its bytes arrive.
 
 use super::crc::header_words;
-use super::{Flags, GoodFirst, Header, ProtocolVersion, Refusal, append, check_crc, crc, legacy};
+use super::{GoodFirst, Header, ProtocolVersion, Refusal, append, check_crc, crc, legacy};
 
 /// What lies at the front of a run of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,29 +71,6 @@ pub(crate) fn front_frame(
     let header = good.header(header_words(bytes.first_chunk()?))?;
     let whole = bytes.len() - super::HEADER_BYTES >= header.length as usize;
     (whole && header.length <= max_message_bytes).then_some(header)
-}
-
-/// How many whole version 2 frames at the front of `bytes` begin alike: with the same flags, type and
-/// length as the first, which has `frame_bytes` and was found to be good. So all of them are.
-#[inline]
-pub(crate) fn count_alike(bytes: &[u8], frame_bytes: usize) -> usize {
-    assert!(frame_bytes >= super::HEADER_BYTES, "a frame has a header");
-    let words = |frame: &[u8]| header_words(frame.first_chunk().expect("it has one"));
-    let Some(first) = bytes.get(..frame_bytes).map(words) else {
-        return 0;
-    };
-    let needs_id = Header::decode(first).flags.contains(Flags::REQUEST);
-    let mut count = 0;
-    for frame in bytes.chunks_exact(frame_bytes) {
-        let words = words(frame);
-        let header = Header::decode(words);
-        let alike = words[0] == first[0] && words[1] as u32 == first[1] as u32;
-        if !alike || needs_id && header.msg_id == 0 {
-            break;
-        }
-        count += 1;
-    }
-    count
 }
 
 /// The header of a frame that [`scan`] has accepted.

@@ -51,7 +51,7 @@ pub(super) enum Item {
 pub(super) struct Run {
     pub(super) key: Key,
     pub(super) version: ProtocolVersion,
-    /// Their CRCs were found to be right already.
+    /// Their CRCs were found to be right already: those of more than one were.
     verified: bool,
     chunk: u32,
     start: u32,
@@ -136,11 +136,12 @@ impl Batch {
                 return (frames, at);
             };
             let frame_bytes = wire::HEADER_BYTES + header.length as usize;
-            let count = wire::count_alike(bytes, frame_bytes);
+            let good = wire::good_row(bytes, &header);
+            let count = good.max(1);
             let run = Run {
                 key,
                 version: ProtocolVersion::V2,
-                verified: false,
+                verified: good > 0,
                 chunk,
                 start: at as u32,
                 count: count as u32,
@@ -320,16 +321,14 @@ impl Worker {
         });
     }
 
-    /// Checks the CRCs of the frames found. A bad one becomes a refusal, and those behind it on
-    /// the same connection are dropped: where they begin cannot be trusted either.
+    /// Checks the CRCs of the frames found that are no row. A bad one becomes a refusal, and those
+    /// behind it on the same connection are dropped: where they begin cannot be trusted either.
     pub(super) fn verify(&mut self) {
-        self.verify_rows();
-        // The item that is next, and which of its frames.
-        let (mut next, mut index) = (0, 0);
-        // Each turn moves on by at least one frame, or ends the loop.
+        let mut next = 0;
+        // Each turn moves on by at least one item, or ends the loop.
         loop {
             let mut frames: [&[u8]; VERIFY_BATCH] = [&[]; VERIFY_BATCH];
-            let mut places = [(0, 0); VERIFY_BATCH];
+            let mut places = [0; VERIFY_BATCH];
             let mut count = 0;
             while count < VERIFY_BATCH
                 && let Some(item) = self.batch.items.get(next)
@@ -337,59 +336,29 @@ impl Worker {
                 if let Item::Frames(run) = item
                     && !run.verified
                     && run.version == ProtocolVersion::V2
-                    && index < run.count
                 {
-                    let bytes = self.batch.run(run, &self.driver);
-                    frames[count] = &bytes[index as usize * run.frame_bytes..][..run.frame_bytes];
-                    places[count] = (next, index);
+                    debug_assert_eq!(run.count, 1);
+                    frames[count] = self.batch.run(run, &self.driver);
+                    places[count] = next;
                     count += 1;
-                    index += 1;
-                } else {
-                    (next, index) = (next + 1, 0);
                 }
+                next += 1;
             }
             if count == 0 {
                 return;
             }
             if let Err((bad, refusal)) = wire::verify_batch(&frames[..count]) {
-                let (item, index_bad) = places[bad];
-                self.poison(item, index_bad, refusal);
-                // Behind what is left of the run.
-                (next, index) = (item + 1, 0);
+                self.poison(places[bad], refusal);
+                next = places[bad] + 1;
             }
         }
     }
 
-    /// The same for the runs that are long enough to be summed by themselves.
-    fn verify_rows(&mut self) {
-        let mut next = 0;
-        // Each turn moves on by one item; a refusal is put in behind a run.
-        while let Some(item) = self.batch.items.get(next) {
-            if let Item::Frames(run) = item
-                && run.count as usize >= wire::ROW_FRAMES_MIN
-                && !run.verified
-                && run.version == ProtocolVersion::V2
-            {
-                let bytes = self.batch.run(run, &self.driver);
-                let verified = wire::verify_row(bytes, run.frame_bytes);
-                if let Item::Frames(run) = &mut self.batch.items[next] {
-                    run.verified = true;
-                }
-                if let Err((bad, refusal)) = verified {
-                    self.poison(next, bad as u32, refusal);
-                }
-            }
-            next += 1;
-        }
-    }
-
-    /// This frame of the run at `bad` is damaged.
-    fn poison(&mut self, bad: usize, index: u32, refusal: Refusal) {
-        let Item::Frames(run) = &mut self.batch.items[bad] else {
+    /// This frame is damaged.
+    fn poison(&mut self, bad: usize, refusal: Refusal) {
+        let Item::Frames(Run { key, .. }) = self.batch.items[bad] else {
             unreachable!("only frames are verified")
         };
-        let key = run.key;
-        run.count = index;
         for item in &mut self.batch.items[bad + 1..] {
             let of_it = match item {
                 Item::Frames(run) => run.key == key,
@@ -400,11 +369,10 @@ impl Worker {
                 *item = Item::Done;
             }
         }
-        let refused = Item::Refused {
+        self.batch.items[bad] = Item::Refused {
             key,
             refusal,
             msg_id: 0,
         };
-        self.batch.items.insert(bad + 1, refused);
     }
 }

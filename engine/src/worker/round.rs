@@ -157,8 +157,7 @@ impl Worker {
             return;
         };
         let bytes = self.batch.run(run, &self.driver);
-        // A damaged frame may have been the first.
-        if bytes.is_empty() || !connection.takes_requests() {
+        if !connection.takes_requests() {
             return;
         }
         let first = accepted_header(run.version, bytes);

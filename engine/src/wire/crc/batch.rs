@@ -2,7 +2,7 @@
 //! last; several at once fill the gaps, and the call is paid once.
 
 use super::kernel::Kernel;
-use super::{CRC_AT, HEADER_BYTES, header_words};
+use super::{CRC_AT, HEADER_BYTES, ID_AT, header_words};
 
 /// How many frames are listed at once where a row's are summed as any others are.
 const LIST: usize = 16;
@@ -16,13 +16,13 @@ pub fn frame_batch(frames: &[&[u8]], crcs: &mut [u32]) {
     Kernel::best().batch(frames, crcs);
 }
 
-/// How many of the frames of `frame_bytes` each, which lie one behind the other, have the CRC that they
-/// say: of those before the first that has not.
+/// How many frames of `frame_bytes` each, from the first on, begin as it does up to the payload's length
+/// and have the CRC that they say. With `with_ids`, an id of 0 ends them too.
 ///
 /// # Panics
-/// If `bytes` end within a frame, or one is shorter than a header.
-pub fn count_good(bytes: &[u8], frame_bytes: usize) -> usize {
-    Kernel::best().count_good(bytes, frame_bytes)
+/// If a frame is shorter than a header.
+pub fn count_good(bytes: &[u8], frame_bytes: usize, with_ids: bool) -> usize {
+    Kernel::best().count_good(bytes, frame_bytes, with_ids)
 }
 
 /// Puts their CRCs into frames of `frame_bytes` each that lie one behind the other.
@@ -31,11 +31,6 @@ pub fn count_good(bytes: &[u8], frame_bytes: usize) -> usize {
 /// If `bytes` end within a frame, or one is shorter than a header.
 pub fn seal_row(bytes: &mut [u8], frame_bytes: usize) {
     Kernel::best().seal_row(bytes, frame_bytes);
-}
-
-fn check_row(bytes: &[u8], frame_bytes: usize) {
-    assert!(frame_bytes >= HEADER_BYTES, "a frame has a header");
-    assert!(bytes.len().is_multiple_of(frame_bytes), "whole frames");
 }
 
 /// A whole frame's header and payload.
@@ -69,31 +64,42 @@ impl Kernel {
         one_by_one(rest, rest_crcs, self);
     }
 
-    pub(super) fn count_good(self, bytes: &[u8], frame_bytes: usize) -> usize {
-        check_row(bytes, frame_bytes);
+    pub(super) fn count_good(self, bytes: &[u8], frame_bytes: usize, with_ids: bool) -> usize {
+        assert!(frame_bytes >= HEADER_BYTES, "a frame has a header");
         #[cfg(target_arch = "x86_64")]
         if self.has_crc32() {
             // SAFETY: only kernels that need SSE4.2 have its instruction.
-            let good = unsafe { super::row::good(bytes, frame_bytes) };
+            let good = unsafe { super::row::good(bytes, frame_bytes, with_ids) };
             if let Some(good) = good {
                 return good;
             }
         }
+        let begins_alike = |frame: &&[u8]| {
+            let has_id = frame[ID_AT..CRC_AT] != [0; CRC_AT - ID_AT];
+            frame[..ID_AT] == bytes[..ID_AT] && (has_id || !with_ids)
+        };
         let mut good = 0;
+        // Each turn takes as many frames as are listed, or ends the loop.
         for bytes in bytes.chunks(LIST * frame_bytes) {
-            let crcs = self.list(bytes, frame_bytes);
-            for (frame, crc) in bytes.chunks_exact(frame_bytes).zip(crcs) {
+            let frames = bytes.chunks_exact(frame_bytes).take_while(begins_alike);
+            let alike = frames.clone().count();
+            let crcs = self.list(frames.clone());
+            for (frame, crc) in frames.zip(crcs) {
                 if frame[CRC_AT..HEADER_BYTES] != crc.to_le_bytes() {
                     return good;
                 }
                 good += 1;
+            }
+            if alike < LIST {
+                break;
             }
         }
         good
     }
 
     pub(super) fn seal_row(self, bytes: &mut [u8], frame_bytes: usize) {
-        check_row(bytes, frame_bytes);
+        assert!(frame_bytes >= HEADER_BYTES, "a frame has a header");
+        assert!(bytes.len().is_multiple_of(frame_bytes), "whole frames");
         #[cfg(target_arch = "x86_64")]
         if self.has_crc32() {
             // SAFETY: as in `count_good`.
@@ -103,23 +109,23 @@ impl Kernel {
             }
         }
         for bytes in bytes.chunks_mut(LIST * frame_bytes) {
-            let crcs = self.list(bytes, frame_bytes);
+            let crcs = self.list(bytes.chunks_exact(frame_bytes));
             for (frame, crc) in bytes.chunks_exact_mut(frame_bytes).zip(crcs) {
                 frame[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
             }
         }
     }
 
-    /// The CRCs of up to [`LIST`] frames of `frame_bytes` each that lie one behind the other.
-    fn list(self, bytes: &[u8], frame_bytes: usize) -> [u32; LIST] {
-        let mut frames: [&[u8]; LIST] = [&[]; LIST];
+    /// The CRCs of up to [`LIST`] frames.
+    fn list<'a>(self, frames: impl Iterator<Item = &'a [u8]>) -> [u32; LIST] {
+        let mut listed: [&[u8]; LIST] = [&[]; LIST];
         let mut crcs = [0; LIST];
         let mut count = 0;
-        for (frame, bytes) in frames.iter_mut().zip(bytes.chunks_exact(frame_bytes)) {
-            *frame = bytes;
+        for (place, frame) in listed.iter_mut().zip(frames) {
+            *place = frame;
             count += 1;
         }
-        self.batch(&frames[..count], &mut crcs[..count]);
+        self.batch(&listed[..count], &mut crcs[..count]);
         crcs
     }
 

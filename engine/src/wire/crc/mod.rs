@@ -39,7 +39,9 @@ pub use exchange::exchange_header;
 
 /// Bytes of a frame header.
 const HEADER_BYTES: usize = 24;
-/// Where the CRC lies in it.
+/// Where the payload's length, the id and the CRC lie in it.
+const LENGTH_AT: usize = 8;
+const ID_AT: usize = 12;
 const CRC_AT: usize = 20;
 /// Frames up to this length are summed faster several at a time, by [`frame_batch`].
 pub(crate) const SHORT_BYTES_MAX: usize = HEADER_BYTES + 255;

@@ -7,10 +7,10 @@
 //! What then costs is every instruction beside the steps, so a CRC is compared, or put in, where it was
 //! just computed.
 
-use std::arch::x86_64::_mm_crc32_u64;
+use std::arch::x86_64::{_mm_crc32_u32, _mm_crc32_u64};
 
 use super::sse42::{take_u32, take_u64};
-use super::{CRC_AT, HEADER_BYTES};
+use super::{CRC_AT, HEADER_BYTES, ID_AT, LENGTH_AT};
 
 /// Calls the code for frames of this length, if there is any; otherwise the answer is `None`.
 macro_rules! pick {
@@ -26,43 +26,59 @@ macro_rules! pick {
 }
 pub(super) use pick;
 
-/// The CRC of a frame of a header and `WORDS` words.
+#[inline(always)]
+unsafe fn word(start: *const u8, at: usize) -> u64 {
+    // SAFETY: the caller vouches for 8 bytes there; nothing is copied.
+    unsafe { take_u64::<false>(std::ptr::null_mut(), start.add(at)) }
+}
+
+#[inline(always)]
+unsafe fn half(start: *const u8, at: usize) -> u32 {
+    // SAFETY: as in `word`, for 4.
+    unsafe { take_u32::<false>(std::ptr::null_mut(), start.add(at)) }
+}
+
+/// Runs `WORDS` words of payload through the register that a header left. Returns the CRC.
 ///
 /// # Safety
-/// `start` may be read for that many bytes.
+/// `start` may be read for a header and that many words.
 #[inline]
 #[target_feature(enable = "sse4.2")]
-unsafe fn frame<const WORDS: usize>(start: *const u8) -> u32 {
-    let mut state = u64::from(u32::MAX);
-    // SAFETY: the caller's promise; nothing is copied.
-    unsafe {
-        let word = |at: usize| take_u64::<false>(std::ptr::null_mut(), start.add(at));
-        state = _mm_crc32_u64(state, word(0));
-        state = _mm_crc32_u64(state, word(8));
-        let id = take_u32::<false>(std::ptr::null_mut(), start.add(16));
-        state = _mm_crc32_u64(state, u64::from(id));
-        for index in 0..WORDS {
-            state = _mm_crc32_u64(state, word(HEADER_BYTES + 8 * index));
-        }
+unsafe fn payload<const WORDS: usize>(mut state: u64, start: *const u8) -> u32 {
+    for index in 0..WORDS {
+        // SAFETY: the caller's promise.
+        state = _mm_crc32_u64(state, unsafe { word(start, HEADER_BYTES + 8 * index) });
     }
     !(state as u32)
 }
 
 #[inline]
 #[target_feature(enable = "sse4.2")]
-fn count_good<const WORDS: usize>(bytes: &[u8]) -> usize {
+fn count_good<const WORDS: usize>(bytes: &[u8], with_ids: bool) -> usize {
     let frames = bytes.chunks_exact(const { HEADER_BYTES + 8 * WORDS });
+    let Some(first) = frames.clone().next().map(<[u8]>::as_ptr) else {
+        return 0;
+    };
+    // SAFETY: a frame has its header and words.
+    let (begin, length) = unsafe { (word(first, 0), half(first, LENGTH_AT)) };
+    // What is the same in all is summed once.
+    let state = _mm_crc32_u64(u64::from(u32::MAX), begin);
+    let state = u64::from(_mm_crc32_u32(state as u32, length));
     let mut good = 0;
-    for bytes in frames {
-        let start = bytes.as_ptr();
-        // SAFETY: a frame has that length.
-        let (crc, said) = unsafe {
-            (
-                frame::<WORDS>(start),
-                take_u32::<false>(std::ptr::null_mut(), start.add(CRC_AT)),
-            )
+    for frame in frames {
+        let start = frame.as_ptr();
+        // SAFETY: as above.
+        let (id, said, crc) = unsafe {
+            if word(start, 0) != begin || half(start, LENGTH_AT) != length {
+                break;
+            }
+            let id = word(start, ID_AT);
+            // The CRC field counts as zero.
+            let state = _mm_crc32_u32(_mm_crc32_u64(state, id) as u32, 0);
+            let crc = payload::<WORDS>(u64::from(state), start);
+            (id, half(start, CRC_AT), crc)
         };
-        if crc != said {
+        if crc != said || with_ids && id == 0 {
             break;
         }
         good += 1;
@@ -73,18 +89,23 @@ fn count_good<const WORDS: usize>(bytes: &[u8]) -> usize {
 #[inline]
 #[target_feature(enable = "sse4.2")]
 fn put_in<const WORDS: usize>(bytes: &mut [u8]) {
-    for bytes in bytes.chunks_exact_mut(const { HEADER_BYTES + 8 * WORDS }) {
+    for frame in bytes.chunks_exact_mut(const { HEADER_BYTES + 8 * WORDS }) {
+        let start = frame.as_ptr();
         // SAFETY: a frame has that length.
-        let crc = unsafe { frame::<WORDS>(bytes.as_ptr()) };
-        bytes[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+        let crc = unsafe {
+            let state = _mm_crc32_u64(u64::from(u32::MAX), word(start, 0));
+            let state = _mm_crc32_u64(state, word(start, 8));
+            let state = _mm_crc32_u64(state, u64::from(half(start, 16)));
+            payload::<WORDS>(state, start)
+        };
+        frame[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
     }
 }
 
-/// How many of the frames of `frame_bytes` each, from the first on, have the CRC that they say. `None`:
-/// there is no code for that length.
+/// As [`super::count_good`]. `None`: there is no code for that length.
 #[target_feature(enable = "sse4.2")]
-pub(super) fn good(bytes: &[u8], frame_bytes: usize) -> Option<usize> {
-    pick!(frame_bytes, count_good(bytes))
+pub(super) fn good(bytes: &[u8], frame_bytes: usize, with_ids: bool) -> Option<usize> {
+    pick!(frame_bytes, count_good(bytes, with_ids))
 }
 
 /// Puts their CRCs into frames of `frame_bytes` each. `None`: nothing was done, there is no code for

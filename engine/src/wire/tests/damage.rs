@@ -2,8 +2,8 @@
 
 use super::gather;
 use crate::wire::{
-    Assembler, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, VERIFY_BATCH, count_alike,
-    encode_to, verify, verify_batch, verify_row,
+    Assembler, Flags, HEADER_BYTES, Header, ProtocolVersion, Refusal, VERIFY_BATCH, crc, encode_to,
+    good_row, verify, verify_batch,
 };
 
 const V2: ProtocolVersion = ProtocolVersion::V2;
@@ -123,71 +123,72 @@ fn a_batch_names_its_first_damaged_frame() {
     }
 }
 
-/// More than are verified at once; behind whatever they begin with.
+/// Frames as a row, with these ids, and the header of the first.
+fn row(flags: Flags, ids: impl Iterator<Item = u64>, payload_bytes: usize) -> (Vec<u8>, Header) {
+    let mut row = Vec::new();
+    for id in ids {
+        let payload: Vec<u8> = (0..payload_bytes).map(|at| at as u8 ^ id as u8).collect();
+        encode_to(&mut row, flags, 0x0100, id, &payload);
+    }
+    let first = Header::of_accepted(&row).expect("there is a frame");
+    (row, first)
+}
+
+/// More than are verified at once, of lengths that there is code for and others.
 #[test]
-fn a_row_names_its_first_damaged_frame() {
+fn a_row_ends_before_its_first_damaged_frame() {
     const FRAMES: usize = 2 * VERIFY_BATCH + 5;
     for payload_bytes in [0, 8, 64, 65, 300] {
         let frame_bytes = HEADER_BYTES + payload_bytes;
-        let mut row = Vec::new();
-        for id in 1..=FRAMES as u64 {
-            encode_to(
-                &mut row,
-                Flags::REQUEST,
-                0x0100,
-                id,
-                &vec![7; payload_bytes],
-            );
-        }
-        assert_eq!(verify_row(&row, frame_bytes), Ok(()));
-        assert_eq!(count_alike(&row, frame_bytes), FRAMES);
+        let (row, first) = row(Flags::REQUEST, 1..=FRAMES as u64, payload_bytes);
+        assert_eq!(good_row(&row, &first), FRAMES);
         for bad in 0..FRAMES {
             let mut damaged = row.clone();
             damaged[bad * frame_bytes + frame_bytes - 1] ^= 0x80;
             damaged[(FRAMES - 1) * frame_bytes + 13] ^= 1;
-            let found = verify_row(&damaged, frame_bytes).map_err(|(index, _)| index);
-            assert_eq!(found, Err(bad));
+            assert_eq!(good_row(&damaged, &first), bad);
         }
     }
 }
 
-/// A row ends before the first frame of which anything differs but its id and its CRC, or that [`scan`]
-/// would refuse, or that is cut.
+/// A row ends before the first frame of which anything differs but its id and what follows from it, or
+/// that [`scan`] would refuse, or that is cut. One frame is none.
 #[test]
 fn rows_are_of_frames_that_begin_alike() {
     const COUNT: usize = 9;
-    let mut row = Vec::new();
-    for id in 1..=COUNT as u64 {
-        encode_to(&mut row, Flags::REQUEST, 0x0100, id, b"12345678");
+    for payload_bytes in [8, 9] {
+        let frame_bytes = HEADER_BYTES + payload_bytes;
+        let (row, first) = row(Flags::REQUEST, 1..=COUNT as u64, payload_bytes);
+        for index in 1..COUNT {
+            let begin = index * frame_bytes;
+            let row_of_one = if index == 1 { 0 } else { index };
+            // Sealed again, so that the CRC is right whatever was changed.
+            let count = |change: fn(&mut [u8])| {
+                let mut changed = row.clone();
+                let frame = &mut changed[begin..][..frame_bytes];
+                change(frame);
+                let (header, payload) = frame.split_first_chunk_mut().expect("a header");
+                let crc = crc::frame_crc(header, payload);
+                header[20..].copy_from_slice(&crc.to_le_bytes());
+                good_row(&changed, &first)
+            };
+            // Magic, version, flags, type, length.
+            assert_eq!(count(|frame| frame[0] ^= 1), row_of_one);
+            assert_eq!(count(|frame| frame[4] ^= 1), row_of_one);
+            assert_eq!(count(|frame| frame[5] ^= 1), row_of_one);
+            assert_eq!(count(|frame| frame[7] ^= 1), row_of_one);
+            assert_eq!(count(|frame| frame[8] ^= 1), row_of_one);
+            assert_eq!(count(|frame| frame[11] ^= 1), row_of_one);
+            // A request without an id; any other id and payload will do.
+            assert_eq!(count(|frame| frame[12..20].fill(0)), index);
+            assert_eq!(count(|frame| frame[12..20].fill(0xA5)), COUNT);
+            assert_eq!(count(|frame| frame[24..].fill(0xA5)), COUNT);
+            assert_eq!(good_row(&row[..begin + frame_bytes - 1], &first), index);
+        }
+        assert_eq!(good_row(&row[..frame_bytes], &first), 0);
     }
-    let frame_bytes = HEADER_BYTES + 8;
-    for index in 1..COUNT {
-        let begin = index * frame_bytes;
-        let count = |change: fn(&mut [u8])| {
-            let mut changed = row.clone();
-            change(&mut changed[begin..]);
-            count_alike(&changed, frame_bytes)
-        };
-        // Magic, version, flags, type, length.
-        assert_eq!(count(|frame| frame[0] ^= 1), index);
-        assert_eq!(count(|frame| frame[4] ^= 1), index);
-        assert_eq!(count(|frame| frame[5] ^= 1), index);
-        assert_eq!(count(|frame| frame[7] ^= 1), index);
-        assert_eq!(count(|frame| frame[8] ^= 1), index);
-        assert_eq!(count(|frame| frame[11] ^= 1), index);
-        // A request without an id; any other id and CRC will do.
-        assert_eq!(count(|frame| frame[12..20].fill(0)), index);
-        assert_eq!(count(|frame| frame[12..24].fill(0xA5)), COUNT);
-        assert_eq!(
-            count_alike(&row[..begin + frame_bytes - 1], frame_bytes),
-            index
-        );
-    }
-    let mut one_way = Vec::new();
-    for _ in 0..COUNT {
-        encode_to(&mut one_way, Flags::NONE, 0x0100, 0, b"12345678");
-    }
-    assert_eq!(count_alike(&one_way, frame_bytes), COUNT);
+    let (one_way, first) = row(Flags::NONE, std::iter::repeat_n(0, COUNT), 8);
+    assert_eq!(good_row(&one_way, &first), COUNT);
 }
 
 /// However long a frame the header promises, memory stays in proportion to what has arrived.
