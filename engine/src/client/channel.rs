@@ -117,17 +117,31 @@ impl Channel {
         self.out.len() - self.out_sent
     }
 
-    /// Queues a frame. Inlined as far as a short one goes.
-    #[inline(always)]
+    /// Queues a frame.
     pub(super) fn queue(&mut self, flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) {
         if self.version != ProtocolVersion::V2 || !Unsealed::takes(payload.len()) {
             return self.queue_alone(flags, msg_type, msg_id, payload);
         }
+        self.queue_short(flags, msg_type, msg_id, payload);
+    }
+
+    /// Queues a frame of version 2 that is better summed with others. True: many bytes of such wait,
+    /// and those before are summed now.
+    #[inline(always)]
+    pub(super) fn queue_short(
+        &mut self,
+        flags: Flags,
+        msg_type: u16,
+        msg_id: u64,
+        payload: &[u8],
+    ) -> bool {
         let out = &mut self.out;
         self.unsealed.append(out, flags, msg_type, msg_id, payload);
-        if self.unsealed.bytes() >= UNSEALED_BYTES {
+        let many = self.unsealed.bytes() >= UNSEALED_BYTES;
+        if many {
             self.seal();
         }
+        many
     }
 
     /// Queues a frame whose CRC is computed with it, or that has none.

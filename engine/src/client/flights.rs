@@ -71,6 +71,12 @@ impl Flights {
         self.count >= self.count_max
     }
 
+    /// Whether there are some, and room for more.
+    #[inline(always)]
+    pub(super) fn takes_one_beside_others(&self) -> bool {
+        self.count > 0 && !self.is_full()
+    }
+
     /// Gives an id to a request. The caller has seen that the table is not full.
     #[inline]
     pub(super) fn begin(&mut self, begins_at: u64, began_ns: u64) -> u64 {

@@ -13,7 +13,7 @@ use super::connect::{self, Opened};
 use super::deadline::{self, Deadline};
 use super::flights::Flights;
 use super::kept::Kept;
-use super::reconnect;
+use super::reconnect::Lengths;
 use super::reserve::Reserved;
 use super::wait::WaitPolicy;
 use super::{Error, histogram};
@@ -45,8 +45,7 @@ pub(super) struct Inner {
     pub(super) policy: WaitPolicy,
     pub(super) stats: ClientStats,
     pub(super) peer: PeerLimits,
-    /// The longest payload that both sides take.
-    pub(super) length_max: u32,
+    pub(super) lengths: Lengths,
     pub(super) round_trips: Option<Histogram<u64>>,
     pub(super) inflated: Vec<u8>,
     /// The request whose payload is being written in place.
@@ -68,7 +67,7 @@ impl Inner {
             policy: WaitPolicy::new(options.idle),
             transport: channel.link.transport(),
             ready: Kept::new(options.max_unread_bytes),
-            length_max: reconnect::length_max(&options, &peer),
+            lengths: Lengths::new(&options, &peer),
             timeout_ns: deadline::nanos(options.timeout),
             round_trips: options.record_round_trips.then(histogram::new),
             options,
@@ -137,10 +136,10 @@ impl Inner {
     }
 
     pub(super) fn check_length(&self, length: usize) -> Result<(), Error> {
-        match length > self.length_max as usize {
+        match length > self.lengths.max as usize {
             true => Err(Error::TooLarge {
                 length,
-                max: self.length_max,
+                max: self.lengths.max,
             }),
             false => Ok(()),
         }
@@ -185,6 +184,8 @@ impl Inner {
 
     /// Queues a request, which is sent with others. Waits for answers if too many requests are in
     /// flight.
+    ///
+    /// First what most are that come among many; for them each instruction counts.
     pub(super) fn submit(
         &mut self,
         flags: Flags,
@@ -192,6 +193,21 @@ impl Inner {
         payload: &[u8],
         deadline: &mut Deadline,
     ) -> Result<u64, Error> {
+        if let Some(channel) = &mut self.channel
+            && payload.len() < self.lengths.short_end
+            && self.flights.takes_one_beside_others()
+        {
+            let began_ns = histogram::clock_ns(&self.round_trips);
+            let id = self.flights.begin(channel.next_begins_at(), began_ns);
+            self.stats.sent += 1;
+            let flags = flags | Flags::REQUEST;
+            if channel.queue_short(flags, msg_type, id, payload)
+                && channel.queued_bytes() >= QUEUE_BYTES
+            {
+                self.send_queued(deadline)?;
+            }
+            return Ok(id);
+        }
         self.begin(flags, msg_type, payload, When::Later, deadline)
     }
 
@@ -228,10 +244,7 @@ impl Inner {
             self.send_queued(deadline)?;
             self.ready_to_submit(deadline)?;
         }
-        let began_ns = match &self.round_trips {
-            Some(_) => clock::now_ns(),
-            None => 0,
-        };
+        let began_ns = histogram::clock_ns(&self.round_trips);
         let channel = self.channel.as_mut().expect("ready to send");
         let id = self.flights.begin(channel.next_begins_at(), began_ns);
         let flags = flags | Flags::REQUEST;

@@ -5,10 +5,10 @@ use hdrhistogram::Histogram;
 use super::Error;
 use super::answer::{Answer, AnswerRef, ClientStats};
 use super::channel::{Channel, Incoming};
+use super::histogram;
 use super::inner::{Inner, Keep};
 use super::kept::Kept;
 use super::link::Link;
-use crate::sys::clock;
 use crate::wire::{self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, msg_type};
 
 /// How often the ring is watched for an answer before somebody waits for it: some three microseconds,
@@ -54,10 +54,7 @@ impl Inner {
         }
         let began_ns = flight.began_ns();
         flight.end();
-        let now_ns = match &self.round_trips {
-            Some(_) => clock::now_ns(),
-            None => 0,
-        };
+        let now_ns = histogram::clock_ns(&self.round_trips);
         done(&mut self.stats, &mut self.round_trips, began_ns, now_ns);
         self.backoff.worked();
         true
@@ -96,10 +93,7 @@ impl Inner {
         S: FnMut(AnswerRef<'_>) -> Keep,
     {
         let mut answers = 0;
-        let now_ns = match &self.round_trips {
-            Some(_) => clock::now_ns(),
-            None => 0,
-        };
+        let now_ns = histogram::clock_ns(&self.round_trips);
         // Bounded by what was received.
         loop {
             answers += self.take_row(sink, now_ns);

@@ -7,7 +7,7 @@ use super::connect::{self, Opened};
 use super::deadline::Deadline;
 use super::inner::{Inner, timeout};
 use crate::sys::clock;
-use crate::wire::ErrorCode;
+use crate::wire::{ErrorCode, ProtocolVersion, Unsealed};
 
 impl Inner {
     /// Connects again: at once, then after pauses that double, until the deadline.
@@ -56,7 +56,7 @@ impl Inner {
         self.unsent = Vec::new();
         self.flights.shift(base);
         self.transport = channel.link.transport();
-        self.length_max = length_max(&self.options, &peer);
+        self.lengths = Lengths::new(&self.options, &peer);
         self.peer = peer;
         self.channel = Some(channel);
         self.stats.reconnects += 1;
@@ -76,8 +76,26 @@ impl Inner {
     }
 }
 
-/// The longest payload that both sides take.
-pub(super) fn length_max(options: &Options, peer: &PeerLimits) -> u32 {
-    let own = options.max_message_bytes;
-    own.min(peer.max_message_bytes.unwrap_or(own))
+/// How long payloads may be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lengths {
+    /// The longest that both sides take.
+    pub(super) max: u32,
+    /// Those below are short: they are queued to be summed with others.
+    pub(super) short_end: usize,
+}
+
+impl Lengths {
+    pub(super) fn new(options: &Options, peer: &PeerLimits) -> Lengths {
+        let own = options.max_message_bytes;
+        let max = own.min(peer.max_message_bytes.unwrap_or(own));
+        let short_max = Unsealed::PAYLOAD_BYTES_MAX.min(max as usize);
+        Lengths {
+            max,
+            short_end: match options.version {
+                ProtocolVersion::V2 => short_max + 1,
+                ProtocolVersion::V1 => 0,
+            },
+        }
+    }
 }

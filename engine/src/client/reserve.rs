@@ -3,10 +3,10 @@
 
 use super::Error;
 use super::deadline::Deadline;
+use super::histogram;
 use super::inner::Inner;
 use super::shm::Held;
 use crate::shm::Reservation;
-use crate::sys::clock;
 use crate::wire::{Flags, Header};
 
 /// Payloads begin at a multiple of this, in a ring and elsewhere.
@@ -112,10 +112,7 @@ impl Inner {
                 return self.submit(Flags::NONE, msg_type, &payload, deadline);
             }
         }
-        let began_ns = match &self.round_trips {
-            Some(_) => clock::now_ns(),
-            None => 0,
-        };
+        let began_ns = histogram::clock_ns(&self.round_trips);
         let id = self.flights.begin(channel.next_begins_at(), began_ns);
         self.stats.sent += 1;
         // Not longer than a record, so the length fits.

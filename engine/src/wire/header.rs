@@ -100,6 +100,23 @@ impl Header {
         Some(Header::decode(header_words(bytes.first_chunk()?)))
     }
 
+    /// Becomes the header of a frame that begins alike, but for the CRC, which was checked. Returns the
+    /// frame's payload.
+    #[inline(always)]
+    pub(crate) fn next_alike<'a>(&mut self, frame: &'a [u8]) -> &'a [u8] {
+        let (head, payload) = frame.split_first_chunk().expect("a frame has a header");
+        let next = Header::decode(header_words(head));
+        self.msg_id = next.msg_id;
+        debug_assert_eq!(
+            *self,
+            Header {
+                crc32: self.crc32,
+                ..next
+            }
+        );
+        payload
+    }
+
     /// The header in these words, if all checks of [`Header::parse`] pass.
     #[inline]
     pub(crate) fn from_words(words: [u64; HEADER_WORDS], max_message_bytes: u32) -> Option<Header> {

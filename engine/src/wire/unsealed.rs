@@ -17,10 +17,13 @@ pub(crate) struct Unsealed {
 }
 
 impl Unsealed {
-    /// Whether a frame with so many bytes of payload is better summed with others.
+    /// Frames with up to so many bytes of payload are better summed with others.
+    pub(crate) const PAYLOAD_BYTES_MAX: usize = crc::SHORT_BYTES_MAX - HEADER_BYTES;
+
+    /// Whether a frame with so many bytes of payload is.
     #[inline(always)]
     pub(crate) fn takes(payload_bytes: usize) -> bool {
-        HEADER_BYTES + payload_bytes <= crc::SHORT_BYTES_MAX
+        payload_bytes <= Unsealed::PAYLOAD_BYTES_MAX
     }
 
     /// How many bytes they are.

@@ -94,25 +94,18 @@ impl Dispatcher {
         (arrived_ns, outgoing_bytes_max): (u64, usize),
     ) -> usize {
         let version = connection.version();
-        let payload_at = frame_bytes - first.length as usize;
         let handler = handlers.get(first.msg_type);
         let decision = self.decide(connection, first, handler.is_some());
-        let compressed = first.flags.contains(Flags::COMPRESSED);
-        if let (Decision::Dispatch, Some(handler), false) = (decision, handler, compressed) {
-            let count = bytes.len() / frame_bytes;
+        let plain = version == ProtocolVersion::V2 && !first.flags.contains(Flags::COMPRESSED);
+        if let (Decision::Dispatch, Some(handler), true) = (decision, handler, plain) {
             let mut done = 0;
             // Each turn handles at least one frame, or ends the loop.
-            while done < count && connection.out.buffered_bytes() <= outgoing_bytes_max {
+            while done * frame_bytes < bytes.len()
+                && connection.out.buffered_bytes() <= outgoing_bytes_max
+            {
                 let frames = bytes[done * frame_bytes..].chunks_exact(frame_bytes);
-                let frames =
-                    frames.map(|frame| (accepted_header(version, frame), &frame[payload_at..]));
-                done += self.calls(
-                    key,
-                    connection,
-                    handler,
-                    frames,
-                    (arrived_ns, outgoing_bytes_max),
-                );
+                let limits = (arrived_ns, outgoing_bytes_max);
+                done += self.calls(key, connection, handler, first, frames, limits);
             }
             self.count_requests(connection, first, done as u64);
             return done;
@@ -124,7 +117,7 @@ impl Dispatcher {
                 break;
             }
             let header = accepted_header(version, frame);
-            let payload = &frame[payload_at..];
+            let payload = &frame[frame_bytes - first.length as usize..];
             self.frame(handlers, key, connection, &header, payload, arrived_ns);
             done += 1;
         }
@@ -242,7 +235,7 @@ impl Dispatcher {
         self.answered_inline[transport.index()] += self.settled(out.outcome);
     }
 
-    /// As [`Dispatcher::call`], of whole frames of one kind that lie one behind the other, until a
+    /// As [`Dispatcher::call`], of whole frames of version 2 that begin as the first does, until a
     /// handler panics or more than `outgoing_bytes_max` of the answers wait. Says how many those are.
     #[inline(always)]
     fn calls<'a>(
@@ -250,7 +243,8 @@ impl Dispatcher {
         key: Key,
         connection: &mut Connection,
         handler: &dyn Handler,
-        frames: impl Iterator<Item = (Header, &'a [u8])>,
+        first: &Header,
+        frames: impl Iterator<Item = &'a [u8]>,
         (arrived_ns, outgoing_bytes_max): (u64, usize),
     ) -> usize {
         let transport = connection.transport();
@@ -259,8 +253,10 @@ impl Dispatcher {
         let origin = self.origin(key, kind, peer, arrived_ns);
         let owed_max = self.shared.limits.max_inflight_per_connection;
         let (mut answered, mut done) = (0, 0);
+        let mut header = *first;
         let caught = catch_unwind(AssertUnwindSafe(|| {
-            for (header, payload) in frames {
+            for frame in frames {
+                let payload = header.next_alike(frame);
                 done += 1;
                 if out.owed >= owed_max {
                     owes_too_much(&origin, &header, out);
