@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use lapce_ai::ipc::{
-    Client, Deferred, Error, ErrorCode, Gone, Limits, Request, Responder, Server, ServerError,
-    Transport,
+    AnswerRef, Client, Deferred, Error, ErrorCode, Gone, Limits, Request, Responder, Server,
+    ServerError, Transport,
 };
 use support::*;
 
@@ -229,6 +229,102 @@ fn deferred_answers_come_in_any_order_from_any_thread() {
     for thread in threads {
         thread.join().unwrap();
     }
+}
+
+/// More than the worker's inbox holds, and more than a slow reader may have waiting: a handler that
+/// answers what it has taken away itself would wait for its own thread.
+#[test]
+fn deferred_answers_from_the_handler_itself() {
+    const REQUESTS: u64 = 2_000;
+    // Answered at once, refused, in parts, dropped, lost in a panic: by their ids.
+    let server = serving(|request, responder| {
+        let number = request.msg_id();
+        let mut deferred = responder.detach();
+        let told = match number % 5 {
+            0 => deferred.reply("done"),
+            1 => deferred.error(ErrorCode::Overloaded, "busy"),
+            2 => (0..3)
+                .try_for_each(|part| deferred.stream_part(vec![part; 1_000]))
+                .and_then(|()| deferred.reply("")),
+            3 => Ok(()),
+            _ => panic!("with the duty in hand"),
+        };
+        assert_eq!(told, Ok(()));
+    });
+    let client = client(&server);
+    let (mut answers, mut parts) = ([0_u64; 5], 0);
+    for _ in 0..REQUESTS / 500 {
+        for _ in 0..500 {
+            client.submit(WORK, b"").unwrap();
+        }
+        while client.in_flight() > 0 {
+            let take = |answer: AnswerRef<'_>| match answer.last {
+                true => answers[answer.id as usize % 5] += 1,
+                false => parts += 1,
+            };
+            client.wait_with(take).unwrap();
+        }
+    }
+    assert_eq!(answers, [REQUESTS / 5; 5]);
+    assert_eq!(parts, 3 * REQUESTS / 5);
+    // Megabytes in parts, within one call of the handler.
+    let server = serving(|_, responder| {
+        let mut deferred = responder.detach();
+        for part in 0..30 {
+            deferred.stream_part(vec![part; 100_000]).unwrap();
+        }
+        deferred.reply("").unwrap();
+    });
+    let client = self::client(&server);
+    assert_eq!(client.call(WORK, b"").unwrap().len(), 3_000_000);
+}
+
+/// Two workers whose handlers answer each other's requests, more than either's inbox holds.
+#[test]
+fn workers_do_not_wait_for_each_other() {
+    const REQUESTS: usize = 3_000;
+    let waiting = Mutex::new(Vec::<Deferred>::new());
+    let server = Server::builder()
+        .bind("127.0.0.1:0")
+        .workers(2)
+        .pin(false)
+        .limits(Limits {
+            max_inflight_per_connection: 2 * REQUESTS as u32,
+            ..Limits::default()
+        })
+        .handler(WORK, move |_: Request<'_>, responder: Responder<'_>| {
+            // Now and then a call answers what others have left, of whichever worker.
+            let mut all = waiting.lock().unwrap();
+            all.push(responder.detach());
+            let taken = match all.len() >= 1_000 {
+                true => std::mem::take(&mut *all),
+                false => Vec::new(),
+            };
+            drop(all);
+            for deferred in taken {
+                deferred.reply("").unwrap();
+            }
+        })
+        .start()
+        .unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let client = Client::builder()
+                    .timeout(PATIENCE)
+                    .max_inflight(REQUESTS)
+                    .shm_upgrade(false)
+                    .connect(&address(&server).to_string())
+                    .unwrap();
+                for _ in 0..REQUESTS {
+                    client.submit(WORK, b"").unwrap();
+                }
+                while client.in_flight() > 0 {
+                    client.wait_with(|_| ()).unwrap();
+                }
+            });
+        }
+    });
 }
 
 #[test]

@@ -4,8 +4,9 @@
 mod support;
 
 use std::io::Write;
+use std::time::Duration;
 
-use lapce_ai::ipc::{ErrorCode, Limits, Server};
+use lapce_ai::ipc::{ErrorCode, Limits, Request, Responder, Server};
 use support::*;
 
 const VERSION_TEXT: &str = "Protocol version mismatch: expected 2, got 1";
@@ -138,6 +139,50 @@ fn the_refusal_reaches_a_peer_that_goes_on_sending() {
     assert_eq!(peer.receive().error().0, 4);
     peer.expect_end();
     sending.join().unwrap();
+}
+
+/// An answer that another thread gives after the refusal must not end the connection before the peer has
+/// read what it is owed.
+#[test]
+fn a_late_answer_takes_nothing_from_a_refused_peer() {
+    const ANSWERS: usize = 40;
+    const ANSWER_BYTES: usize = 25_600;
+    let (taken, late) = std::sync::mpsc::channel();
+    let server = server()
+        .handler(0x0100, |request: Request<'_>, responder: Responder<'_>| {
+            responder.reply(&request.payload().repeat(64));
+        })
+        .handler(0x0101, move |_: Request<'_>, responder: Responder<'_>| {
+            // The test may have ended already.
+            let _ = taken.send(responder.detach());
+        })
+        .start()
+        .unwrap();
+    let mut peer = Peer::connect(address(&server));
+    let mut bytes = request(0x0101, 1, b"");
+    for id in 0..ANSWERS as u64 {
+        bytes.extend(request(0x0100, 2 + id, &[7; ANSWER_BYTES / 64]));
+    }
+    bytes.extend(b"no frame at all");
+    peer.send(&bytes);
+    let deferred = late.recv_timeout(PATIENCE).unwrap();
+    eventually("the refusal is counted", || {
+        server.stats().errors(ErrorCode::BadMagic) > 0
+    });
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(deferred.reply("late").is_ok());
+    for _ in 0..5 {
+        std::thread::sleep(Duration::from_millis(20));
+        peer.send(b"more");
+    }
+    for id in 0..ANSWERS as u64 {
+        let answer = peer.receive();
+        assert_eq!(
+            (answer.msg_id, answer.payload.len()),
+            (2 + id, ANSWER_BYTES)
+        );
+    }
+    assert_eq!(peer.receive().error().0, 1);
 }
 
 #[test]

@@ -187,6 +187,46 @@ const KINDS: [Kind; 11] = {
     ]
 };
 
+/// What a caller's closure has got it does not get again, and what it has not it still gets.
+#[test]
+fn a_sink_that_panics_in_the_middle_of_a_row() {
+    const PARTS: u64 = 40;
+    let server = server()
+        .handler(
+            WORK,
+            |_: lapce_ai::ipc::Request<'_>, mut responder: Responder<'_>| {
+                for part in 0..PARTS {
+                    responder.stream_part(&part.to_le_bytes());
+                }
+                responder.reply(&PARTS.to_le_bytes());
+            },
+        )
+        .start()
+        .unwrap();
+    for panics_at in [0, 20, PARTS] {
+        let builder = Client::builder().timeout(PATIENCE).shm_upgrade(false);
+        let client = builder.connect(&address(&server).to_string()).unwrap();
+        client.submit(WORK, b"").unwrap();
+        client.flush().unwrap();
+        // All have come by then, or they come in several rows.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let mut seen = Vec::new();
+        let mut turns = 0;
+        while client.in_flight() > 0 || turns < 2 {
+            turns += 1;
+            let take = |answer: lapce_ai::ipc::AnswerRef<'_>| {
+                let bytes = answer.result.unwrap().try_into().unwrap();
+                seen.push(u64::from_le_bytes(bytes));
+                assert_ne!(seen, Vec::from_iter(0..=panics_at), "on purpose");
+            };
+            let polled = std::panic::AssertUnwindSafe(|| client.poll_with(take).map(drop));
+            // The panic of this test's own making.
+            let _ = std::panic::catch_unwind(polled);
+        }
+        assert_eq!(seen, Vec::from_iter(0..=PARTS));
+    }
+}
+
 /// Whatever follows whatever, in rows of any length and cut anywhere: each request has its own answer,
 /// in order but for those with PRIORITY.
 #[test]

@@ -62,6 +62,32 @@ pub(super) struct Incoming {
     payload_at: Option<usize>,
 }
 
+/// Checked frames in the receive buffer that begin alike. Those that it has given out are taken, also if
+/// who got the last one panics.
+pub(super) struct Row<'a> {
+    /// What is left.
+    bytes: &'a [u8],
+    frame_bytes: usize,
+    start: &'a mut usize,
+}
+
+impl<'a> Row<'a> {
+    /// The header of the first, which all the others' begin like.
+    #[inline]
+    pub(super) fn first(&self) -> Header {
+        wire::accepted_header(ProtocolVersion::V2, self.bytes)
+    }
+
+    /// Takes the next frame.
+    #[inline(always)]
+    pub(super) fn next(&mut self) -> Option<&'a [u8]> {
+        let (frame, rest) = self.bytes.split_at_checked(self.frame_bytes)?;
+        self.bytes = rest;
+        *self.start += self.frame_bytes;
+        Some(frame)
+    }
+}
+
 impl Incoming {
     /// Whether the payload lies in memory of its own; see [`Channel::exchange_payload`].
     pub(super) fn lies_apart(&self) -> bool {
@@ -439,17 +465,21 @@ impl Channel {
         }
     }
 
-    /// The next frames, checked and of the receive buffer, if they begin alike: their bytes, and of how
-    /// many each consists. Whoever takes them all says so by [`Channel::took_row`].
+    /// The next frames, checked and of the receive buffer, if they begin alike.
     #[inline]
-    pub(super) fn row(&self) -> Option<(&[u8], usize)> {
+    pub(super) fn row(&mut self) -> Option<Row<'_>> {
         let there = self.start < self.checked_to && self.row_bytes > 0;
-        there.then(|| (&self.input[self.start..self.checked_to], self.row_bytes))
+        there.then(|| Row {
+            bytes: &self.input[self.start..self.checked_to],
+            frame_bytes: self.row_bytes,
+            start: &mut self.start,
+        })
     }
 
-    /// The frames of the row were taken.
-    pub(super) fn took_row(&mut self) {
-        self.start = self.checked_to;
+    /// Whether there are bytes that were received and not taken, be it a part of a frame.
+    #[inline]
+    pub(super) fn has_more(&self) -> bool {
+        self.start < self.end
     }
 
     /// Checks the next whole frames, several at a time. False: there is none, of version 2.

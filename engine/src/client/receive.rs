@@ -5,11 +5,12 @@ use hdrhistogram::Histogram;
 use super::Error;
 use super::answer::{Answer, AnswerRef, ClientStats};
 use super::channel::{Channel, Incoming};
+use super::flights::Found;
 use super::histogram;
 use super::inner::{Inner, Keep};
 use super::kept::Kept;
 use super::link::Link;
-use crate::wire::{self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, msg_type};
+use crate::wire::{self, ErrorCode, Flags, Header, msg_type};
 
 /// How often the ring is watched for an answer before somebody waits for it: some three microseconds,
 /// lest a client is long in the way of a worker that needs its CPU.
@@ -26,7 +27,8 @@ impl Inner {
             return Ok(self.take_failed(sink));
         };
         match channel.fill() {
-            Ok(0) => Ok(0),
+            // A sink that panicked may have left some.
+            Ok(0) if !channel.has_more() => Ok(0),
             Ok(_) => self.take_frames(sink),
             Err(error) => {
                 self.lost(Some(error));
@@ -52,10 +54,8 @@ impl Inner {
         if !channel.take_answer(id, to) {
             return false;
         }
-        let began_ns = flight.began_ns();
-        flight.end();
         let now_ns = histogram::clock_ns(&self.round_trips);
-        done(&mut self.stats, &mut self.round_trips, began_ns, now_ns);
+        end(flight, &mut self.stats, &mut self.round_trips, now_ns);
         self.backoff.worked();
         true
     }
@@ -125,23 +125,27 @@ impl Inner {
             let Some(flight) = self.flights.find(header.msg_id) else {
                 continue;
             };
-            let began_ns = flight.began_ns();
-            let mut last = v1 || !header.flags.contains(Flags::STREAM);
-            if is_error || header.flags.contains(Flags::COMPRESSED) {
+            let last = v1 || is_error || !header.flags.contains(Flags::STREAM);
+            let (stats, round_trips) = (&mut self.stats, &mut self.round_trips);
+            // Before the sink has it, which may panic.
+            let kept = match last {
+                true => end(flight, stats, round_trips, now_ns),
+                false => Some(flight),
+            };
+            let ready = &mut self.ready;
+            let is_over = if is_error || header.flags.contains(Flags::COMPRESSED) {
                 let max = self.options.max_message_bytes;
-                let ready = &mut self.ready;
-                last = match open(&header, payload, max, &mut self.inflated) {
+                match open(&header, payload, max, &mut self.inflated) {
                     Ok(payload) => hand_out(ready, sink, &header, last, payload),
                     Err(error) => hand_out_error(ready, sink, &header, error),
-                };
+                }
             } else if incoming.lies_apart() {
-                last = hand_over(&mut self.ready, sink, channel, &incoming, last);
+                hand_over(ready, sink, channel, &incoming, last)
             } else {
-                last = hand_out(&mut self.ready, sink, &header, last, payload);
-            }
-            if last {
-                flight.end();
-                done(&mut self.stats, &mut self.round_trips, began_ns, now_ns);
+                hand_out(ready, sink, &header, last, payload)
+            };
+            if is_over && let Some(flight) = kept {
+                end(flight, stats, round_trips, now_ns);
             }
             answers += 1;
             self.backoff.worked();
@@ -158,31 +162,36 @@ impl Inner {
         let Some(channel) = self.channel.as_mut() else {
             return 0;
         };
-        let Some((bytes, frame_bytes)) = channel.row() else {
+        let Some(mut row) = channel.row() else {
             return 0;
         };
-        let first = wire::accepted_header(ProtocolVersion::V2, bytes);
-        let is_answer = first.flags.contains(Flags::RESPONSE) && first.msg_type != msg_type::ERROR;
-        if !is_answer || first.flags.contains(Flags::COMPRESSED) {
+        let mut header = row.first();
+        let is_answer =
+            header.flags.contains(Flags::RESPONSE) && header.msg_type != msg_type::ERROR;
+        if !is_answer || header.flags.contains(Flags::COMPRESSED) {
             return 0;
         }
-        let is_last = !first.flags.contains(Flags::STREAM);
+        let is_last = !header.flags.contains(Flags::STREAM);
         let mut answers = 0;
-        for frame in bytes.chunks_exact(frame_bytes) {
-            let header = wire::accepted_header(ProtocolVersion::V2, frame);
+        while let Some(frame) = row.next() {
+            let payload = header.next_alike(frame);
             // An answer that nobody waits for any more.
             let Some(flight) = self.flights.find(header.msg_id) else {
                 continue;
             };
-            let payload = &frame[HEADER_BYTES..];
-            if hand_out(&mut self.ready, sink, &header, is_last, payload) {
-                let began_ns = flight.began_ns();
-                flight.end();
-                done(&mut self.stats, &mut self.round_trips, began_ns, now_ns);
+            let (stats, round_trips) = (&mut self.stats, &mut self.round_trips);
+            // Before the sink has it, which may panic.
+            let kept = match is_last {
+                true => end(flight, stats, round_trips, now_ns),
+                false => Some(flight),
+            };
+            if hand_out(&mut self.ready, sink, &header, is_last, payload)
+                && let Some(flight) = kept
+            {
+                end(flight, stats, round_trips, now_ns);
             }
             answers += 1;
         }
-        channel.took_row();
         if answers > 0 {
             self.backoff.worked();
         }
@@ -190,18 +199,20 @@ impl Inner {
     }
 }
 
-/// The last answer to a request is here.
+/// The last answer to a request is here. Nothing is left of the request.
 #[inline]
-fn done(
+fn end<'a>(
+    flight: Found<'a>,
     stats: &mut ClientStats,
     round_trips: &mut Option<Histogram<u64>>,
-    began_ns: u64,
     now_ns: u64,
-) {
+) -> Option<Found<'a>> {
     stats.received += 1;
     if let Some(round_trips) = round_trips {
-        round_trips.saturating_record(now_ns.saturating_sub(began_ns).max(1));
+        round_trips.saturating_record(now_ns.saturating_sub(flight.began_ns()).max(1));
     }
+    flight.end();
+    None
 }
 
 /// The payload of an answer that is compressed, or an error, or both.

@@ -252,7 +252,7 @@ impl Worker {
                 }
             }
             if !connection.assembler.is_mid_frame() {
-                let pool = self.dispatcher.pool.get_mut();
+                let pool = self.dispatcher.pool();
                 let long = connection.reserved_bytes > 0;
                 // A connection in the middle of a frame may stay there: what it is lent for a
                 // short one must be small.

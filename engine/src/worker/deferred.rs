@@ -50,7 +50,8 @@ impl std::error::Error for Gone {}
 
 /// The duty to answer one request, from any thread. Dropped without an answer it answers
 /// HANDLER_FAILED. The methods may wait while the worker is busy, or while the requester does not
-/// read a stream; they never wait for longer than the connection lives.
+/// read a stream; they never wait for longer than the connection lives. Called within a handler they do
+/// not wait for the requester: what they send is kept in memory until the handler returns.
 #[derive(Debug)]
 pub struct Deferred {
     to: ReplyTo,
@@ -113,8 +114,9 @@ impl Deferred {
 
     fn stream_piece(&mut self, payload: Vec<u8>) -> Result<(), Gone> {
         let mut pause_us = 20;
-        // Ends when the requester reads, or its connection is closed for not reading.
-        while self.waiting_bytes() > STREAM_BYTES_MAX {
+        // Ends when the requester reads, or its connection is closed for not reading. A worker does not
+        // wait: the requester may be its own, and others are.
+        while self.waiting_bytes() > STREAM_BYTES_MAX && !Inbox::is_on_worker() {
             if self.is_gone() {
                 return Err(Gone);
             }

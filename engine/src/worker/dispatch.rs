@@ -1,6 +1,5 @@
 //! From a good frame to its answer.
 
-use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -24,8 +23,8 @@ pub(super) struct Dispatcher {
     pub(super) shared: Arc<Shared>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) stats: Arc<WorkerStats>,
-    /// In a cell so that what a handler gets can be put together once for many requests.
-    pub(super) pool: RefCell<VecPool>,
+    /// Missing while it is lent to a connection.
+    pool: Option<Box<VecPool>>,
     /// Decompressed payloads go here.
     pub(super) inflated: Vec<u8>,
     pub(super) draining: bool,
@@ -48,6 +47,30 @@ pub(crate) struct ShmOffer {
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
 impl Dispatcher {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        inbox: Arc<Inbox>,
+        stats: Arc<WorkerStats>,
+        shm_offer: Option<ShmOffer>,
+    ) -> Dispatcher {
+        Dispatcher {
+            shared,
+            inbox,
+            stats,
+            pool: Some(Box::default()),
+            inflated: Vec::new(),
+            draining: false,
+            answered_inline: [0; 2],
+            shm_offer,
+        }
+    }
+
+    /// The worker's spare buffers.
+    #[inline]
+    pub(super) fn pool(&mut self) -> &mut VecPool {
+        self.pool.get_or_insert_default()
+    }
+
     /// Handles one frame whose header and CRC are good.
     ///
     /// Inlined with what most requests need, the rest apart: on the way of a request through four
@@ -218,9 +241,11 @@ impl Dispatcher {
         let transport = connection.transport();
         let kind = (connection.version(), transport);
         let Connection { out, peer, .. } = connection;
+        out.lent_pool = self.pool.take();
         let origin = self.origin(key, kind, peer, arrived_ns);
         if out.owed >= self.shared.limits.max_inflight_per_connection {
             owes_too_much(&origin, header, out);
+            self.pool = out.lent_pool.take();
             return self.stats.error(ErrorCode::Overloaded);
         }
         let request = RequestParts {
@@ -232,6 +257,7 @@ impl Dispatcher {
         let _ = catch_unwind(AssertUnwindSafe(|| {
             handler.handle(Request::new(&request), Responder::new(&request, out));
         }));
+        self.pool = out.lent_pool.take();
         self.answered_inline[transport.index()] += self.settled(out.outcome);
     }
 
@@ -250,6 +276,7 @@ impl Dispatcher {
         let transport = connection.transport();
         let kind = (connection.version(), transport);
         let Connection { out, peer, .. } = connection;
+        out.lent_pool = self.pool.take();
         let origin = self.origin(key, kind, peer, arrived_ns);
         let owed_max = self.shared.limits.max_inflight_per_connection;
         let (mut answered, mut done) = (0, 0);
@@ -261,20 +288,21 @@ impl Dispatcher {
                 if out.owed >= owed_max {
                     owes_too_much(&origin, &header, out);
                     self.stats.error(ErrorCode::Overloaded);
-                    continue;
+                } else {
+                    let request = RequestParts {
+                        header: &header,
+                        payload,
+                        origin: &origin,
+                    };
+                    handler.handle(Request::new(&request), Responder::new(&request, out));
+                    answered += self.settled(out.outcome);
                 }
-                let request = RequestParts {
-                    header: &header,
-                    payload,
-                    origin: &origin,
-                };
-                handler.handle(Request::new(&request), Responder::new(&request, out));
-                answered += self.settled(out.outcome);
                 if out.buffered_bytes() > outgoing_bytes_max {
                     break;
                 }
             }
         }));
+        self.pool = out.lent_pool.take();
         if caught.is_err() {
             answered += self.settled(out.outcome);
         }
@@ -297,7 +325,6 @@ impl Dispatcher {
             transport,
             peer: peer.as_ref(),
             arrived_ns,
-            pool: &self.pool,
             inbox: &self.inbox,
             max_message_bytes: self.shared.limits.max_message_bytes,
         }
@@ -335,7 +362,7 @@ impl Dispatcher {
         // A heartbeat's answer repeats the payload as it came, so it stays compressed too.
         let flags = Flags::RESPONSE | (request.flags & (Flags::PRIORITY | Flags::COMPRESSED));
         connection.out.frame(
-            &self.pool,
+            self.pool(),
             version,
             flags,
             msg_type,
@@ -356,7 +383,7 @@ impl Dispatcher {
         let version = connection.version();
         write_error(
             &mut connection.out,
-            &self.pool,
+            self.pool(),
             version,
             request,
             code,
@@ -380,7 +407,7 @@ impl Dispatcher {
         let text = refusal.to_string();
         connection
             .out
-            .error(&self.pool, version, refusal.code(), &text, msg_id, false);
+            .error(self.pool(), version, refusal.code(), &text, msg_id, false);
         connection.phase = Phase::Refused;
     }
 
@@ -408,6 +435,7 @@ impl Dispatcher {
             return;
         }
         connection.session.authenticated = true;
+        let mut encoded = self.pool().take();
         // Shared memory is offered to those that ask, come over TCP and from this machine.
         let local = connection.transport() == Transport::Tcp
             && connection.peer.is_some_and(|peer| is_loopback(peer.ip()));
@@ -425,10 +453,9 @@ impl Dispatcher {
             host_id: offer.map(|offer| offer.host_id.as_slice()),
             max_message_bytes: Some(self.shared.limits.max_message_bytes),
         };
-        let mut encoded = self.pool.get_mut().take();
         ack.encode(&mut encoded);
         self.answer(connection, header, msg_type::HANDSHAKE_ACK, &encoded);
-        self.pool.get_mut().give(encoded);
+        self.pool().give(encoded);
     }
 }
 
@@ -437,13 +464,13 @@ impl Dispatcher {
 fn owes_too_much(origin: &Origin<'_>, request: &Header, out: &mut Outgoing) {
     let text = "too many requests of this connection are in flight: collect answers first";
     let code = ErrorCode::Overloaded;
-    write_error(out, origin.pool, origin.version, request, code, text);
+    out.with_lent_pool(|out, pool| write_error(out, pool, origin.version, request, code, text));
 }
 
 /// Writes an error: to a request as its answer, otherwise about the connection.
 fn write_error(
     out: &mut Outgoing,
-    pool: &RefCell<VecPool>,
+    pool: &mut VecPool,
     version: ProtocolVersion,
     request: &Header,
     code: ErrorCode,

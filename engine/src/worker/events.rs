@@ -157,7 +157,7 @@ impl Worker {
             self.shared.limits.max_connections
         );
         let version = connection.version();
-        let pool = &self.dispatcher.pool;
+        let pool = self.dispatcher.pool();
         connection
             .out
             .error(pool, version, ErrorCode::Overloaded, &text, 0, false);
@@ -226,7 +226,7 @@ impl Worker {
             }
             Ok(_) => {
                 connection.deadline_ns = 0;
-                self.dispatcher.pool.get_mut().give(buffer);
+                self.dispatcher.pool().give(buffer);
             }
             Err(libc::EINTR | libc::EAGAIN) => {
                 let from = buffer.len() - total;
@@ -235,11 +235,11 @@ impl Worker {
                         out.sending_bytes = total;
                         self.driver.send(key, fd.as_raw_fd(), buffer, from);
                     }
-                    None => self.dispatcher.pool.get_mut().give(buffer),
+                    None => self.dispatcher.pool().give(buffer),
                 }
             }
             Err(_) => {
-                self.dispatcher.pool.get_mut().give(buffer);
+                self.dispatcher.pool().give(buffer);
                 connection.phase = Phase::Closing;
             }
         }

@@ -1,13 +1,11 @@
 //! What a handler gets and how it answers.
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::deferred::Deferred;
 use super::inbox::Inbox;
 use super::outgoing::Outgoing;
-use super::vec_pool::VecPool;
 use crate::stats::Transport;
 use crate::uring::Key;
 use crate::wire::{ErrorCode, Flags, Header, ProtocolVersion};
@@ -85,7 +83,6 @@ pub(super) struct Origin<'a> {
     pub(super) transport: Transport,
     pub(super) peer: Option<&'a SocketAddr>,
     pub(super) arrived_ns: u64,
-    pub(super) pool: &'a RefCell<VecPool>,
     pub(super) inbox: &'a Arc<Inbox>,
     pub(super) max_message_bytes: u32,
 }
@@ -287,21 +284,16 @@ impl<'a> Responder<'a> {
             if last && self.out.repeats(flags, msg_type, msg_id, payload) {
                 return;
             }
-            self.out.frame(
-                origin.pool,
-                origin.version,
-                flags,
-                msg_type,
-                msg_id,
-                payload,
-            );
+            self.out
+                .answer(origin.version, flags, msg_type, msg_id, payload);
         }
     }
 
     fn write_error(&mut self, code: ErrorCode, text: &str) {
         let RequestParts { header, origin, .. } = self.request;
-        self.out
-            .error(origin.pool, origin.version, code, text, header.msg_id, true);
+        self.out.with_lent_pool(|out, pool| {
+            out.error(pool, origin.version, code, text, header.msg_id, true);
+        });
     }
 }
 
@@ -331,3 +323,12 @@ impl std::fmt::Debug for Responder<'_> {
             .finish_non_exhaustive()
     }
 }
+
+/// A handler may hand them to threads that it waits for.
+const _: fn() = || {
+    fn can_be_sent<T: Send>() {}
+    fn can_be_shared<T: Sync>() {}
+    can_be_sent::<Request<'_>>();
+    can_be_shared::<Request<'_>>();
+    can_be_sent::<Responder<'_>>();
+};

@@ -150,9 +150,9 @@ impl Worker {
     /// those that moved much.
     pub(super) fn release_memory(&mut self) {
         let first = std::mem::take(&mut self.rings.first);
-        self.dispatcher.pool.get_mut().give(first);
-        self.dispatcher.pool.get_mut().release();
-        self.rings.first = self.dispatcher.pool.get_mut().take();
+        self.dispatcher.pool().give(first);
+        self.dispatcher.pool().release();
+        self.rings.first = self.dispatcher.pool().take();
         // None has spoken for as long.
         for index in 0..self.rings.by_bit.len() {
             if let Some(key) = self.rings.by_bit[index]

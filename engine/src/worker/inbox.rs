@@ -1,8 +1,10 @@
 //! What other threads send to a worker, and how they wake it.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
@@ -11,8 +13,13 @@ use super::deferred::Answer;
 use crate::shm::{ServerEnd, doorbell};
 use crate::uring::DoorbellMemory;
 
-/// Messages that may wait. Whoever finds the queue full waits; the worker never does.
+/// Messages that may wait. Whoever finds the queue full waits, see [`Inbox::send`].
 const CAPACITY: usize = 512;
+
+thread_local! {
+    /// The inbox of the worker that this thread is.
+    static OWN: RefCell<Option<Arc<Inbox>>> = const { RefCell::new(None) };
+}
 
 /// A futex word on which one worker sleeps. Clients may overwrite it; that the worker sleeps is kept
 /// in memory of our own too, so that it hears this process's threads all the same.
@@ -70,6 +77,12 @@ impl Doorbell {
     }
 }
 
+/// Asks the inbox of the worker that this thread is. Of another thread, or one that ends: no.
+fn with_own(ask: impl FnOnce(&Inbox) -> bool) -> bool {
+    let asked = OWN.try_with(|own| own.borrow().as_deref().is_some_and(ask));
+    asked.unwrap_or(false)
+}
+
 /// What other threads ask of a worker.
 #[derive(Debug)]
 pub(crate) enum Message {
@@ -84,6 +97,11 @@ pub(crate) enum Message {
 /// The way into a worker.
 pub(crate) struct Inbox {
     queue: ArrayQueue<Message>,
+    /// What the worker took out of its queue to make room, older than what is there now. Only the
+    /// worker touches it.
+    set_aside: Mutex<VecDeque<Message>>,
+    /// How many those are.
+    set_aside_count: AtomicUsize,
     doorbell: Doorbell,
     /// The worker's thread has ended.
     closed: AtomicBool,
@@ -97,6 +115,8 @@ impl Inbox {
     pub(crate) fn new(doorbell: Doorbell) -> Inbox {
         Inbox {
             queue: ArrayQueue::new(CAPACITY),
+            set_aside: Mutex::default(),
+            set_aside_count: AtomicUsize::new(0),
             doorbell,
             closed: AtomicBool::new(false),
             drain_asked: AtomicBool::new(false),
@@ -108,12 +128,25 @@ impl Inbox {
         &self.doorbell
     }
 
-    /// Delivers a message and wakes the worker. Waits while the queue is full, so it must not be
-    /// called by a worker for itself. Gives the message back if the worker has ended.
+    /// This thread is the inbox's worker from now on.
+    pub(super) fn own(self: &Arc<Self>) {
+        OWN.set(Some(self.clone()));
+    }
+
+    /// Whether this thread is a worker, of this server or another.
+    pub(super) fn is_on_worker() -> bool {
+        with_own(|_| true)
+    }
+
+    /// Delivers a message and wakes the worker. Waits while the queue is full. Gives the message back
+    /// if the worker has ended.
+    ///
+    /// A worker that calls it, since a handler answers what it has taken away itself, makes room in its
+    /// own queue meanwhile: so no worker waits for itself, nor two for each other.
     pub(crate) fn send(&self, message: Message) -> Result<(), Message> {
         let mut message = message;
         let mut pause_us = 1;
-        // Ends when there is room or the worker is gone; both come without our help.
+        // Ends when there is room or the worker is gone; both come without our help, or with it.
         loop {
             if self.is_closed() {
                 return Err(message);
@@ -122,12 +155,33 @@ impl Inbox {
                 Ok(()) => break,
                 Err(back) => message = back,
             }
+            if with_own(|own| own.make_room(self)) {
+                continue;
+            }
             self.doorbell.ring();
             std::thread::sleep(Duration::from_micros(pause_us));
             pause_us = (pause_us * 2).min(1_000);
         }
         self.doorbell.ring();
         Ok(())
+    }
+
+    /// For the worker: sets aside what is in its queue. Says whether that is the queue asked about.
+    fn make_room(&self, asked: &Inbox) -> bool {
+        let mut set_aside = self.lock_set_aside();
+        // As many as there are now; those that come meanwhile are left.
+        for _ in 0..self.queue.len() {
+            set_aside.extend(self.queue.pop());
+        }
+        self.set_aside_count
+            .store(set_aside.len(), Ordering::Relaxed);
+        std::ptr::eq(self, asked)
+    }
+
+    fn lock_set_aside(&self) -> MutexGuard<'_, VecDeque<Message>> {
+        self.set_aside
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// As [`Inbox::send`], but gives the message back instead of waiting. For workers.
@@ -150,16 +204,22 @@ impl Inbox {
 
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.queue.is_empty() && self.set_aside_count.load(Ordering::Relaxed) == 0
     }
 
     pub(super) fn take(&self) -> Option<Message> {
+        if self.set_aside_count.load(Ordering::Relaxed) > 0 {
+            let mut set_aside = self.lock_set_aside();
+            self.set_aside_count
+                .store(set_aside.len() - 1, Ordering::Relaxed);
+            return set_aside.pop_front();
+        }
         self.queue.pop()
     }
 
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        while self.queue.pop().is_some() {}
+        while self.take().is_some() {}
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -99,7 +99,7 @@ impl Worker {
         out.stop_gathering();
         if out.ends.is_some() {
             let before = out.buffered_bytes();
-            out.flush_to_ring(self.dispatcher.pool.get_mut());
+            out.flush_to_ring(self.dispatcher.pool());
             if out.buffered_bytes() < before {
                 connection.deadline_ns = 0;
             }
@@ -126,7 +126,7 @@ impl Worker {
         }
         let mut bytes = std::mem::take(&mut out.staged);
         if from == bytes.len() {
-            return self.dispatcher.pool.get_mut().give(bytes);
+            return self.dispatcher.pool().give(bytes);
         }
         // What the allocator gave beyond need is not kept in flight for a slow reader.
         // A little is: buffers change hands, and shrinking one only to let it grow again for the
@@ -397,7 +397,7 @@ impl Worker {
         );
         self.stats.error(ErrorCode::Timeout);
         let version: ProtocolVersion = connection.version();
-        let pool = &self.dispatcher.pool;
+        let pool = self.dispatcher.pool();
         connection
             .out
             .error(pool, version, ErrorCode::Timeout, &text, 0, false);

@@ -26,7 +26,6 @@ mod slots;
 mod vec_pool;
 mod whole;
 
-use std::cell::RefCell;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -43,7 +42,6 @@ use idle::IdlePolicy;
 pub(crate) use inbox::{Doorbell, Inbox, Message};
 use shm::Rings;
 use slots::Slots;
-use vec_pool::VecPool;
 
 use crate::shm::Control;
 use crate::stats::WorkerStats;
@@ -110,6 +108,8 @@ pub(crate) struct Worker {
     now_ns: u64,
     /// `now_ns` was read after the last round, which found nothing.
     now_is_fresh: bool,
+    /// The last round took so long that requests may have come and waited.
+    round_was_long: bool,
     /// There was work since memory was last given back.
     holds_memory: bool,
     drain_deadline_ns: Option<u64>,
@@ -131,6 +131,7 @@ impl Worker {
         };
         match Driver::new(options, inbox.doorbell().memory()) {
             Ok(driver) => {
+                inbox.own();
                 let mut worker = Worker::new(setup, driver, inbox);
                 started(Ok(()));
                 worker.work();
@@ -149,19 +150,15 @@ impl Worker {
         Worker {
             driver,
             connections: Slots::new(),
-            dispatcher: Dispatcher {
-                shared: shared.clone(),
-                inbox: inbox.clone(),
-                stats: stats.clone(),
-                pool: RefCell::new(VecPool::default()),
-                inflated: Vec::new(),
-                draining: false,
-                answered_inline: [0; 2],
-                shm_offer: setup.control.as_ref().map(|control| ShmOffer {
+            dispatcher: Dispatcher::new(
+                shared.clone(),
+                inbox.clone(),
+                stats.clone(),
+                setup.control.as_ref().map(|control| ShmOffer {
                     segment: control.name.clone(),
                     host_id: control.host_id(),
                 }),
-            },
+            ),
             rings: Rings::new(setup.index, setup.control),
             idle: IdlePolicy::new(shared.idle_mode(), now_ns),
             shared,
@@ -183,6 +180,7 @@ impl Worker {
             next_sweep_ns: now_ns,
             now_ns,
             now_is_fresh: true,
+            round_was_long: false,
             holds_memory: false,
             drain_deadline_ns: None,
         }

@@ -1,6 +1,5 @@
 //! Frames on their way out of one connection.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -54,6 +53,8 @@ pub(crate) struct Outgoing {
     /// Answers that other threads owe.
     pub(super) owed: u32,
     pub(super) shared: Option<Arc<ConnectionShared>>,
+    /// The worker's buffers, while a handler may answer here: see [`Outgoing::with_lent_pool`].
+    pub(super) lent_pool: Option<Box<VecPool>>,
     repeat: Repeat,
     /// Of the frames at the end of `staged`.
     unsealed: Unsealed,
@@ -134,90 +135,127 @@ impl Outgoing {
     }
 
     /// Encodes one frame.
-    ///
-    /// Inlined as far as an answer of many goes.
-    #[inline(always)]
     pub(super) fn frame(
         &mut self,
-        pool: &RefCell<VecPool>,
+        pool: &mut VecPool,
         version: ProtocolVersion,
         flags: Flags,
         msg_type: u16,
         msg_id: u64,
         payload: &[u8],
     ) {
+        if !self.gathered(version, flags, msg_type, msg_id, payload)
+            && !self.pushed(flags, msg_type, msg_id, payload)
+        {
+            self.frame_behind(pool, version, flags, msg_type, msg_id, payload);
+        }
+        self.flush_pieces(pool);
+    }
+
+    /// As [`Outgoing::frame`], for a handler's answer.
+    ///
+    /// Inlined as far as an answer of many goes.
+    #[inline(always)]
+    pub(super) fn answer(
+        &mut self,
+        version: ProtocolVersion,
+        flags: Flags,
+        msg_type: u16,
+        msg_id: u64,
+        payload: &[u8],
+    ) {
+        if self.gathered(version, flags, msg_type, msg_id, payload) {
+            if self.has_piece() {
+                self.with_lent_pool(Outgoing::flush_pieces);
+            }
+        } else if !self.pushed(flags, msg_type, msg_id, payload) {
+            self.with_lent_pool(|out, pool| {
+                out.frame_behind(pool, version, flags, msg_type, msg_id, payload);
+                out.flush_pieces(pool);
+            });
+        }
+    }
+
+    /// With the worker's buffers, which are lent for as long as a handler may answer: led to by a
+    /// reference they would keep a handler from handing its request to other threads.
+    #[inline(always)]
+    pub(super) fn with_lent_pool(&mut self, use_it: impl FnOnce(&mut Outgoing, &mut VecPool)) {
+        let mut pool = self.lent_pool.take().unwrap_or_default();
+        use_it(self, &mut pool);
+        self.lent_pool = Some(pool);
+    }
+
+    /// Adds a short frame to those that are summed together. False: it is not to be gathered with
+    /// others, or not yet.
+    #[inline(always)]
+    fn gathered(
+        &mut self,
+        version: ProtocolVersion,
+        flags: Flags,
+        msg_type: u16,
+        msg_id: u64,
+        payload: &[u8],
+    ) -> bool {
         let bytes = HEADER_BYTES + payload.len();
-        if self.piece_bytes > 0
+        let fits = self.piece_bytes > 0
             && version == ProtocolVersion::V2
             && Unsealed::takes(payload.len())
             && bytes <= self.staged.capacity() - self.staged.len()
-            && self.behind.is_empty()
-        {
+            && self.behind.is_empty();
+        if fits {
             let staged = &mut self.staged;
             self.unsealed
                 .append(staged, flags, msg_type, msg_id, payload);
             self.encoded_bytes += bytes as u64;
-            self.flush_pieces(pool);
-        } else {
-            self.frame_alone(pool, version, flags, msg_type, msg_id, payload);
         }
+        fits
     }
 
+    /// Whether there is enough for a piece, and room in the ring as far as is known.
     #[inline(always)]
-    fn flush_pieces(&mut self, pool: &RefCell<VecPool>) {
-        if self.buffered_bytes() >= self.piece_bytes && !self.ring_full {
-            self.flush_to_ring(&mut pool.borrow_mut());
+    fn has_piece(&self) -> bool {
+        self.piece_bytes > 0 && self.buffered_bytes() >= self.piece_bytes && !self.ring_full
+    }
+
+    fn flush_pieces(&mut self, pool: &mut VecPool) {
+        if self.has_piece() {
+            self.flush_to_ring(pool);
         }
     }
 
-    /// As [`Outgoing::frame`], of one that is not gathered with others, or not yet.
+    /// Writes one frame straight into the ring, if there is one and nothing waits. False: it did not.
     #[inline(never)]
-    fn frame_alone(
-        &mut self,
-        pool: &RefCell<VecPool>,
-        version: ProtocolVersion,
-        flags: Flags,
-        msg_type: u16,
-        msg_id: u64,
-        payload: &[u8],
-    ) {
+    fn pushed(&mut self, flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) -> bool {
         let bytes = HEADER_BYTES + payload.len();
-        if self.piece_bytes > 0 {
-            self.frame_behind(pool, version, flags, msg_type, msg_id, payload);
-            return self.flush_pieces(pool);
+        if self.piece_bytes > 0 || !self.staged.is_empty() || bytes > RECORD_MAX {
+            return false;
         }
-        if let Some(ends) = &mut self.ends
-            && self.staged.is_empty()
-            && bytes <= RECORD_MAX
-        {
-            // Straight into the ring, in place.
-            let header = Header::new(flags, msg_type, msg_id, payload.len() as u32);
-            if ends.tx.push_frame(header, payload, ends.rx.position()) {
-                self.encoded_bytes += bytes as u64;
-                return;
-            }
+        let Some(ends) = &mut self.ends else {
+            return false;
+        };
+        // What waits goes first, so `behind` is empty too. Rings carry version 2 only.
+        let header = Header::new(flags, msg_type, msg_id, payload.len() as u32);
+        let pushed = ends.tx.push_frame(header, payload, ends.rx.position());
+        if pushed {
+            self.encoded_bytes += bytes as u64;
         }
-        self.frame_behind(pool, version, flags, msg_type, msg_id, payload);
+        pushed
     }
 
     /// Encodes one frame, its CRC too, behind what waits.
     fn frame_behind(
         &mut self,
-        pool: &RefCell<VecPool>,
+        pool: &mut VecPool,
         version: ProtocolVersion,
         flags: Flags,
         msg_type: u16,
         msg_id: u64,
         payload: &[u8],
     ) {
-        self.encode(
-            &mut pool.borrow_mut(),
-            HEADER_BYTES + payload.len(),
-            |to| match version {
-                ProtocolVersion::V2 => wire::encode_to(to, flags, msg_type, msg_id, payload),
-                ProtocolVersion::V1 => legacy::encode_to(to, msg_type, msg_id, payload),
-            },
-        );
+        self.encode(pool, HEADER_BYTES + payload.len(), |to| match version {
+            ProtocolVersion::V2 => wire::encode_to(to, flags, msg_type, msg_id, payload),
+            ProtocolVersion::V1 => legacy::encode_to(to, msg_type, msg_id, payload),
+        });
     }
 
     /// The request that is handled now has this payload, in a frame of its own.
@@ -305,7 +343,7 @@ impl Outgoing {
     /// Encodes an ERROR frame: the answer to a request, or (`answer` false) about the connection.
     pub(super) fn error(
         &mut self,
-        pool: &RefCell<VecPool>,
+        pool: &mut VecPool,
         version: ProtocolVersion,
         code: ErrorCode,
         text: &str,
@@ -313,7 +351,7 @@ impl Outgoing {
         answer: bool,
     ) {
         let flags = if answer { Flags::RESPONSE } else { Flags::NONE };
-        let mut payload = pool.borrow_mut().take();
+        let mut payload = pool.take();
         wire::encode_error_payload(&mut payload, code, text);
         self.frame(
             pool,
@@ -323,6 +361,6 @@ impl Outgoing {
             msg_id,
             &payload,
         );
-        pool.borrow_mut().give(payload);
+        pool.give(payload);
     }
 }

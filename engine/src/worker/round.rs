@@ -2,7 +2,7 @@
 
 use super::Worker;
 use super::batch::{Chunk, Item, Run};
-use super::connection::Waiting;
+use super::connection::{Phase, Waiting};
 use super::deferred::{Answer, Body};
 use super::inbox::Message;
 use crate::stats::Transport;
@@ -12,6 +12,8 @@ use crate::wire::{Flags, accepted_header};
 
 /// Messages from other threads taken in one round.
 const MESSAGES_MAX: usize = 256;
+/// After a round of this length, what is in the rings may have waited for it.
+const LONG_ROUND_NS: u64 = 10_000;
 
 impl Worker {
     /// Says whether there was work.
@@ -72,8 +74,10 @@ impl Worker {
             );
             connection.out.owed -= 1;
         }
-        let (out, pool) = (&mut connection.out, &self.dispatcher.pool);
-        if to.wanted {
+        // After a refusal the connection says no more: it is shut down, or about to be.
+        let may_speak = matches!(connection.phase, Phase::Open | Phase::Finishing);
+        let (out, pool) = (&mut connection.out, self.dispatcher.pool());
+        if to.wanted && may_speak {
             match &body {
                 Body::Part(payload) | Body::Last(payload) => out.frame(
                     pool,
@@ -114,7 +118,7 @@ impl Worker {
         for chunk in self.batch.chunks.drain(..) {
             match chunk {
                 Chunk::Buffer(received) => self.driver.recycle(received),
-                Chunk::Owned(bytes) => self.dispatcher.pool.get_mut().give(bytes),
+                Chunk::Owned(bytes) => self.dispatcher.pool().give(bytes),
             }
         }
     }
@@ -200,6 +204,8 @@ impl Worker {
             };
             if connection.takes_requests() {
                 self.resume_one(key);
+                // A ring may have got cold meanwhile, with the rest of the message in it.
+                self.heat(key);
             }
             self.touch(key);
         }
@@ -245,6 +251,7 @@ impl Worker {
             return;
         }
         let nanos = clock::now_ns().saturating_sub(self.now_ns);
+        self.round_was_long = nanos >= LONG_ROUND_NS;
         for transport in Transport::ALL {
             let answered = answered[transport.index()];
             if answered > 0 {

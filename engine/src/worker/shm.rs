@@ -172,12 +172,16 @@ impl Worker {
         if self.rings.have_rung() {
             self.take_rung();
         }
+        // What is there may have waited, together with requests that go first: for the last round, or
+        // for a ring before it in this one.
+        let mut may_have_waited = std::mem::take(&mut self.round_was_long);
         let mut any = false;
         let mut index = 0;
         // A ring that gets cold leaves the list, so the index moves only past those that stay.
         while index < self.rings.hot.len() {
             let key = self.rings.hot[index];
-            any |= self.take_ring(key);
+            any |= self.take_ring(key, may_have_waited);
+            may_have_waited |= any;
             index += usize::from(self.rings.hot.get(index) == Some(&key));
         }
         if any {
@@ -236,12 +240,13 @@ impl Worker {
     }
 
     /// Takes what is there. The first record is handled at once if it is one frame whose CRC is right,
-    /// without the detour over the batch and before the next is looked for: with one request in
-    /// flight, that look would wait for a cache line which holds nothing yet.
+    /// without the detour over the batch and before the next is looked for: with one request in flight,
+    /// that look would wait for a cache line which holds nothing yet. Unless it may have waited: then
+    /// there may be others that go first.
     ///
     /// On that way the connection is looked up once, and nothing is counted before the answer has left.
     #[inline(always)]
-    fn take_ring(&mut self, key: Key) -> bool {
+    fn take_ring(&mut self, key: Key, may_have_waited: bool) -> bool {
         let Some(connection) = self.connections.get_mut(key) else {
             self.rings.hot.retain(|&hot| hot != key);
             return false;
@@ -275,7 +280,7 @@ impl Worker {
         let ack = ends.rx.advance(&record);
         ends.tx.acknowledged(ack);
         let max = self.shared.limits.max_message_bytes;
-        let simple = self.batch.items.is_empty() && connection.takes_requests();
+        let simple = !may_have_waited && self.batch.items.is_empty() && connection.takes_requests();
         let header = header.filter(|header| simple && header.length <= max);
         if let Some(header) = &header {
             self.dispatcher.frame(
@@ -311,6 +316,9 @@ impl Worker {
         };
         if ends.segment.poisoned() {
             connection.memory_was_cut();
+        } else if ends.rx.has_record() {
+            // It came after we looked, before the client went.
+            return true;
         } else if connection.tcp.ended || self.must_wait(key) {
             return false;
         } else if let Some(connection) = self.connections.get_mut(key) {
@@ -342,8 +350,13 @@ impl Worker {
         true
     }
 
-    /// The first record may have been the beginning of a long message.
+    /// The first record may have been the beginning of a long message, which may have to wait for
+    /// room: the records behind it are a part of it, and are left where they are.
     fn take_after_first(&mut self, key: Key) {
+        let connection = self.connections.get_mut(key);
+        if connection.is_some_and(|connection| connection.has_waiting()) {
+            return;
+        }
         if !self.take_into_message(key) {
             self.take_records(key, usize::MAX);
         }
@@ -360,8 +373,9 @@ impl Worker {
             connection.has_waiting() || connection.out.buffered_bytes() > outgoing_bytes_max;
         let waits = connection.phase == Phase::Open && waiting;
         let ends = connection.out.ends.as_ref();
-        if waits && ends.is_some_and(|ends| ends.peer_closed()) {
-            // Nobody will read the answers that wait.
+        let answers_wait = connection.out.buffered_bytes() > 0;
+        if waits && answers_wait && ends.is_some_and(|ends| ends.peer_closed()) {
+            // Nobody will read them. (A message that waits for room is still handled.)
             connection.phase = Phase::Closing;
             self.touch(key);
         }
@@ -426,7 +440,7 @@ impl Worker {
     fn scan_owned(&mut self, key: Key, bytes: Vec<u8>) -> Vec<u8> {
         let chunk = self.batch.add_chunk(Chunk::Owned(bytes));
         self.scan(key, chunk);
-        self.dispatcher.pool.get_mut().take()
+        self.dispatcher.pool().take()
     }
 
     /// Tells a client that sleeps of answers, or of room.

@@ -89,7 +89,7 @@ impl Worker {
             payload,
             self.now_ns,
         );
-        let pool = self.dispatcher.pool.get_mut();
+        let pool = self.dispatcher.pool();
         let Some(mut answer) = connection.out.take_repeat() else {
             return pool.give(frame);
         };
