@@ -476,12 +476,6 @@ impl Channel {
         })
     }
 
-    /// Whether there are bytes that were received and not taken, be it a part of a frame.
-    #[inline]
-    pub(super) fn has_more(&self) -> bool {
-        self.start < self.end
-    }
-
     /// Checks the next whole frames, several at a time. False: there is none, of version 2.
     fn check_ahead(&mut self) -> Result<bool, Refusal> {
         if self.version != ProtocolVersion::V2 {

@@ -45,6 +45,7 @@ use collect::{collect, take_kept};
 use deadline::Deadline;
 pub use error::Error;
 use inner::{Inner, Keep};
+use receive::ToCaller;
 pub use watch::Watch;
 
 use crate::stats::Transport;
@@ -336,7 +337,7 @@ impl Client {
         if kept > 0 {
             return Ok(kept);
         }
-        inner.take_received(&mut |answer| {
+        ToCaller(inner).0.take_received(&mut |answer| {
             sink(answer);
             Keep::Done
         })
@@ -354,7 +355,7 @@ impl Client {
         }
         let mut deadline = inner.deadline();
         let mut given = 0;
-        inner.wait_some(&mut deadline, &mut |answer| {
+        ToCaller(inner).0.wait_some(&mut deadline, &mut |answer| {
             given += 1;
             sink(answer);
             Keep::Done

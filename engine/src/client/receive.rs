@@ -27,8 +27,7 @@ impl Inner {
             return Ok(self.take_failed(sink));
         };
         match channel.fill() {
-            // A sink that panicked may have left some.
-            Ok(0) if !channel.has_more() => Ok(0),
+            Ok(0) => Ok(0),
             Ok(_) => self.take_frames(sink),
             Err(error) => {
                 self.lost(Some(error));
@@ -196,6 +195,20 @@ impl Inner {
             self.backoff.worked();
         }
         answers
+    }
+}
+
+/// Answers on their way to a caller's closure: if that panics, those behind the one that it got are kept
+/// for who asks next.
+pub(super) struct ToCaller<'a>(pub(super) &'a mut Inner);
+
+impl Drop for ToCaller<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.0.channel.is_some() {
+            // An error is one of the connection, which whoever uses it next is told.
+            let _ = self.0.take_frames(&mut |_: AnswerRef<'_>| Keep::Queue);
+        }
     }
 }
 
