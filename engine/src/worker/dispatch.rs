@@ -241,11 +241,11 @@ impl Dispatcher {
         let transport = connection.transport();
         let kind = (connection.version(), transport);
         let Connection { out, peer, .. } = connection;
-        out.lent_pool = self.pool.take();
+        std::mem::swap(&mut out.lent_pool, &mut self.pool);
         let origin = self.origin(key, kind, peer, arrived_ns);
         if out.owed >= self.shared.limits.max_inflight_per_connection {
             owes_too_much(&origin, header, out);
-            self.pool = out.lent_pool.take();
+            std::mem::swap(&mut out.lent_pool, &mut self.pool);
             return self.stats.error(ErrorCode::Overloaded);
         }
         let request = RequestParts {
@@ -257,7 +257,7 @@ impl Dispatcher {
         let _ = catch_unwind(AssertUnwindSafe(|| {
             handler.handle(Request::new(&request), Responder::new(&request, out));
         }));
-        self.pool = out.lent_pool.take();
+        std::mem::swap(&mut out.lent_pool, &mut self.pool);
         self.answered_inline[transport.index()] += self.settled(out.outcome);
     }
 
@@ -276,7 +276,7 @@ impl Dispatcher {
         let transport = connection.transport();
         let kind = (connection.version(), transport);
         let Connection { out, peer, .. } = connection;
-        out.lent_pool = self.pool.take();
+        std::mem::swap(&mut out.lent_pool, &mut self.pool);
         let origin = self.origin(key, kind, peer, arrived_ns);
         let owed_max = self.shared.limits.max_inflight_per_connection;
         let (mut answered, mut done) = (0, 0);
@@ -302,7 +302,7 @@ impl Dispatcher {
                 }
             }
         }));
-        self.pool = out.lent_pool.take();
+        std::mem::swap(&mut out.lent_pool, &mut self.pool);
         if caught.is_err() {
             answered += self.settled(out.outcome);
         }

@@ -180,9 +180,9 @@ impl Outgoing {
     /// reference they would keep a handler from handing its request to other threads.
     #[inline(always)]
     pub(super) fn with_lent_pool(&mut self, use_it: impl FnOnce(&mut Outgoing, &mut VecPool)) {
-        let mut pool = self.lent_pool.take().unwrap_or_default();
-        use_it(self, &mut pool);
-        self.lent_pool = Some(pool);
+        let mut pool = self.lent_pool.take();
+        use_it(self, pool.get_or_insert_default());
+        std::mem::swap(&mut self.lent_pool, &mut pool);
     }
 
     /// Adds a short frame to those that are summed together. False: it is not to be gathered with
