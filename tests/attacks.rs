@@ -230,3 +230,34 @@ fn shared_memory_is_full() {
         assert_eq!(json["transport"], "tcp", "{said}");
     }
 }
+
+/// The control segment's memory is taken away while there is none to replace it: once there is, clients
+/// find shared memory again.
+#[test]
+fn shared_memory_is_full_when_the_control_segment_is_cut_short() {
+    let scratch = Scratch::new();
+    let file = scratch.write("lapce-ipc.toml", &config(&scratch, "", ""));
+    let script = format!(
+        "{SERVER} --config {file} 2>{log} & server=$!; \
+         while ! grep -q 'ready: ' {log}; do sleep 0.05; done; \
+         control=$(echo /dev/shm/*_control); \
+         kill -STOP $server; \
+         : >$control; head -c 256k /dev/zero >/dev/shm/filler 2>/dev/null; \
+         kill -CONT $server; \
+         while ! grep -q 'has none left' {log}; do sleep 0.05; done; \
+         rm /dev/shm/filler; \
+         instance=${{control#/dev/shm/lapce_ipc_v2_}}; instance=${{instance%_control}}; \
+         for try in 1 2 3 4 5 6 7 8 9 10; do \
+           sleep 0.3; {COMMAND} ping shm:$instance --count 100 >/dev/null; code=$?; \
+           [ $code = 0 ] && break; \
+         done; \
+         kill $server; wait $server && exit $code",
+        file = file.display(),
+        log = scratch.0.join("log").display()
+    );
+    if let Some(mut command) = with_small_shm("256k", &script) {
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+    }
+}

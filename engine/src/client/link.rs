@@ -23,6 +23,15 @@ impl Link {
         }
     }
 
+    /// Whether the connection's memory is not shared any more: its file was cut short, or there was no room
+    /// for it.
+    pub(super) fn lacks_memory(&self) -> bool {
+        match self {
+            Link::Tcp(_) => false,
+            Link::Shm(link) => link.lacks_memory(),
+        }
+    }
+
     /// The descriptor on which bytes arrive, if there is one.
     pub(super) fn fd(&self) -> Option<RawFd> {
         match self {

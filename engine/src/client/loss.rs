@@ -16,7 +16,14 @@ impl Inner {
             return;
         };
         let kept = self.keep_unsent(&mut channel);
-        let kind = source.as_ref().map(io::Error::kind);
+        let kind = match channel.link.lacks_memory() {
+            true => {
+                // The next connection would lack it too.
+                self.options.shm_upgrade = false;
+                Some(io::ErrorKind::StorageFull)
+            }
+            false => source.as_ref().map(io::Error::kind),
+        };
         for (id, _) in self.flights.all() {
             if kept.binary_search(&id).is_err() {
                 self.fail(id, lost_error(true, kind));

@@ -315,6 +315,17 @@ impl ShmLink {
         record.length
     }
 
+    /// Cuts the segment's file short, as a full /dev/shm has the same effect.
+    #[cfg(test)]
+    pub(super) fn cut_memory(&self, bytes: u64) {
+        self.end.file.set_len(bytes).unwrap();
+    }
+
+    /// See [`super::link::Link::lacks_memory`].
+    pub(super) fn lacks_memory(&self) -> bool {
+        self.end.ends.segment.poisoned()
+    }
+
     /// Whether this thread is on the CPU that the server's worker needs.
     pub(super) fn is_in_the_way(&self) -> bool {
         self.end.is_in_the_way()

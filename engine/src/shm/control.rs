@@ -194,13 +194,14 @@ impl Control {
     /// says again whose it is, and has the workers look at all connections, since rings may be lost.
     /// Says what was wrong.
     pub(super) fn look_after(&self, workers: usize) -> Option<&'static str> {
+        let restored = self.segment.restore_file();
         if self.segment.poisoned() {
             return Some(
-                "another process took its memory away, and /dev/shm had none left: clients stay on TCP until the server is started again",
+                "another process took its memory away, and /dev/shm has none left: clients stay on TCP until it has",
             );
         }
         // It fails only where there is no memory: then the next fault tells.
-        let was_changed = self.segment.restore_file().unwrap_or(true);
+        let was_changed = restored.unwrap_or(true);
         let is_intact = !was_changed && ControlHeader::read(&self.segment) == Some(self.header);
         if !is_intact {
             self.header.write(&self.segment);

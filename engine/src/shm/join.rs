@@ -26,7 +26,7 @@ pub(crate) struct ClientEnd {
     ready_bit: usize,
     /// For tests that cut it short.
     #[cfg(test)]
-    pub(super) file: std::fs::File,
+    pub(crate) file: std::fs::File,
 }
 
 impl ClientEnd {

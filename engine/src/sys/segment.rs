@@ -136,6 +136,24 @@ pub(crate) fn unlink(name: &str) -> io::Result<()> {
     std::fs::remove_file(path(name))
 }
 
+/// Maps a file's first bytes.
+///
+/// # Safety
+/// With `MAP_FIXED` among the flags, what is at `address` may be replaced.
+unsafe fn map_shared(file: &File, bytes: usize, address: *mut u8, flags: i32) -> *mut libc::c_void {
+    // SAFETY: the caller's promise; without the flag, the kernel chooses a free address.
+    unsafe {
+        libc::mmap(
+            address.cast(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | flags,
+            file.as_raw_fd(),
+            0,
+        )
+    }
+}
+
 impl Segment {
     /// Makes a new segment of zeros that only this user may open. Fails if the name is taken, or
     /// if there is no memory for its first `sure_bytes`; the rest is taken from what is left when it
@@ -186,16 +204,7 @@ impl Segment {
             ));
         }
         // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
+        let address = unsafe { map_shared(file, bytes, std::ptr::null_mut(), 0) };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -228,13 +237,26 @@ impl Segment {
         self.kept = Some(file);
     }
 
-    /// Makes a file that is kept as long as it should be, and its owner's alone. `true`: it was not,
-    /// at some time since this was last called.
+    /// Makes a file that is kept as long as it should be, its owner's alone, and shared again if there was
+    /// no memory for it when it was touched. `true`: it was not all that, at some time since this was last
+    /// called.
     pub(crate) fn restore_file(&self) -> io::Result<bool> {
         let (Some(file), Some(guard)) = (&self.kept, &self.guard) else {
             return Ok(false);
         };
         let mut was_changed = guard.take_restored();
+        if guard.poisoned() {
+            allocate(file, self.bytes)?;
+            // SAFETY: our own mapping, by itself once more, in one step: whoever touches it meanwhile
+            // finds the old page or the new.
+            let mapped =
+                unsafe { map_shared(file, self.bytes, self.base.as_ptr(), libc::MAP_FIXED) };
+            if mapped == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            guard.restored();
+            was_changed = true;
+        }
         let meta = file.metadata()?;
         if meta.len() != self.bytes as u64 {
             file.set_len(self.bytes as u64)?;
@@ -247,7 +269,8 @@ impl Segment {
         Ok(was_changed)
     }
 
-    /// The file was cut short while mapped: what is read now are zeros.
+    /// The file was cut short while mapped, or there was no memory for it: some of what is read now are
+    /// zeros.
     #[inline]
     pub(crate) fn poisoned(&self) -> bool {
         self.guard.as_ref().is_some_and(sigbus::Guard::poisoned)

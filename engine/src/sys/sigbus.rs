@@ -1,7 +1,9 @@
-//! A mapping whose file was cut short behind our back faults with SIGBUS when it is touched. The
-//! handler here puts zero pages in its place and marks the mapping as poisoned, so that the fault
-//! costs its own connection only. A file that is kept is made long again instead: its contents are
-//! lost, but all who have it mapped still share it. Faults elsewhere go to whoever was there before.
+//! A mapping whose file was cut short behind our back, or for which there is no memory, faults with SIGBUS
+//! when it is touched. The handler here puts a page of zeros in the place of the one that is missing and
+//! marks the mapping as poisoned, so that the fault costs its own connection only; the other pages are
+//! shared still, and tell the other side that it is over. A file that is kept is made long again instead:
+//! its contents are lost, but all who have it mapped still share it. Faults elsewhere go to whoever was
+//! there before.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -35,6 +37,9 @@ static TABLE: [Place; PLACES] = [const {
         poisoned: AtomicBool::new(false),
     }
 }; PLACES];
+
+/// Bytes of a page, known before the handler is there.
+static PAGE_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// What handled SIGBUS before.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
@@ -72,7 +77,12 @@ pub(super) fn guard(base: usize, bytes: usize) -> io::Result<Guard> {
 }
 
 impl Guard {
-    /// Whether the mapping has faulted: its contents are zeros now.
+    /// All pages are the file's again.
+    pub(super) fn restored(&self) {
+        TABLE[self.place].poisoned.store(false, Ordering::Release);
+    }
+
+    /// Whether the mapping has faulted: some of its contents are zeros of our own now.
     #[inline]
     pub(super) fn poisoned(&self) -> bool {
         TABLE[self.place].poisoned.load(Ordering::Acquire)
@@ -99,6 +109,9 @@ impl Drop for Guard {
 fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        // SAFETY: no memory is passed.
+        let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        PAGE_BYTES.store(page_bytes as usize, Ordering::Relaxed);
         // SAFETY: an all-zero sigaction is a valid one to be overwritten or filled.
         let (mut ours, mut before): (libc::sigaction, libc::sigaction) =
             unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
@@ -130,12 +143,14 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
             }
             // Release: pairs with the acquire in `poisoned`.
             place.poisoned.store(true, Ordering::Release);
-            // SAFETY: replaces a mapping that belongs to a Segment by memory of its own; the
+            let page_bytes = PAGE_BYTES.load(Ordering::Relaxed);
+            let page = address & !(page_bytes - 1);
+            // SAFETY: replaces a page that belongs to a Segment by memory of its own; the
             // Segment's owner still unmaps the same range. mmap is a plain system call.
             let mapped = unsafe {
                 libc::mmap(
-                    base as *mut libc::c_void,
-                    bytes,
+                    page as *mut libc::c_void,
+                    page_bytes,
                     libc::PROT_READ | libc::PROT_WRITE,
                     libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
                     -1,

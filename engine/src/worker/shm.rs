@@ -77,7 +77,9 @@ impl Connection {
     /// What is read from its memory now are zeros, which are no frame.
     #[cold]
     fn memory_was_cut(&mut self) {
-        log::warn!("a shared-memory connection was closed: its memory was cut short");
+        log::warn!(
+            "a shared-memory connection was closed: its file was cut short, or /dev/shm has no room for it"
+        );
         self.phase = Phase::Closing;
     }
 }

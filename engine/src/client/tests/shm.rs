@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::peer::Peer;
+use crate::client::link::Link;
 use crate::ipc::{
     Client, ConnectionPool, Error, ErrorCode, IdleMode, ProtocolVersion, Responder, Server,
     ServerBuilder, Transport, msg_type,
@@ -61,6 +62,54 @@ fn calls_of_all_lengths_in_all_waiting_modes() {
         assert_eq!(client.stats().reconnects, 0);
     }
     assert!(server.stats().requests(Transport::Shm) >= 36);
+}
+
+/// Where a long message finds no memory, whichever side writes it, the client is told at once; it does not
+/// try the same again.
+#[test]
+fn memory_that_is_missing() {
+    const LONG_ANSWER: u16 = 0x0101;
+    const LONG: usize = 20_000;
+    let server = builder(&instance())
+        .handler(LONG_ANSWER, |_, responder: Responder<'_>| {
+            responder.reply(&[7; LONG]);
+        })
+        .start()
+        .unwrap();
+    for (msg_type, request) in [(msg_type::ECHO, vec![7; LONG]), (LONG_ANSWER, vec![])] {
+        let client = Client::builder()
+            .timeout(Duration::from_secs(60))
+            .connect(&address(&server))
+            .unwrap();
+        client.ping().unwrap();
+        assert_eq!(client.transport(), Transport::Shm);
+        let inner = client.inner.borrow();
+        let link = inner.channel.as_ref().map(|channel| &channel.link);
+        let Some(Link::Shm(link)) = link else {
+            unreachable!("it says so");
+        };
+        // The page of small messages is left.
+        link.cut_memory(4096);
+        drop(inner);
+        let start = Instant::now();
+        let lost = client.call(msg_type, &request);
+        assert!(
+            matches!(lost, Err(Error::ConnectionLost { .. })),
+            "{lost:?}"
+        );
+        assert!(start.elapsed() < Duration::from_secs(20));
+        assert_eq!(client.call(msg_type, &request).unwrap(), [7; LONG]);
+        if !request.is_empty() {
+            assert!(lost.unwrap_err().to_string().contains("no storage space"));
+            assert_eq!(client.transport(), Transport::Tcp);
+        }
+        drop(client);
+        let start = Instant::now();
+        while server.stats().connections(Transport::Shm) > 0 {
+            assert!(start.elapsed() < Duration::from_secs(20), "a place is lost");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// A client on the CPU of the server's worker knows that, and one elsewhere does not think so.
