@@ -33,6 +33,12 @@ fn the_right_token_opens() {
     peer.send(&[hello(Some(TOKEN)), echo(2, b"x")].concat());
     assert_eq!(peer.receive().msg_type, HANDSHAKE_ACK);
     peer.expect_echo(2, b"x");
+    // Also of one that is in a hurry.
+    let mut peer = Peer::connect(address(&server));
+    let hurried = frame(REQUEST | PRIORITY, ECHO, 2, b"x");
+    peer.send(&[hello(Some(TOKEN)), hurried].concat());
+    assert_eq!(peer.receive().msg_type, HANDSHAKE_ACK);
+    assert_eq!(peer.receive().payload, b"x");
 }
 
 #[test]

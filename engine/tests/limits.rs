@@ -18,6 +18,32 @@ fn limited(max_connections: u32) -> Limits {
     }
 }
 
+/// All of a flood are told, though most are not waited for.
+#[test]
+fn a_flood_of_connections_over_the_limit() {
+    const FLOOD: u64 = 300;
+    let instance = format!("flood{}", std::process::id());
+    let server = server().limits(limited(1)).shm(&instance).start().unwrap();
+    let mut first = Peer::connect(address(&server));
+    first.expect_alive();
+    let mut flood: Vec<Peer> = (0..FLOOD)
+        .map(|_| Peer::connect(address(&server)))
+        .collect();
+    for peer in &mut flood {
+        let (code, text) = peer.receive().error();
+        assert!(code == 8 && text.contains("max_connections"), "{text}");
+        peer.expect_end();
+    }
+    let over_shm = Client::connect(&format!("shm:{instance}")).unwrap_err();
+    assert_eq!(over_shm.code(), Some(ErrorCode::Overloaded));
+    assert!(
+        over_shm.to_string().contains("max_connections"),
+        "{over_shm}"
+    );
+    assert_eq!(server.stats().errors(ErrorCode::Overloaded), FLOOD + 1);
+    first.expect_alive();
+}
+
 #[test]
 fn too_many_connections_are_told_so_and_closed() {
     let server = server().workers(2).limits(limited(5)).start().unwrap();

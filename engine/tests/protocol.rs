@@ -148,6 +148,25 @@ fn priority_goes_first_and_is_repeated_in_the_answer() {
     assert_eq!(order[1].flags, RESPONSE);
 }
 
+/// Within a connection nothing goes before what it depends on: the end of a stream not before its parts,
+/// and a goodbye not before the requests that it ends.
+#[test]
+fn priority_keeps_what_belongs_together_in_order() {
+    let server = echo_server();
+    let mut peer = Peer::connect(address(&server));
+    let bytes = [
+        frame(REQUEST | STREAM, ECHO, 1, b"part"),
+        frame(REQUEST | PRIORITY, ECHO, 1, b"end"),
+        echo(2, b"last"),
+        frame(PRIORITY, DISCONNECT, 0, b""),
+    ];
+    peer.send(&bytes.concat());
+    let order: Vec<_> = (0..3).map(|_| peer.receive()).collect();
+    let payloads: Vec<_> = order.iter().map(|got| got.payload.as_slice()).collect();
+    assert_eq!(payloads, [&b"part"[..], b"end", b"last"]);
+    peer.expect_end();
+}
+
 #[test]
 fn an_echoed_stream_is_a_stream() {
     let server = echo_server();
@@ -219,6 +238,31 @@ fn compressed_payloads_are_unpacked() {
         };
         assert!(answer == plain, "{id}");
     }
+}
+
+/// The protocol's own requests too.
+#[test]
+fn compressed_heartbeats_and_handshakes_are_unpacked() {
+    let server = echo_server();
+    let mut peer = Peer::connect(address(&server));
+    let packed = |plain: &[u8]| [&(plain.len() as u32).to_le_bytes()[..], &lz4(plain)].concat();
+    let plain = b"beat".repeat(100);
+    peer.send(&frame(REQUEST | COMPRESSED, HEARTBEAT, 1, &packed(&plain)));
+    let got = peer.receive();
+    assert_eq!((got.flags, got.msg_type), (RESPONSE, HEARTBEAT));
+    assert_eq!(got.payload, plain);
+    let hello = packed(b"\x01\0\x01\0\x02");
+    peer.send(&frame(REQUEST | COMPRESSED, HANDSHAKE, 2, &hello));
+    let got = peer.receive();
+    assert_eq!((got.flags, got.msg_type), (RESPONSE, HANDSHAKE_ACK));
+    for msg_type in [HEARTBEAT, HANDSHAKE] {
+        peer.send(&frame(REQUEST | COMPRESSED, msg_type, 3, &[0; 4]));
+        let got = peer.receive();
+        assert_eq!((got.flags, got.error().0), (RESPONSE, 14));
+    }
+    // Nothing is read of it.
+    peer.send(&frame(COMPRESSED, DISCONNECT, 0, b"x"));
+    peer.expect_end();
 }
 
 #[test]

@@ -198,6 +198,7 @@ fn unknown_type_keeps_the_connection() {
         (6, CANCEL),
         (7, HANDSHAKE_ACK),
         (8, 0x00FF),
+        (9, ERROR),
     ] {
         peer.send(&request(msg_type, id, b"\x00\x01"));
         let got = peer.receive();
@@ -209,7 +210,7 @@ fn unknown_type_keeps_the_connection() {
     let got = peer.receive();
     assert_eq!((got.flags, got.msg_id, got.error().0), (0, 0, 5));
     peer.expect_alive();
-    assert_eq!(server.stats().errors(ErrorCode::UnknownType), 9);
+    assert_eq!(server.stats().errors(ErrorCode::UnknownType), 10);
 }
 
 #[test]

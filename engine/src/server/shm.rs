@@ -1,12 +1,12 @@
 //! The server's shared memory: the control segment and the thread that attaches clients.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use super::ServerError;
 use crate::shm::{self, AttachServer, Control, Placement, ReadyBits, ServerEnd};
-use crate::wire::ErrorCode;
 use crate::worker::{Message, Shared};
 
 /// Stack of the attach thread.
@@ -22,9 +22,9 @@ pub(super) struct ShmService {
 struct Workers(Arc<Shared>);
 
 impl Placement for Workers {
-    fn place(&self) -> Result<usize, u32> {
+    fn place(&self) -> Option<usize> {
         if !self.0.claim_connection() {
-            return Err(ErrorCode::Overloaded as u32);
+            return None;
         }
         let (worker, inbox) = self
             .0
@@ -34,7 +34,7 @@ impl Placement for Workers {
             .min_by_key(|(_, inbox)| inbox.load())
             .expect("there is a worker");
         inbox.load_changed(1);
-        Ok(worker)
+        Some(worker)
     }
 
     fn ready_bits(&self, worker: usize) -> &ReadyBits {
@@ -44,6 +44,10 @@ impl Placement for Workers {
     fn unplace(&self, worker: usize) {
         self.0.release_connection();
         self.0.inboxes[worker].load_changed(-1);
+    }
+
+    fn refused(&self) {
+        self.0.registry.refused_attaching();
     }
 
     fn deliver(&self, worker: usize, end: Box<ServerEnd>) {
@@ -62,6 +66,7 @@ impl ShmService {
             workers: shared.inboxes.len(),
             placement: Workers(shared),
             stop: stop.clone(),
+            is_full: Cell::new(false),
         };
         let thread = std::thread::Builder::new()
             .name("lapce-ipc-attach".into())

@@ -1,6 +1,7 @@
 //! The server's side of attaching: an ordinary thread that makes connections' segments, so that no
 //! worker has to.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,10 +59,12 @@ pub(crate) struct ServerEnd {
 
 /// Where new connections go.
 pub(crate) trait Placement: Send {
-    /// Chooses a worker for one more connection, or refuses with the protocol's code.
-    fn place(&self) -> Result<usize, u32>;
+    /// Chooses a worker for one more connection, if there may be one.
+    fn place(&self) -> Option<usize>;
     /// The worker's free ready bits.
     fn ready_bits(&self, worker: usize) -> &ReadyBits;
+    /// A connection was refused with OVERLOADED.
+    fn refused(&self);
     /// A connection that was placed did not come about.
     fn unplace(&self, worker: usize);
     /// Hands the connection over.
@@ -94,6 +97,8 @@ pub(crate) struct AttachServer<P> {
     /// Workers there are.
     pub(crate) workers: usize,
     pub(crate) stop: Arc<AtomicBool>,
+    /// The last that asked was refused for want of room, and the log says so.
+    pub(crate) is_full: Cell<bool>,
 }
 
 /// Ends the thread of an [`AttachServer`], at the latest when it looks around.
@@ -183,33 +188,44 @@ impl<P: Placement> AttachServer<P> {
         self.placement.unplace(pending.worker);
     }
 
+    /// Refuses one connection too many. Says why in the log, once until one is made.
+    fn refuse_for_want(&self, slot: Slot<'_>, state: State, why: &str) {
+        if !self.is_full.replace(true) {
+            log::warn!("shared-memory connections are refused: {why}");
+        }
+        self.placement.refused();
+        self.refuse(slot, state, OVERLOADED);
+    }
+
     fn refuse(&self, slot: Slot<'_>, state: State, code: u32) {
         slot.set_code(code);
         let _ = slot.step(state, Stage::Refused);
     }
 
     fn make(&self, slot: Slot<'_>, state: State, watch: &mut Watch) {
-        let worker = match self.placement.place() {
-            Ok(worker) => worker,
-            Err(code) => return self.refuse(slot, state, code),
+        let Some(worker) = self.placement.place() else {
+            return self.refuse_for_want(slot, state, "limits.max_connections is reached");
         };
         let Some(ready_bit) = self.placement.ready_bits(worker).take() else {
             self.placement.unplace(worker);
-            return self.refuse(slot, state, OVERLOADED);
+            let why = format!("each worker has {READY_BITS}, which is the most");
+            return self.refuse_for_want(slot, state, &why);
         };
         match self.make_segment(state, worker, ready_bit) {
             Ok(pending) => {
                 slot.set_name(&pending.name);
                 match slot.step(state, Stage::Ready) {
-                    Some(_) => watch.pending = Some(pending),
+                    Some(_) => {
+                        self.is_full.set(false);
+                        watch.pending = Some(pending);
+                    }
                     None => self.drop_pending(pending),
                 }
             }
             Err(error) => {
-                log::warn!("a shared-memory connection could not be made: {error}");
                 self.placement.ready_bits(worker).give(ready_bit);
                 self.placement.unplace(worker);
-                self.refuse(slot, state, OVERLOADED);
+                self.refuse_for_want(slot, state, &error.to_string());
             }
         }
     }

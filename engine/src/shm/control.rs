@@ -24,7 +24,7 @@ use super::doorbell;
 use super::slots::{SLOT_BYTES, SLOTS, Slot};
 use crate::sys::segment::{self, Segment};
 use crate::sys::{futex, process};
-use crate::wire::control_segment_name;
+use crate::wire::{ErrorCode, control_segment_name};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"LAPCTL03");
 const VERSION: u32 = 3;
@@ -72,6 +72,9 @@ impl std::fmt::Display for ShmError {
             ShmError::InUse { path, pid } => write!(
                 f,
                 "{path}: another server, pid {pid}, is using it; stop it, or give this one another shm.instance"
+            ),
+            ShmError::Refused(code) if *code == ErrorCode::Overloaded as u32 => f.write_str(
+                "the server has no place for another shared-memory connection: its limits.max_connections is reached or /dev/shm is full (its log says which); close some, or connect to HOST:PORT",
             ),
             ShmError::Refused(code) => {
                 write!(

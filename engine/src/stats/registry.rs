@@ -5,12 +5,14 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::Transport;
 use super::histogram::SharedHistogram;
 use super::set::{ERROR_CODES, WorkerStats};
 use super::snapshot::{PerTransport, Snapshot};
+use crate::wire::ErrorCode;
 
 /// Tables stop growing here: what is beyond is counted together.
 const TABLE_MAX: usize = 1024;
@@ -28,6 +30,8 @@ pub(crate) struct Registry {
     workers: Vec<Arc<WorkerStats>>,
     pools: Mutex<Pools>,
     legacy: Mutex<HashMap<IpAddr, u64>>,
+    /// Shared-memory connections that were refused, by no worker.
+    refused_attaching: AtomicU64,
 }
 
 impl Registry {
@@ -36,6 +40,7 @@ impl Registry {
             workers: (0..workers).map(|_| Arc::new(WorkerStats::new())).collect(),
             pools: Mutex::default(),
             legacy: Mutex::default(),
+            refused_attaching: AtomicU64::new(0),
         }
     }
 
@@ -70,6 +75,12 @@ impl Registry {
         }
     }
 
+    /// A shared-memory connection was refused with OVERLOADED.
+    pub(crate) fn refused_attaching(&self) {
+        // Relaxed: a count, by which nothing else is seen.
+        self.refused_attaching.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Legacy connections by address since the last call.
     pub(crate) fn take_legacy_clients(&self) -> Vec<(IpAddr, u64)> {
         let mut clients: Vec<_> = match self.legacy.lock() {
@@ -84,6 +95,7 @@ impl Registry {
         let mut latency = Transport::ALL.map(|_| SharedHistogram::empty());
         let mut totals: [PerTransport; 2] = Default::default();
         let mut errors = [0u64; ERROR_CODES];
+        errors[ErrorCode::Overloaded as usize - 1] = self.refused_attaching.load(Ordering::Relaxed);
         let mut legacy_requests = 0;
         for worker in &self.workers {
             for transport in Transport::ALL {

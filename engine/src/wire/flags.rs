@@ -37,6 +37,12 @@ impl Flags {
         self.0 & other.0 == other.0
     }
 
+    /// These flags but for those of `other`.
+    #[inline]
+    pub(crate) const fn without(self, other: Flags) -> Flags {
+        Flags(self.0 & !other.0)
+    }
+
     /// No reserved bit, and not both REQUEST and RESPONSE.
     pub const fn is_valid(self) -> bool {
         const BOTH: u8 = Flags::REQUEST.0 | Flags::RESPONSE.0;

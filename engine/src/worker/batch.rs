@@ -6,7 +6,8 @@ use super::Worker;
 use super::lifecycle::PROGRESS_BYTES;
 use crate::uring::{Driver, Key, Received};
 use crate::wire::{
-    self, Flags, GoodFirst, Header, ProtocolVersion, Refusal, Scanned, VERIFY_BATCH, legacy,
+    self, Flags, GoodFirst, Header, ProtocolVersion, Refusal, Scanned, VERIFY_BATCH,
+    accepted_header, legacy,
 };
 
 /// Runs whose places are set aside at start; a round with more takes memory once.
@@ -58,6 +59,8 @@ pub(super) struct Run {
     count: u32,
     /// Bytes of each frame.
     pub(super) frame_bytes: usize,
+    /// They are handled before those without PRIORITY: see [`Worker::rank_items`].
+    pub(super) goes_first: bool,
 }
 
 pub(super) struct Batch {
@@ -105,6 +108,7 @@ impl Batch {
             start: start as u32,
             count: 1,
             frame_bytes: wire::header_bytes(version) + header.length as usize,
+            goes_first: false,
         };
         self.add_run(&header, run);
     }
@@ -146,6 +150,7 @@ impl Batch {
                 start: at as u32,
                 count: count as u32,
                 frame_bytes,
+                goes_first: false,
             };
             self.add_run(&header, run);
             frames += count;
@@ -350,6 +355,36 @@ impl Worker {
             if let Err((bad, refusal)) = wire::verify_batch(&frames[..count]) {
                 self.poison(places[bad], refusal);
                 next = places[bad] + 1;
+            }
+        }
+    }
+
+    /// Finds out which of the frames that ask for PRIORITY may have it: within a connection, none goes
+    /// before what it depends on.
+    #[cold]
+    pub(super) fn rank_items(&mut self) {
+        let auth_required = self.shared.auth_token.is_some();
+        for index in 0..self.batch.items.len() {
+            let Item::Frames(run) = self.batch.items[index] else {
+                continue;
+            };
+            let Some(connection) = self.connections.get_mut(run.key) else {
+                continue;
+            };
+            let first = accepted_header(run.version, self.batch.run(&run, &self.driver));
+            let goes_first =
+                !connection.parts_wait && connection.session.may_overtake(&first, auth_required);
+            // The parts of a stream stay in order, be some of them with PRIORITY.
+            connection.parts_wait |= !goes_first && first.flags.contains(Flags::STREAM);
+            if let Item::Frames(run) = &mut self.batch.items[index] {
+                run.goes_first = goes_first;
+            }
+        }
+        for item in &self.batch.items {
+            if let Item::Frames(run) = item
+                && let Some(connection) = self.connections.get_mut(run.key)
+            {
+                connection.parts_wait = false;
             }
         }
     }

@@ -70,6 +70,9 @@ pub(super) struct Connection {
     pub(super) dirty: bool,
     /// A bad frame was found in this round: what follows it is not looked at.
     pub(super) poisoned: bool,
+    /// While a round's frames are put in order: one of those so far is a part of a stream that does not go
+    /// first.
+    pub(super) parts_wait: bool,
     /// Bytes of the worker's budget that a message on its way in has reserved.
     pub(super) reserved_bytes: u64,
     /// The same for messages that are handled in this round.
@@ -124,6 +127,7 @@ impl Connection {
             waiting: None,
             dirty: false,
             poisoned: false,
+            parts_wait: false,
             reserved_bytes: 0,
             handling_bytes: 0,
             charged_bytes: 0,

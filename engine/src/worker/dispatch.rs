@@ -86,16 +86,15 @@ impl Dispatcher {
         arrived_ns: u64,
     ) {
         debug_assert!(connection.takes_requests());
+        if header.flags.contains(Flags::COMPRESSED) {
+            return self.compressed(handlers, key, connection, header, payload, arrived_ns);
+        }
         let handler = handlers.get(header.msg_type);
         let decision = self.decide(connection, header, handler.is_some());
         self.count_requests(connection, header, 1);
         match (decision, handler) {
             (Decision::Dispatch, Some(handler)) => {
-                if header.flags.contains(Flags::COMPRESSED) {
-                    self.call_inflated(key, connection, handler, header, payload, arrived_ns);
-                } else {
-                    self.call(key, connection, handler, header, payload, arrived_ns);
-                }
+                self.call(key, connection, handler, header, payload, arrived_ns);
             }
             _ => self.own_matter(decision, connection, header, payload),
         }
@@ -166,22 +165,38 @@ impl Dispatcher {
         }
     }
 
-    /// As [`Dispatcher::call`], of a payload that came compressed.
+    /// As [`Dispatcher::frame`], of one whose payload came compressed.
     #[cold]
-    fn call_inflated(
+    fn compressed(
         &mut self,
+        handlers: &HandlerTable,
         key: Key,
         connection: &mut Connection,
-        handler: &dyn Handler,
         header: &Header,
         payload: &[u8],
         arrived_ns: u64,
     ) {
+        let plain = Header {
+            flags: header.flags.without(Flags::COMPRESSED),
+            ..*header
+        };
+        let served = handlers.get(header.msg_type).is_some();
+        let decision = self.decide(connection, &plain, served);
+        let is_read = matches!(
+            decision,
+            Decision::Dispatch | Decision::Heartbeat | Decision::Handshake
+        );
+        if !is_read {
+            return self.frame(handlers, key, connection, &plain, payload, arrived_ns);
+        }
         let mut inflated = std::mem::take(&mut self.inflated);
         let max = self.shared.limits.max_message_bytes;
         match wire::decompress(payload, max, &mut inflated) {
-            Ok(()) => self.call(key, connection, handler, header, &inflated, arrived_ns),
-            Err(refusal) => self.refuse_frame(connection, header, &refusal),
+            Ok(()) => self.frame(handlers, key, connection, &plain, &inflated, arrived_ns),
+            Err(refusal) => {
+                self.count_requests(connection, header, 1);
+                self.refuse_frame(connection, header, &refusal);
+            }
         }
         if inflated.capacity() > KEPT_BYTES_MAX {
             inflated = Vec::new();
@@ -359,8 +374,7 @@ impl Dispatcher {
         payload: &[u8],
     ) {
         let version = connection.version();
-        // A heartbeat's answer repeats the payload as it came, so it stays compressed too.
-        let flags = Flags::RESPONSE | (request.flags & (Flags::PRIORITY | Flags::COMPRESSED));
+        let flags = Flags::RESPONSE | (request.flags & Flags::PRIORITY);
         connection.out.frame(
             self.pool(),
             version,

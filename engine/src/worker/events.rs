@@ -8,11 +8,17 @@ use super::batch::Chunk;
 use super::connection::{Connection, Phase, Waiting};
 use super::inbox::Message;
 use crate::stats::{Direction, Transport};
+use crate::sys::socket;
 use crate::uring::{Event, Key, Received};
-use crate::wire::ErrorCode;
+use crate::wire::{ErrorCode, ProtocolVersion};
 
-/// Connections over the limit that are told so before they are closed; more are closed at once.
+/// Connections over the limit that are read from for a while, so that they learn why they are closed; more
+/// are told and closed at once.
 const REFUSED_MAX: usize = 64;
+/// Reads of what such a connection has sent.
+const DISCARDS_MAX: usize = 16;
+/// Between two warnings that connections wait.
+const WARNING_NS: u64 = 10_000_000_000;
 /// Looks at the hot connection without success after which it is hot no longer.
 const HOT_MISSES_MAX: u32 = 20_000;
 
@@ -92,7 +98,7 @@ impl Worker {
                 self.accepting = false;
                 match error {
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                        log::warn!("out of descriptors or memory: new connections wait");
+                        self.tell_that_connections_wait();
                         self.accept_later = true;
                     }
                     _ => self.accept(),
@@ -104,6 +110,14 @@ impl Worker {
             Event::Exited(key) => self.client_exited(key, true),
             Event::Unwatched(key) => self.client_exited(key, false),
             Event::Doorbell => {}
+        }
+    }
+
+    /// Says so once in a while: it is tried again many times a second.
+    fn tell_that_connections_wait(&mut self) {
+        if self.now_ns >= self.next_warning_ns {
+            self.next_warning_ns = self.now_ns + WARNING_NS;
+            log::warn!("out of descriptors or memory: new connections wait");
         }
     }
 
@@ -144,23 +158,27 @@ impl Worker {
 
     fn refuse_over_limit(&mut self, fd: OwnedFd) {
         self.stats.error(ErrorCode::Overloaded);
-        let refused = self.connections.len() as u64 > self.inbox.load() + REFUSED_MAX as u64;
-        if refused {
-            return; // dropped: closed at once
-        }
-        let (fd, peer) = peer_of(fd);
-        let mut connection = Connection::tcp(fd, peer);
-        connection.counted = false;
-        connection.phase = Phase::Refused;
         let text = format!(
             "too many connections: the limit is {} (limits.max_connections)",
             self.shared.limits.max_connections
         );
+        // In its own words, if it has said some.
+        let mut first = [0];
+        let version = match socket::peek_now(fd.as_raw_fd(), &mut first) {
+            Ok(1) => ProtocolVersion::detect(first[0]),
+            _ => None,
+        };
+        let (fd, peer) = peer_of(fd);
+        let mut connection = Connection::tcp(fd, peer);
+        connection.session.version = version;
         let version = connection.version();
-        let pool = self.dispatcher.pool();
-        connection
-            .out
-            .error(pool, version, ErrorCode::Overloaded, &text, 0, false);
+        let (out, pool) = (&mut connection.out, self.dispatcher.pool());
+        out.error(pool, version, ErrorCode::Overloaded, &text, 0, false);
+        if self.connections.len() as u64 > self.inbox.load() + REFUSED_MAX as u64 {
+            return close_at_once(connection);
+        }
+        connection.counted = false;
+        connection.phase = Phase::Refused;
         let key = self.connections.insert(connection);
         self.touch(key);
     }
@@ -262,4 +280,23 @@ fn peer_of(fd: OwnedFd) -> (OwnedFd, Option<SocketAddr>) {
     let stream = TcpStream::from(fd);
     let peer = stream.peer_addr().ok();
     (OwnedFd::from(stream), peer)
+}
+
+/// Sends what there is to say and closes, without reading on as is done for few. What has come so far is
+/// read, so that it does not turn the close into a reset, which takes away what was said.
+fn close_at_once(mut connection: Connection) {
+    let Some(fd) = connection.tcp.fd.take() else {
+        return;
+    };
+    connection.out.seal();
+    // The buffer of a new socket has room for it. A peer that is gone needs no answer.
+    let _ = socket::send_now(fd.as_raw_fd(), &connection.out.staged);
+    let _ = socket::shutdown_write(fd.as_raw_fd());
+    let mut discarded = [0; 4096];
+    for _ in 0..DISCARDS_MAX {
+        match socket::recv_now(fd.as_raw_fd(), &mut discarded) {
+            Ok(length) if length == discarded.len() => {}
+            _ => break,
+        }
+    }
 }

@@ -8,7 +8,7 @@ use super::connection::{Connection, Phase};
 use crate::stats::Direction;
 use crate::sys::socket;
 use crate::uring::Key;
-use crate::wire::{ErrorCode, ProtocolVersion};
+use crate::wire::{Assembler, ErrorCode, ProtocolVersion};
 
 /// A connection whose answers take more than this is not served until its peer has read some.
 const OUTGOING_BYTES_MAX: usize = 1024 * 1024;
@@ -263,6 +263,12 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
+        if !connection.takes_requests() && connection.reserved_bytes > 0 {
+            // What it was sending is not read to the end.
+            let reserved = std::mem::take(&mut connection.reserved_bytes);
+            self.shared.release_bytes(reserved);
+            connection.assembler = Assembler::default();
+        }
         let held = connection.out.buffered_bytes();
         self.outgoing_bytes = self.outgoing_bytes - connection.accounted_bytes + held;
         connection.accounted_bytes = held;

@@ -86,6 +86,8 @@ pub(crate) struct Worker {
     accepting: bool,
     /// Accept again at the next sweep: descriptors were short.
     accept_later: bool,
+    /// Not before this it is said again that connections wait.
+    next_warning_ns: u64,
     events: Vec<Event>,
     batch: Batch,
     /// Connections that something happened to in this round.
@@ -167,6 +169,7 @@ impl Worker {
             listener: setup.listener.map(OwnedFd::from),
             accepting: false,
             accept_later: false,
+            next_warning_ns: 0,
             events: Vec::with_capacity(EVENTS_MAX),
             batch: Batch::new(),
             touched: Vec::with_capacity(EVENTS_MAX),

@@ -8,7 +8,7 @@ use super::inbox::Message;
 use crate::stats::Transport;
 use crate::sys::clock;
 use crate::uring::Key;
-use crate::wire::{Flags, accepted_header};
+use crate::wire::accepted_header;
 
 /// Messages from other threads taken in one round.
 const MESSAGES_MAX: usize = 256;
@@ -109,6 +109,7 @@ impl Worker {
         }
         self.verify();
         if self.batch.has_priority {
+            self.rank_items();
             self.dispatch_items(true);
         }
         self.dispatch_items(false);
@@ -156,6 +157,9 @@ impl Worker {
 
     /// Handles the frames of a run: those with PRIORITY, or the others.
     fn dispatch_run(&mut self, run: &Run, priority_only: bool) {
+        if run.goes_first != priority_only {
+            return;
+        }
         let outgoing_bytes_max = self.outgoing_bytes_max();
         let Some(connection) = self.connections.get_mut(run.key) else {
             return;
@@ -165,9 +169,6 @@ impl Worker {
             return;
         }
         let first = accepted_header(run.version, bytes);
-        if first.flags.contains(Flags::PRIORITY) != priority_only {
-            return;
-        }
         match self.batch.frames {
             1 => connection.out.stop_gathering(),
             _ => connection

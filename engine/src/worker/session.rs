@@ -48,6 +48,14 @@ impl Session {
         }
     }
 
+    /// Whether a frame that asks for PRIORITY may be handled before others of its own connection. Not
+    /// before the handshake that it depends on, and not if it ends the connection for those before it.
+    pub(super) fn may_overtake(&self, header: &Header, auth_required: bool) -> bool {
+        header.flags.contains(Flags::PRIORITY)
+            && header.msg_type != msg_type::DISCONNECT
+            && (self.authenticated || !auth_required)
+    }
+
     /// Decides about one frame. `served`: a handler is registered for its type.
     ///
     /// Inlined as far as the plain request of a type that is served goes: a decision that is handed
@@ -67,9 +75,10 @@ impl Session {
     #[inline(never)]
     fn decide_other(&self, header: &Header, rules: Rules, served: bool) -> Decision {
         let request = header.flags.contains(Flags::REQUEST);
-        // We never ask, so no answer can be meant for us; and an ERROR is never answered, lest two
-        // sides send them to each other for ever.
-        if header.flags.contains(Flags::RESPONSE) || header.msg_type == msg_type::ERROR {
+        // We never ask, so no answer can be meant for us; and an ERROR that asks for no answer gets none,
+        // lest two sides send them to each other for ever.
+        let is_answer = header.flags.contains(Flags::RESPONSE);
+        if is_answer || header.msg_type == msg_type::ERROR && !request {
             return Decision::Ignore;
         }
         if rules.auth_required && !self.authenticated && !self.is_handshake(header) {
@@ -144,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_and_errors_are_never_answered() {
+    fn answers_and_one_way_errors_are_never_answered() {
         let session = session(ProtocolVersion::V2);
         let rules = Rules {
             auth_required: true,
@@ -154,7 +163,6 @@ mod tests {
             (Flags::RESPONSE, msg_type::ECHO),
             (Flags::RESPONSE, msg_type::ERROR),
             (Flags::NONE, msg_type::ERROR),
-            (Flags::REQUEST, msg_type::ERROR),
         ] {
             assert_eq!(
                 session.decide(&header(flags, msg_type), rules, false),
@@ -219,6 +227,7 @@ mod tests {
             (Flags::REQUEST, msg_type::UNREGISTER),
             (Flags::NONE, msg_type::CANCEL),
             (Flags::REQUEST, msg_type::HANDSHAKE_ACK),
+            (Flags::REQUEST, msg_type::ERROR),
         ] {
             assert!(matches!(
                 decide(flags, msg_type),
