@@ -245,7 +245,7 @@ fn systemd_is_told_of_readiness_reload_and_the_end() {
     assert!(hear().starts_with("RELOADING=1\nMONOTONIC_USEC="));
     assert_eq!(hear(), "READY=1");
     assert!(daemon.said("enable_legacy_support is now true"));
-    assert!(daemon.said("[limits] cannot change while running"));
+    assert!(daemon.said("limits.max_connections cannot change while running"));
     // What is wrong in a new file changes nothing.
     scratch.write("lapce-ipc.toml", "[server]\nworkers = 99\n");
     daemon.signal("-HUP");

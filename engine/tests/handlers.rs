@@ -231,6 +231,21 @@ fn deferred_answers_come_in_any_order_from_any_thread() {
     }
 }
 
+/// What a client has said in its handshake that it takes.
+#[test]
+fn answers_that_are_too_long_for_the_client() {
+    let server = server().start().unwrap();
+    let mut peer = Peer::connect(address(&server));
+    let takes_100 = [&b"\x01\0\x01\0\x02\x07\0\x04\0"[..], &100_u32.to_le_bytes()].concat();
+    peer.send(&request(HANDSHAKE, 1, &takes_100));
+    assert_eq!(peer.receive().msg_type, HANDSHAKE_ACK);
+    peer.send(&echo(2, &[7; 100]));
+    peer.expect_echo(2, &[7; 100]);
+    peer.send(&echo(3, &[7; 101]));
+    assert_eq!(peer.receive().error().0, 10);
+    peer.expect_alive();
+}
+
 /// More than the worker's inbox holds, and more than a slow reader may have waiting: a handler that
 /// answers what it has taken away itself would wait for its own thread.
 #[test]

@@ -81,7 +81,16 @@ fn refused_where_it_is_not_enabled() {
         assert_eq!(got.error(), (2, VERSION_TEXT.to_owned()));
         peer.expect_end();
     }
-    assert_eq!(server.stats().errors(ErrorCode::VersionMismatch), 2);
+    // Whatever else is wrong with it.
+    let mut peer = Peer::connect(address(&server));
+    for piece in frame_v1(0, 78, b"").chunks(8) {
+        peer.send(piece);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let got = peer.try_receive_v1().unwrap();
+    assert_eq!((got.msg_id, got.error().0), (78, 2));
+    peer.expect_end();
+    assert_eq!(server.stats().errors(ErrorCode::VersionMismatch), 3);
 }
 
 #[test]

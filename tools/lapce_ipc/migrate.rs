@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use lapce_ai::ipc::Config;
-use toml_edit::{DocumentMut, Item, Table, value};
+use toml_edit::{DocumentMut, Item, Table, TableLike, value};
 
 use crate::Failure;
 
@@ -50,19 +50,20 @@ fn migrate(text: &str) -> Result<(String, Vec<String>), String> {
     match server.get("protocol_version").and_then(Item::as_integer) {
         Some(2) => {}
         Some(old) => {
-            server["protocol_version"] = value(2);
+            server.insert("protocol_version", value(2));
             changes.push(format!("server.protocol_version: {old} became 2"));
         }
         None => {
-            server["protocol_version"] = value(2);
+            server.insert("protocol_version", value(2));
             changes.push("server.protocol_version = 2 was added".into());
         }
     }
     let compatibility = section(&mut document, "compatibility")?;
     if !compatibility.contains_key("enable_legacy_support") {
-        compatibility["enable_legacy_support"] = value(false);
+        compatibility.insert("enable_legacy_support", value(false));
         changes.push("compatibility.enable_legacy_support = false was added".into());
     }
+    changes.extend(drop_unknown(&mut document));
     for (number, line) in text.lines().enumerate() {
         if line.contains("lapce_ipc_")
             && !line.contains("lapce_ipc_v2_")
@@ -78,11 +79,46 @@ fn migrate(text: &str) -> Result<(String, Vec<String>), String> {
     Ok((document.to_string(), changes))
 }
 
-fn section<'a>(document: &'a mut DocumentMut, name: &str) -> Result<&'a mut Table, String> {
+/// Takes away what this version does not know, which it would refuse. Says what.
+fn drop_unknown(document: &mut DocumentMut) -> Vec<String> {
+    let known: DocumentMut = Config::default().to_string().parse().expect("it is TOML");
+    let mut unknown = Vec::new();
+    for (section, item) in document.iter() {
+        match (known.get(section), item.as_table_like()) {
+            (Some(known), Some(keys)) => {
+                let is_known = |key: &str| known.get(key).is_some();
+                let keys = keys.iter().map(|(key, _)| key.to_owned());
+                let keys = keys.filter(|key| !is_known(key));
+                unknown.extend(keys.map(|key| (section.to_owned(), Some(key))));
+            }
+            (None, _) => unknown.push((section.to_owned(), None)),
+            // Of the wrong kind: the user is told when it is read.
+            (Some(_), None) => {}
+        }
+    }
+    let mut changes = Vec::new();
+    for (section, key) in unknown {
+        let taken = match &key {
+            Some(key) => document[&section]
+                .as_table_like_mut()
+                .and_then(|keys| keys.remove(key)),
+            None => document.remove(&section),
+        };
+        let name = key.map_or(section.clone(), |key| format!("{section}.{key}"));
+        let was = taken.map_or_else(String::new, |taken| taken.to_string());
+        changes.push(format!(
+            "{name} is not known to this version and was left out (it was: {})",
+            was.trim().replace('\n', "; ")
+        ));
+    }
+    changes
+}
+
+fn section<'a>(document: &'a mut DocumentMut, name: &str) -> Result<&'a mut dyn TableLike, String> {
     document
         .entry(name)
         .or_insert_with(|| Item::Table(Table::new()))
-        .as_table_mut()
+        .as_table_like_mut()
         .ok_or_else(|| format!("`{name}` is no section"))
 }
 
@@ -105,6 +141,32 @@ mod tests {
             (config.bind_address.as_str(), config.limits.max_connections),
             ("127.0.0.1:8081", 5)
         );
+    }
+
+    #[test]
+    fn what_is_not_known_is_left_out_and_told() {
+        let old = "log_level = \"debug\"\n[server]\nbind_address = \"127.0.0.1:1\"\nthreads = 4 # fast\n\n[tls]\nkey = \"x\"\n";
+        let (new, changes) = migrate(old).unwrap();
+        for (unknown, value) in [
+            ("log_level", "debug"),
+            ("server.threads", "4"),
+            ("tls", "key"),
+        ] {
+            let told = |change: &String| change.starts_with(unknown) && change.contains(value);
+            assert!(changes.iter().any(told), "{unknown}: {changes:?}");
+        }
+        assert_eq!(
+            Config::parse(&new, "new").unwrap().bind_address,
+            "127.0.0.1:1"
+        );
+    }
+
+    #[test]
+    fn sections_may_be_written_in_one_line() {
+        let (new, _) = migrate("server = { bind_address = \"127.0.0.1:5\" }\n").unwrap();
+        let config = Config::parse(&new, "new").unwrap();
+        assert_eq!(config.bind_address, "127.0.0.1:5");
+        assert!(config.notices.is_empty());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -36,6 +37,9 @@ pub struct PingArguments {
     /// How to wait for answers
     #[arg(long, value_enum, default_value = "adaptive")]
     idle: IdleChoice,
+    /// The file that holds the auth token of a server that asks for one
+    #[arg(long, value_name = "FILE")]
+    auth_token_file: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -98,7 +102,14 @@ fn connect(arguments: &PingArguments) -> Result<Client, Failure> {
             arguments.address
         )));
     }
-    let client = Client::builder()
+    let mut builder = Client::builder();
+    if let Some(file) = &arguments.auth_token_file {
+        let token = std::fs::read(file).map_err(|error| {
+            Failure::Usage(format!("{} cannot be read: {error}", file.display()))
+        })?;
+        builder = builder.auth_token(token.trim_ascii());
+    }
+    let client = builder
         .idle(arguments.idle.into())
         .max_inflight(arguments.window as usize)
         .max_message_bytes(arguments.size.max(10 * 1024 * 1024))

@@ -26,12 +26,17 @@ impl Log for Stderr {
 }
 
 pub fn start() {
-    let level = match std::env::var("LAPCE_IPC_LOG").as_deref() {
-        Ok("error") => LevelFilter::Error,
-        Ok("warn") => LevelFilter::Warn,
-        Ok("debug") => LevelFilter::Debug,
-        _ => LevelFilter::Info,
+    let asked = std::env::var("LAPCE_IPC_LOG").unwrap_or_default();
+    let level = match asked.as_str() {
+        "error" => Some(LevelFilter::Error),
+        "warn" => Some(LevelFilter::Warn),
+        "info" | "" => Some(LevelFilter::Info),
+        "debug" => Some(LevelFilter::Debug),
+        _ => None,
     };
-    log::set_max_level(level);
+    log::set_max_level(level.unwrap_or(LevelFilter::Info));
     log::set_logger(&Stderr).expect("set once");
+    if level.is_none() {
+        log::warn!("LAPCE_IPC_LOG={asked} is none of error, warn, info and debug: info is taken");
+    }
 }

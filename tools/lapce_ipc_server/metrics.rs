@@ -24,7 +24,7 @@ pub fn render(stats: &Snapshot) -> String {
         &mut out,
         "lapce_ipc_requests_total",
         "counter",
-        "Requests taken.",
+        "Requests taken, those answered with an error too.",
     );
     per_transport(&mut out, "lapce_ipc_requests_total", &|t| stats.requests(t));
 
@@ -57,7 +57,7 @@ pub fn render(stats: &Snapshot) -> String {
         &mut out,
         name,
         "summary",
-        "From a request's arrival to its answer handed over.",
+        "From the arrival of what a handler was called for, one-way messages too, to its answer handed over.",
     );
     for transport in Transport::ALL {
         let latency = stats.latency(transport);

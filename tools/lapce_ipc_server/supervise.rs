@@ -114,7 +114,23 @@ fn reload(config: &mut Config, file: Option<&Path>, handle: &ServerHandle) {
         );
         config.legacy = new.legacy;
     }
+    let (old_limits, new_limits) = (&config.limits, &new.limits);
+    macro_rules! limit {
+        ($name:ident) => {
+            (
+                concat!("limits.", stringify!($name)),
+                new_limits.$name != old_limits.$name,
+            )
+        };
+    }
     for (key, changed) in [
+        limit!(max_message_bytes),
+        limit!(max_connections),
+        limit!(drain_ms),
+        limit!(max_inflight_per_connection),
+        limit!(max_buffered_bytes),
+        limit!(send_stall_ms),
+        limit!(frame_timeout_ms),
         (
             "server.bind_address",
             new.bind_address != config.bind_address,
@@ -126,7 +142,6 @@ fn reload(config: &mut Config, file: Option<&Path>, handle: &ServerHandle) {
             "metrics.bind_address",
             new.metrics_bind_address != config.metrics_bind_address,
         ),
-        ("[limits]", new.limits != config.limits),
         (
             "security.auth_token_file",
             new.auth_token != config.auth_token,

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::Config;
+
 /// A configuration that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
@@ -55,25 +57,33 @@ impl ConfigError {
         let start = error.span().map(|span| span.start.min(text.len()));
         let line = start.map(|start| text[..start].matches('\n').count() + 1);
         let message = error.message().replace('\n', " ");
-        // The reader names what it did not know and what it knows, all in backquotes.
-        let mut names = message.split('`').skip(1).step_by(2);
-        let (key, problem) = match message.strip_prefix("unknown field") {
+        let section = line.and_then(|line| section_at(text, line));
+        let (name, problem) = match message.strip_prefix("unknown field") {
             Some(_) => {
+                // The reader names what it did not know and what it knows, all in backquotes.
+                let mut names = message.split('`').skip(1).step_by(2);
                 let unknown = names.next().unwrap_or_default().to_owned();
-                let nearest = names.min_by_key(|name| distance(name, &unknown));
-                let problem = match nearest {
-                    Some(name) => format!("unknown key; did you mean `{name}`?"),
-                    None => "unknown key".to_owned(),
-                };
+                let problem = unknown_key(&unknown, names);
                 (Some(unknown), problem)
             }
             None => {
-                let key = line
+                let name = line
                     .and_then(|line| text.lines().nth(line - 1))
                     .and_then(|line| line.split_once('='))
                     .map(|(key, _)| key.trim().to_owned());
-                (key, message)
+                let its_line = line.and_then(|line| text.lines().nth(line - 1));
+                match its_line.is_some_and(|line| line.trim().starts_with("[[")) {
+                    true => (
+                        name,
+                        "a section is there once, its name in one pair of [ ]".into(),
+                    ),
+                    false => (name, in_users_words(&message)),
+                }
             }
+        };
+        let key = match (section, name) {
+            (Some(section), Some(name)) if section != name => Some(format!("{section}.{name}")),
+            (section, name) => name.or(section),
         };
         ConfigError {
             file: file.to_owned(),
@@ -82,6 +92,60 @@ impl ConfigError {
             problem,
         }
     }
+}
+
+/// What to do about a key that is not known where it stands, where `near` are.
+fn unknown_key<'a>(unknown: &str, near: impl Iterator<Item = &'a str>) -> String {
+    let elsewhere: Vec<_> = keys()
+        .filter(|(_, name)| name == unknown)
+        .map(|(section, _)| format!("[{section}]"))
+        .collect();
+    if !elsewhere.is_empty() {
+        return format!(
+            "unknown key here; it belongs under {}",
+            elsewhere.join(" or ")
+        );
+    }
+    match near.min_by_key(|name| distance(name, unknown)) {
+        Some(name) => format!("unknown key; did you mean `{name}`?"),
+        None => "unknown key".to_owned(),
+    }
+}
+
+/// All keys that there are, with their sections.
+pub(super) fn keys() -> impl Iterator<Item = (String, String)> {
+    let file = Config::default().to_string();
+    let file: toml::Table = file.parse().expect("what is shown reads back");
+    file.into_iter().flat_map(|(section, keys)| {
+        let keys = keys.as_table().cloned().unwrap_or_default();
+        keys.into_iter()
+            .map(move |(name, _)| (section.clone(), name))
+    })
+}
+
+/// The reader speaks of the types of the program.
+fn in_users_words(message: &str) -> String {
+    let Some((found, expected)) = message.split_once(", expected ") else {
+        return message.to_owned();
+    };
+    let expected = match expected {
+        "usize" | "u32" | "u64" | "i64" => "a whole number, of 0 or more, without quotes",
+        "a boolean" => "true or false, without quotes",
+        "a string" => "text in quotes",
+        other if other.starts_with("struct ") => "a section, which begins with its name in [ ]",
+        other => other,
+    };
+    format!("{found}, expected {expected}")
+}
+
+/// The section in which a line lies.
+fn section_at(text: &str, line: usize) -> Option<String> {
+    let lines: Vec<_> = text.lines().take(line).collect();
+    let header = lines.iter().rev().find_map(|line| {
+        let line = line.trim().strip_prefix('[')?;
+        Some(line.trim_start_matches('[').split(']').next()?.trim())
+    })?;
+    (!header.is_empty()).then(|| header.to_owned())
 }
 
 /// The line on which a key of a section is set, or on which its section begins.
@@ -133,6 +197,18 @@ mod tests {
         assert_eq!(distance("", "abc"), 3);
         assert_eq!(distance("kitten", "sitting"), 3);
         assert_eq!(distance("same", "same"), 0);
+    }
+
+    #[test]
+    fn a_line_is_in_the_section_above_it() {
+        let text = "top = 1\n[server]\na = 1\n[[limits]]\nb = 2\n";
+        let sections: Vec<_> = (1..=5).map(|line| section_at(text, line)).collect();
+        let named = |name: &str| Some(name.to_owned());
+        let (server, limits) = (named("server"), named("limits"));
+        assert_eq!(
+            sections,
+            [None, server.clone(), server, limits.clone(), limits]
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The configuration file: TOML in, checked settings out, and back.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::io;
+use std::net::ToSocketAddrs;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -201,14 +202,23 @@ impl Config {
         }
         config.limits = limits(&file.limits, name, text)?;
         config.auth_token_file = file.security.auth_token_file.unwrap_or_default();
-        if config.auth_token_file.is_empty() && !is_loopback(&config.bind_address) {
-            return at(
-                "server.bind_address",
-                format!(
-                    "{} can be reached from other machines: set auth_token_file under [security], or listen on 127.0.0.1",
-                    config.bind_address
-                ),
-            );
+        if config.auth_token_file.is_empty() {
+            let is_loopback = match is_loopback(&config.bind_address) {
+                Ok(is_loopback) => is_loopback,
+                Err(error) => {
+                    let problem = format!("{} leads nowhere: {error}", config.bind_address);
+                    return at("server.bind_address", problem);
+                }
+            };
+            if !is_loopback {
+                return at(
+                    "server.bind_address",
+                    format!(
+                        "{} can be reached from other machines: set auth_token_file under [security], or listen on 127.0.0.1",
+                        config.bind_address
+                    ),
+                );
+            }
         }
         Ok(config)
     }
@@ -230,6 +240,10 @@ impl Config {
                 key,
                 format!("{file} holds no token"),
             ));
+        }
+        if token.contains(&b'\n') {
+            let problem = format!("{file} has more than one line: the token is to be all of it");
+            return Err(ConfigError::at_key(name, text, key, problem));
         }
         use std::os::unix::fs::PermissionsExt;
         if std::fs::metadata(file).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0) {
@@ -289,6 +303,8 @@ fn limits(section: &LimitsSection, name: &str, text: &str) -> Result<Limits, Con
         ),
     ] {
         match given {
+            // A stop that waits for nothing is one; a time in which nothing can be done is none.
+            Some(0) if key != "limits.drain_ms" => return at(key, "must be at least 1".into()),
             Some(ms) if ms > MILLISECONDS_MAX => {
                 return at(
                     key,
@@ -324,14 +340,9 @@ fn check_address(address: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn is_loopback(address: &str) -> bool {
-    if let Ok(address) = address.parse::<SocketAddr>() {
-        return address.ip().to_canonical().is_loopback();
-    }
-    let loopback = |ip: IpAddr| ip.to_canonical().is_loopback();
-    address
-        .to_socket_addrs()
-        .is_ok_and(|mut addresses| addresses.all(|address| loopback(address.ip())))
+fn is_loopback(address: &str) -> io::Result<bool> {
+    let mut addresses = address.to_socket_addrs()?;
+    Ok(addresses.all(|address| address.ip().to_canonical().is_loopback()))
 }
 
 impl fmt::Display for Config {
@@ -429,7 +440,31 @@ mod tests {
             ("[limit]\n", &["test.toml:1", "limit", "limits"]),
             (
                 "[limits]\n\nmax_connections = \"many\"\n",
-                &["test.toml:3", "max_connections"],
+                &["test.toml:3", "limits.max_connections", "a whole number"],
+            ),
+            (
+                "[shm]\nenabled = \"yes\"\n",
+                &["test.toml:2", "shm.enabled", "true or false"],
+            ),
+            (
+                "[[server]]\nworkers = 1\n",
+                &["test.toml:1", "server", "a section"],
+            ),
+            (
+                "[server]\nmax_connections = 1\n",
+                &["test.toml:2", "server.max_connections", "under [limits]"],
+            ),
+            (
+                "bind_address = \"127.0.0.1:1\"\n",
+                &["test.toml:1", "bind_address", "[metrics]", "[server]"],
+            ),
+            (
+                "[server]\nbind_address = \"256.1.1.1:80\"\n",
+                &["test.toml:2", "leads nowhere"],
+            ),
+            (
+                "[limits]\nframe_timeout_ms = 0\n",
+                &["test.toml:2", "limits.frame_timeout_ms", "at least 1"],
             ),
             (
                 "[limits]\nmax_connections = 0\n",

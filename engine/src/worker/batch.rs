@@ -304,10 +304,12 @@ impl Worker {
         };
         let bytes = &self.batch.bytes(chunk, &self.driver)[at..];
         let version = ProtocolVersion::V1;
-        let refusal = match connection.assembler.push(version, bytes, u32::MAX) {
-            Ok(_) if connection.assembler.gathered().len() < legacy::HEADER_BYTES => return,
-            Ok(_) => Refusal::VersionMismatch { got: 1 },
-            Err(refusal) => refusal,
+        let pushed = connection.assembler.push(version, bytes, u32::MAX);
+        let refusal = match pushed {
+            Err(refusal @ (Refusal::BadMagic { .. } | Refusal::VersionMismatch { .. })) => refusal,
+            // Whatever else is wrong, the version was looked at before.
+            _ if connection.assembler.gathered().len() < legacy::HEADER_BYTES => return,
+            _ => Refusal::VersionMismatch { got: 1 },
         };
         let msg_id = legacy::msg_id(version, connection.assembler.gathered());
         self.refuse(key, refusal, msg_id);

@@ -255,9 +255,10 @@ impl Dispatcher {
     ) {
         let transport = connection.transport();
         let kind = (connection.version(), transport);
+        let answer_bytes_max = connection.session.peer_message_bytes_max;
         let Connection { out, peer, .. } = connection;
         std::mem::swap(&mut out.lent_pool, &mut self.pool);
-        let origin = self.origin(key, kind, peer, arrived_ns);
+        let origin = self.origin(key, kind, peer, (arrived_ns, answer_bytes_max));
         if out.owed >= self.shared.limits.max_inflight_per_connection {
             owes_too_much(&origin, header, out);
             std::mem::swap(&mut out.lent_pool, &mut self.pool);
@@ -290,9 +291,10 @@ impl Dispatcher {
     ) -> usize {
         let transport = connection.transport();
         let kind = (connection.version(), transport);
+        let answer_bytes_max = connection.session.peer_message_bytes_max;
         let Connection { out, peer, .. } = connection;
         std::mem::swap(&mut out.lent_pool, &mut self.pool);
-        let origin = self.origin(key, kind, peer, arrived_ns);
+        let origin = self.origin(key, kind, peer, (arrived_ns, answer_bytes_max));
         let owed_max = self.shared.limits.max_inflight_per_connection;
         let (mut answered, mut done) = (0, 0);
         let mut header = *first;
@@ -332,7 +334,7 @@ impl Dispatcher {
         key: Key,
         (version, transport): (ProtocolVersion, Transport),
         peer: &'a Option<SocketAddr>,
-        arrived_ns: u64,
+        (arrived_ns, answer_bytes_max): (u64, u32),
     ) -> Origin<'a> {
         Origin {
             key,
@@ -341,7 +343,7 @@ impl Dispatcher {
             peer: peer.as_ref(),
             arrived_ns,
             inbox: &self.inbox,
-            max_message_bytes: self.shared.limits.max_message_bytes,
+            max_message_bytes: self.shared.limits.max_message_bytes.min(answer_bytes_max),
         }
     }
 
@@ -449,6 +451,9 @@ impl Dispatcher {
             return;
         }
         connection.session.authenticated = true;
+        if let Some(max) = hello.max_message_bytes {
+            connection.session.peer_message_bytes_max = max;
+        }
         let mut encoded = self.pool().take();
         // Shared memory is offered to those that ask, come over TCP and from this machine.
         let local = connection.transport() == Transport::Tcp

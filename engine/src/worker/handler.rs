@@ -221,8 +221,8 @@ impl<'a> Responder<'a> {
         Responder { request, out }
     }
 
-    /// Answers with this payload. An answer longer than the server's `max_message_bytes` becomes
-    /// HANDLER_FAILED, since no client could receive it.
+    /// Answers with this payload. An answer longer than `max_message_bytes`, the server's or what the
+    /// client said in its handshake, becomes HANDLER_FAILED, since it could not be received.
     pub fn reply(mut self, payload: &[u8]) {
         if self.too_long(payload) {
             let text = format!(

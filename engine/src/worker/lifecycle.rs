@@ -378,6 +378,10 @@ impl Worker {
             return;
         };
         let connection = self.connections.get_mut(key).expect("looked up above");
+        if connection.phase == Phase::Lingering {
+            // It was refused before, with more time than there is now.
+            connection.deadline_ns = connection.deadline_ns.min(now_ns + LINGER_DRAIN_NS);
+        }
         if now_ns >= drain_deadline_ns {
             connection.phase = Phase::Closing;
         } else if connection.phase == Phase::Open

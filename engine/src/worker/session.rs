@@ -8,6 +8,8 @@ pub(super) struct Session {
     /// Told by the connection's first byte; a connection never mixes versions.
     pub(super) version: Option<ProtocolVersion>,
     pub(super) authenticated: bool,
+    /// The longest payload that the peer takes, as far as it has said.
+    pub(super) peer_message_bytes_max: u32,
 }
 
 /// What the server asks of every connection at the moment.
@@ -45,6 +47,7 @@ impl Session {
         Session {
             version: None,
             authenticated: false,
+            peer_message_bytes_max: u32::MAX,
         }
     }
 
@@ -127,7 +130,7 @@ mod tests {
     fn session(version: ProtocolVersion) -> Session {
         Session {
             version: Some(version),
-            authenticated: false,
+            ..Session::new()
         }
     }
 
@@ -197,7 +200,7 @@ mod tests {
         // Version 1 has no handshake, so there is no way in for it.
         let legacy = Session {
             version: Some(ProtocolVersion::V1),
-            authenticated: false,
+            ..Session::new()
         };
         assert!(matches!(
             legacy.decide(&hello, rules, false),
