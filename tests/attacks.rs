@@ -148,7 +148,7 @@ fn the_metrics_are_asked_for_and_not_read() {
         stalled.push(stream);
     }
     let start = Instant::now();
-    // Refused while all places are taken, then answered.
+    // It waits while all places are taken, then it is answered.
     loop {
         let mut stream = TcpStream::connect(&daemon.metrics).unwrap();
         let _ = stream.write_all(b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n");

@@ -23,8 +23,10 @@ const HEADERS_MAX: usize = 64;
 /// How long a request may take to arrive, a connection stay without one, and an answer take to be
 /// read.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections at a time; more are closed at once.
+/// Connections at a time; more wait for one of them to end, which all do if they do nothing.
 const CONNECTIONS_MAX: usize = 16;
+/// How often it is looked whether one has.
+const LOOK: Duration = Duration::from_millis(20);
 
 struct State {
     server: ServerHandle,
@@ -86,8 +88,11 @@ async fn serve(listener: TcpListener, state: Rc<State>) {
     let listener = UringListener::from_std(listener);
     // Unbounded by design: ends with the process.
     loop {
+        while state.connections.get() >= CONNECTIONS_MAX {
+            tokio::time::sleep(LOOK).await;
+        }
         match listener.accept().await {
-            Ok((stream, _)) if state.connections.get() < CONNECTIONS_MAX => {
+            Ok((stream, _)) => {
                 state.connections.set(state.connections.get() + 1);
                 let state = state.clone();
                 tokio_uring::spawn(async move {
@@ -98,7 +103,6 @@ async fn serve(listener: TcpListener, state: Rc<State>) {
                     state.connections.set(state.connections.get() - 1);
                 });
             }
-            Ok(_) => {}
             // Out of descriptors: wait for some to come back.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
