@@ -14,6 +14,9 @@ const PIECE_BYTES: usize = 8192;
 const BATCH_BYTES: usize = 64 * 1024;
 /// The server is told of room after this much was taken, or all, if it waits for it.
 const ROOM_BYTES: usize = 32 * 1024;
+/// So many bytes of a batch are taken at once: they lie in the first-level cache until they are checked and
+/// handed out.
+const TAKEN_BYTES: usize = 16 * 1024;
 /// Looks without success between two looks whether the server lives, with a few nanoseconds of
 /// watching the ring after each: well below a millisecond.
 const LOOKS: u32 = 1024;
@@ -248,8 +251,9 @@ impl ShmLink {
         // With one request in flight, a look for a second record would wait for a cache line that
         // holds nothing yet: so records are taken one by one until they come in batches.
         let records_max = if self.in_batches { usize::MAX } else { 1 };
+        let taken_max = buffer.len().min(TAKEN_BYTES);
         // Bounded by the buffer.
-        while taken < buffer.len() && records < records_max {
+        while taken < taken_max && records < records_max {
             let (record, from) = match self.half_taken.take() {
                 Some(half) => half,
                 None => match ends.rx.next().map_err(corrupt)? {

@@ -82,9 +82,9 @@ impl Kernel {
         // Each turn takes as many frames as are listed, or ends the loop.
         for bytes in bytes.chunks(LIST * frame_bytes) {
             let frames = bytes.chunks_exact(frame_bytes).take_while(begins_alike);
-            let alike = frames.clone().count();
-            let crcs = self.list(frames.clone());
-            for (frame, crc) in frames.zip(crcs) {
+            let (crcs, alike) = self.list(frames);
+            let frames = bytes.chunks_exact(frame_bytes);
+            for (frame, crc) in frames.zip(&crcs[..alike]) {
                 if frame[CRC_AT..HEADER_BYTES] != crc.to_le_bytes() {
                     return good;
                 }
@@ -109,15 +109,15 @@ impl Kernel {
             }
         }
         for bytes in bytes.chunks_mut(LIST * frame_bytes) {
-            let crcs = self.list(bytes.chunks_exact(frame_bytes));
+            let (crcs, _) = self.list(bytes.chunks_exact(frame_bytes));
             for (frame, crc) in bytes.chunks_exact_mut(frame_bytes).zip(crcs) {
                 frame[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
             }
         }
     }
 
-    /// The CRCs of up to [`LIST`] frames.
-    fn list<'a>(self, frames: impl Iterator<Item = &'a [u8]>) -> [u32; LIST] {
+    /// The CRCs of up to [`LIST`] frames, and how many those are.
+    fn list<'a>(self, frames: impl Iterator<Item = &'a [u8]>) -> ([u32; LIST], usize) {
         let mut listed: [&[u8]; LIST] = [&[]; LIST];
         let mut crcs = [0; LIST];
         let mut count = 0;
@@ -126,7 +126,7 @@ impl Kernel {
             count += 1;
         }
         self.batch(&listed[..count], &mut crcs[..count]);
-        crcs
+        (crcs, count)
     }
 
     #[cfg(target_arch = "x86_64")]
