@@ -148,11 +148,13 @@ impl Channel {
         if self.version != ProtocolVersion::V2 || !Unsealed::takes(payload.len()) {
             return self.queue_alone(flags, msg_type, msg_id, payload);
         }
-        self.queue_short(flags, msg_type, msg_id, payload);
+        if self.queue_short(flags, msg_type, msg_id, payload) {
+            self.seal();
+        }
     }
 
-    /// Queues a frame of version 2 that is better summed with others. True: many bytes of such wait,
-    /// and those before are summed now.
+    /// Queues a frame of version 2 that is better summed with others. True: so many bytes of such wait that
+    /// they are to be summed now.
     #[inline(always)]
     pub(super) fn queue_short(
         &mut self,
@@ -163,11 +165,7 @@ impl Channel {
     ) -> bool {
         let out = &mut self.out;
         self.unsealed.append(out, flags, msg_type, msg_id, payload);
-        let many = self.unsealed.bytes() >= UNSEALED_BYTES;
-        if many {
-            self.seal();
-        }
-        many
+        self.unsealed.bytes() >= UNSEALED_BYTES
     }
 
     /// Queues a frame whose CRC is computed with it, or that has none.
@@ -180,7 +178,7 @@ impl Channel {
     }
 
     /// Computes the CRCs that are missing.
-    fn seal(&mut self) {
+    pub(super) fn seal(&mut self) {
         self.unsealed.seal(&mut self.out);
     }
 

@@ -71,14 +71,15 @@ impl Flights {
         self.count >= self.count_max
     }
 
-    /// Whether there are some, and room for more.
+    /// As [`Flights::begin`], if there are others in flight and room for one more.
     #[inline(always)]
-    pub(super) fn takes_one_beside_others(&self) -> bool {
-        self.count > 0 && !self.is_full()
+    pub(super) fn begin_beside_others(&mut self, begins_at: u64, began_ns: u64) -> Option<u64> {
+        let fits = self.count > 0 && !self.is_full();
+        fits.then(|| self.begin(begins_at, began_ns))
     }
 
     /// Gives an id to a request. The caller has seen that the table is not full.
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin(&mut self, begins_at: u64, began_ns: u64) -> u64 {
         assert!(!self.is_full());
         // At most half of the places are taken, so a free one comes.

@@ -185,30 +185,47 @@ impl Inner {
     /// Queues a request, which is sent with others. Waits for answers if too many requests are in
     /// flight.
     ///
-    /// First what most are that come among many; for them each instruction counts.
+    /// First what most are that come among many; for them each instruction counts, so all else is apart.
+    #[inline]
     pub(super) fn submit(
         &mut self,
         flags: Flags,
         msg_type: u16,
         payload: &[u8],
-        deadline: &mut Deadline,
     ) -> Result<u64, Error> {
+        let began_ns = histogram::clock_ns(&self.round_trips);
         if let Some(channel) = &mut self.channel
             && payload.len() < self.lengths.short_end
-            && self.flights.takes_one_beside_others()
+            && let Some(id) = self
+                .flights
+                .begin_beside_others(channel.next_begins_at(), began_ns)
         {
-            let began_ns = histogram::clock_ns(&self.round_trips);
-            let id = self.flights.begin(channel.next_begins_at(), began_ns);
             self.stats.sent += 1;
-            let flags = flags | Flags::REQUEST;
-            if channel.queue_short(flags, msg_type, id, payload)
-                && channel.queued_bytes() >= QUEUE_BYTES
-            {
-                self.send_queued(deadline)?;
+            if channel.queue_short(flags | Flags::REQUEST, msg_type, id, payload) {
+                self.send_if_many()?;
             }
             return Ok(id);
         }
-        self.begin(flags, msg_type, payload, When::Later, deadline)
+        self.submit_other(flags, msg_type, payload)
+    }
+
+    #[inline(never)]
+    fn send_if_many(&mut self) -> Result<(), Error> {
+        let channel = self.channel.as_mut().expect("queued to it");
+        channel.seal();
+        match channel.queued_bytes() >= QUEUE_BYTES {
+            true => {
+                let mut deadline = self.deadline();
+                self.send_queued(&mut deadline)
+            }
+            false => Ok(()),
+        }
+    }
+
+    #[inline(never)]
+    fn submit_other(&mut self, flags: Flags, msg_type: u16, payload: &[u8]) -> Result<u64, Error> {
+        let mut deadline = self.deadline();
+        self.begin(flags, msg_type, payload, When::Later, &mut deadline)
     }
 
     /// As [`Inner::submit`], and sends it if that is possible at once: somebody is about to wait for

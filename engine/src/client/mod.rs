@@ -233,8 +233,7 @@ impl Client {
         if flags != Flags::NONE && inner.options.version == ProtocolVersion::V1 {
             return Err(Error::InvalidRequest("version 1 has no flags"));
         }
-        let mut deadline = inner.deadline();
-        inner.submit(flags, msg_type, payload, &mut deadline)
+        inner.submit(flags, msg_type, payload)
     }
 
     /// Queues the next part of a request that was submitted with STREAM. `last` ends it.

@@ -93,7 +93,7 @@ impl Inner {
             Place::Ring(reservation) => reservation,
             Place::Memory { bytes, lead } => {
                 let payload = &bytes[lead..][..length];
-                return self.submit(Flags::NONE, msg_type, payload, deadline);
+                return self.submit(Flags::NONE, msg_type, payload);
             }
         };
         if self.flights.count() == 0 || self.channel.is_none() {
@@ -109,7 +109,7 @@ impl Inner {
             }
             _ => {
                 let payload = reservation.copy_out(length);
-                return self.submit(Flags::NONE, msg_type, &payload, deadline);
+                return self.submit(Flags::NONE, msg_type, &payload);
             }
         }
         let began_ns = histogram::clock_ns(&self.round_trips);

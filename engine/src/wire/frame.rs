@@ -5,7 +5,7 @@ use super::{Flags, HEADER_BYTES, Header, Refusal, append, crc};
 /// Frames that [`verify_batch`] takes at once.
 pub const VERIFY_BATCH: usize = 16;
 
-pub(super) fn header_for(flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) -> Header {
+fn header_for(flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) -> Header {
     let length = u32::try_from(payload.len()).expect("limits are below 4 GiB");
     Header::new(flags, msg_type, msg_id, length)
 }
