@@ -236,13 +236,19 @@ fn deferred_answers_come_in_any_order_from_any_thread() {
 fn answers_that_are_too_long_for_the_client() {
     let server = server().start().unwrap();
     let mut peer = Peer::connect(address(&server));
-    let takes_100 = [&b"\x01\0\x01\0\x02\x07\0\x04\0"[..], &100_u32.to_le_bytes()].concat();
-    peer.send(&request(HANDSHAKE, 1, &takes_100));
+    let takes_2000 = [
+        &b"\x01\0\x01\0\x02\x07\0\x04\0"[..],
+        &2000_u32.to_le_bytes(),
+    ]
+    .concat();
+    peer.send(&request(HANDSHAKE, 1, &takes_2000));
     assert_eq!(peer.receive().msg_type, HANDSHAKE_ACK);
-    peer.send(&echo(2, &[7; 100]));
-    peer.expect_echo(2, &[7; 100]);
-    peer.send(&echo(3, &[7; 101]));
-    assert_eq!(peer.receive().error().0, 10);
+    peer.send(&echo(2, &[7; 2000]));
+    peer.expect_echo(2, &[7; 2000]);
+    for flags in [REQUEST, REQUEST | STREAM] {
+        peer.send(&frame(flags, ECHO, 3, &[7; 2001]));
+        assert_eq!(peer.receive().error().0, 10);
+    }
     peer.expect_alive();
 }
 

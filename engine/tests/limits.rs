@@ -18,6 +18,38 @@ fn limited(max_connections: u32) -> Limits {
     }
 }
 
+/// The rest of a frame came in time, while the worker was busy: it is not too late when it is looked at.
+#[test]
+fn a_frame_completed_while_the_worker_was_busy() {
+    let limits = Limits {
+        frame_timeout_ms: 300,
+        ..Limits::default()
+    };
+    let server = server()
+        .limits(limits)
+        .handler(
+            0x0100,
+            |_: lapce_ai::ipc::Request<'_>, responder: lapce_ai::ipc::Responder<'_>| {
+                std::thread::sleep(Duration::from_millis(600));
+                responder.reply(b"slow");
+            },
+        )
+        .start()
+        .unwrap();
+    let mut cut = Peer::connect(address(&server));
+    let mut slow = Peer::connect(address(&server));
+    cut.expect_alive();
+    slow.expect_alive();
+    let whole = echo(7, b"cut in two");
+    cut.send(&whole[..30]);
+    std::thread::sleep(Duration::from_millis(50));
+    slow.send(&request(0x0100, 1, b""));
+    std::thread::sleep(Duration::from_millis(50));
+    cut.send(&whole[30..]);
+    cut.expect_echo(7, b"cut in two");
+    assert_eq!(slow.receive().payload, b"slow");
+}
+
 /// All of a flood are told, though most are not waited for.
 #[test]
 fn a_flood_of_connections_over_the_limit() {

@@ -55,7 +55,7 @@ pub(crate) fn with_any_client(
             }
             let result = body(state);
             if let Some(descriptor) = &mut state.descriptor {
-                descriptor.follow(&state.client)?;
+                descriptor.follow_or_raise(&state.client);
             }
             result
         })?

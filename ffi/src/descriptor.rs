@@ -78,7 +78,15 @@ impl Descriptor {
         self.watch.disarm(client);
     }
 
-    /// After it: watches what the client's state asks for.
+    /// After it. What the function did is done, so a connection that cannot be watched is no failure of it:
+    /// the descriptor becomes readable, and who polls then finds what is wrong.
+    pub(crate) fn follow_or_raise(&mut self, client: &Client) {
+        if self.follow(client).is_err() {
+            self.raise(true);
+        }
+    }
+
+    /// Watches what the client's state asks for.
     pub(crate) fn follow(&mut self, client: &Client) -> Result<(), Fault> {
         let unsent = client.has_unsent();
         let wanted = client.poll_fd().map(|fd| Watched {

@@ -78,14 +78,17 @@ pub(super) fn collect(
         if let Some(outcome) = outcome.take() {
             return outcome;
         }
+        // What became of this request comes first: its answer may be here, or why there is none.
         if let Err(error) = waited {
-            let failed = inner.ready.take(id).map(|answer| answer.result);
-            inner.forget(id);
-            return Err(match (error, failed) {
-                // Says more exactly what became of this request.
-                (Error::ConnectionLost { .. }, Some(Err(failed))) => failed,
-                (error, _) => error,
-            });
+            let says_more = matches!(error, Error::ServerViolation(_));
+            match inner.ready.has(id) {
+                Some(true) => {}
+                Some(false) if !says_more => {}
+                _ => {
+                    inner.forget(id);
+                    return Err(error);
+                }
+            }
         }
     }
 }

@@ -22,6 +22,8 @@ use crate::wire::{
 /// The id of the handshake, which no request of the client gets: they count up from 1.
 const HANDSHAKE_ID: u64 = u64::MAX;
 
+/// A handshake's answer is no longer than this.
+const HELLO_BYTES_MAX: u32 = 4096;
 /// An upgrade of which a step takes longer is given up.
 const UPGRADE_NS: u64 = 1_000_000_000;
 
@@ -180,6 +182,8 @@ fn say_hello<T>(
     let mut payload = Vec::new();
     hello.encode(&mut payload);
     channel.queue(Flags::REQUEST, msg_type::HANDSHAKE, HANDSHAKE_ID, &payload);
+    // However little the client takes of answers, the server's word about itself it takes.
+    channel.set_max_message_bytes(options.max_message_bytes.max(HELLO_BYTES_MAX));
     // Ends with an answer, the server's end, or the deadline.
     loop {
         let sent = channel.flush().map_err(failed)?;

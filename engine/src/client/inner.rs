@@ -174,6 +174,11 @@ impl Inner {
     fn get_ready_to_submit(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
         // Each turn takes at least one answer; most end a request.
         while self.flights.is_full() {
+            if self.ready.is_full() {
+                return Err(Error::InvalidRequest(
+                    "more answers than max_unread_bytes wait: collect some first",
+                ));
+            }
             self.wait_some(deadline, &mut |_| Keep::Queue)?;
         }
         if self.flights.count() == 0 || self.channel.is_none() {
@@ -201,23 +206,42 @@ impl Inner {
                 .begin_beside_others(channel.next_begins_at(), began_ns)
         {
             self.stats.sent += 1;
-            if channel.queue_short(flags | Flags::REQUEST, msg_type, id, payload) {
-                self.send_if_many()?;
-            }
-            return Ok(id);
+            return match channel.queue_short(flags | Flags::REQUEST, msg_type, id, payload) {
+                true => self.send_if_many(id),
+                false => Ok(id),
+            };
         }
         self.submit_other(flags, msg_type, payload)
     }
 
     #[inline(never)]
-    fn send_if_many(&mut self) -> Result<(), Error> {
+    fn send_if_many(&mut self, id: u64) -> Result<u64, Error> {
         let channel = self.channel.as_mut().expect("queued to it");
         channel.seal();
-        match channel.queued_bytes() >= QUEUE_BYTES {
-            true => {
-                let mut deadline = self.deadline();
-                self.send_queued(&mut deadline)
+        if channel.queued_bytes() < QUEUE_BYTES {
+            return Ok(id);
+        }
+        let mut deadline = self.deadline();
+        let sent = self.send_queued(&mut deadline);
+        self.begun(id, sent)
+    }
+
+    /// The outcome of a request that was begun: one whose caller is told of a failure is not in flight.
+    fn begun(&mut self, id: u64, sent: Result<(), Error>) -> Result<u64, Error> {
+        match sent {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                self.forget(id);
+                Err(error)
             }
+        }
+    }
+
+    /// Makes sure that what waits to be sent is little: while a server does not read, no more is queued.
+    fn send_if_much(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
+        let channel = self.channel.as_ref();
+        match channel.is_some_and(|channel| channel.queued_bytes() >= QUEUE_BYTES) {
+            true => self.send_queued(deadline),
             false => Ok(()),
         }
     }
@@ -252,12 +276,11 @@ impl Inner {
     ) -> Result<u64, Error> {
         self.check_length(payload.len())?;
         self.ready_to_submit(deadline)?;
-        if self
-            .channel
-            .as_ref()
-            .is_some_and(|channel| channel.takes_lent(payload.len()))
-        {
+        let must_send = |channel: &Channel| {
             // Only what follows nothing that is queued is sent from the caller's memory.
+            channel.takes_lent(payload.len()) || channel.queued_bytes() >= QUEUE_BYTES
+        };
+        if self.channel.as_ref().is_some_and(must_send) {
             self.send_queued(deadline)?;
             self.ready_to_submit(deadline)?;
         }
@@ -270,12 +293,13 @@ impl Inner {
             return Ok(id);
         }
         if channel.lend(flags, msg_type, id, payload) {
-            self.send_lent(payload, deadline)?;
-            return Ok(id);
+            let sent = self.send_lent(payload, deadline);
+            return self.begun(id, sent);
         }
         channel.queue(flags, msg_type, id, payload);
         if channel.queued_bytes() >= QUEUE_BYTES {
-            self.send_queued(deadline)?;
+            let sent = self.send_queued(deadline);
+            return self.begun(id, sent);
         }
         Ok(id)
     }
@@ -293,6 +317,7 @@ impl Inner {
         if !self.flights.contains(id) {
             return Err(Error::InvalidRequest("no such request is in flight"));
         }
+        self.send_if_much(deadline)?;
         if self.channel.is_none() {
             self.ready_to_send(deadline)?;
         }
@@ -314,6 +339,7 @@ impl Inner {
         deadline: &mut Deadline,
     ) -> Result<(), Error> {
         self.check_length(payload.len())?;
+        self.send_if_much(deadline)?;
         let channel = self.ready_to_send(deadline)?;
         if channel.is_v1() {
             return Err(Error::InvalidRequest("version 1 has no one-way messages"));
@@ -361,13 +387,18 @@ impl Inner {
         if self.send_some()? {
             return Ok(());
         }
-        self.send_waiting(deadline)
+        self.send_waiting(deadline, usize::MAX)
     }
 
+    /// As [`Inner::send_queued`], where not all can be sent at once; but ends as soon as more than so many
+    /// answers are kept.
     #[cold]
-    fn send_waiting(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
-        // Ends with everything sent, or at the deadline.
+    fn send_waiting(&mut self, deadline: &mut Deadline, kept: usize) -> Result<(), Error> {
+        // Ends with everything sent, an answer, or at the deadline.
         loop {
+            if self.ready.len() > kept {
+                return Ok(());
+            }
             if self.channel.is_none() {
                 if self.closed {
                     return Err(Error::Closed);
@@ -414,7 +445,9 @@ impl Inner {
         mut take: impl FnMut(&mut Inner) -> Result<usize, Error>,
     ) -> Result<(), Error> {
         let kept = self.ready.len();
-        self.send_queued(deadline)?;
+        if !self.send_some()? {
+            self.send_waiting(deadline, kept)?;
+        }
         if self.ready.len() > kept {
             return Ok(());
         }
@@ -455,7 +488,7 @@ impl Inner {
                     });
                 }
                 // What the lost connection did not send goes over a new one.
-                self.send_waiting(deadline)?;
+                self.send_waiting(deadline, kept)?;
                 if self.ready.len() > kept {
                     return Ok(());
                 }

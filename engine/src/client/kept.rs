@@ -50,9 +50,21 @@ impl Kept {
         self.answers.len()
     }
 
-    /// Whether an answer with a payload of this length may still be kept.
+    /// Whether an answer with a payload of this length may still be kept: one alone may always, it may be
+    /// the one that is waited for.
     pub(super) fn has_room(&self, payload_bytes: usize) -> bool {
-        self.bytes + payload_bytes + ANSWER_BYTES <= self.bytes_max
+        self.answers.is_empty() || self.bytes + payload_bytes + ANSWER_BYTES <= self.bytes_max
+    }
+
+    /// Whether answers had to be thrown away, and are to be collected before more are asked for.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes > self.bytes_max
+    }
+
+    /// Whether something that belongs to this request is kept: an answer, or (false) why there is none.
+    pub(super) fn has(&self, id: u64) -> Option<bool> {
+        let of_it = self.answers.iter().find(|answer| answer.id == id)?;
+        Some(of_it.result.is_ok())
     }
 
     /// The error of an answer for which there was no room.
@@ -62,8 +74,8 @@ impl Kept {
         }
     }
 
-    /// Keeps an answer. The caller has asked for room, except for errors: there is at most one for
-    /// each request in flight.
+    /// Keeps an answer. The caller has asked for room, except for errors: at most one for each request in
+    /// flight before no more are begun.
     pub(super) fn push(&mut self, answer: Answer) {
         self.bytes += answer.payload_bytes() + ANSWER_BYTES;
         self.answers.push_back(answer);

@@ -159,11 +159,25 @@ impl Client {
         let inner = &mut *self.inner.borrow_mut();
         let mut deadline = inner.deadline();
         let mut answer = Vec::new();
+        let mut one_may_have_run = false;
         // Ends with an answer, another error, or the deadline; connecting pauses between attempts.
         loop {
             match call(inner, msg_type, payload, &mut answer, &mut deadline) {
                 Ok(()) => return Ok(answer),
-                Err(Error::ConnectionLost { .. }) if inner.options.reconnect => {}
+                Err(Error::ConnectionLost { may_have_run, .. }) if inner.options.reconnect => {
+                    one_may_have_run |= may_have_run;
+                }
+                // What is true of the last attempt is not of all.
+                Err(error) if one_may_have_run && error.is_safe_to_repeat() => {
+                    let source = match error {
+                        Error::ConnectFailed { source, .. } => Some(source),
+                        _ => None,
+                    };
+                    return Err(Error::ConnectionLost {
+                        may_have_run: true,
+                        source,
+                    });
+                }
                 Err(error) => return Err(error),
             }
         }

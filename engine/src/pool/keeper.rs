@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::shared::{FIRST_REPORT, Place, Shared};
-use crate::client::Client;
+use crate::client::{Client, Error};
 
 /// A connection that does not answer a HEARTBEAT within this time is broken.
 const CHECK_LIMIT: Duration = Duration::from_secs(2);
@@ -85,7 +85,12 @@ fn later(interval: Duration) -> Instant {
 /// Asks the server over this connection whether both live, and tells it the pool's totals.
 fn is_healthy(shared: &Shared, client: &Client) -> bool {
     let report = shared.report(true).expect("asked for always");
-    let healthy = client.is_connected() && client.heartbeat(&report.encode(), CHECK_LIMIT).is_ok();
+    let answered = || match client.heartbeat(&report.encode(), CHECK_LIMIT) {
+        // A server or a client that takes very little is well all the same.
+        Err(Error::TooLarge { .. }) => client.heartbeat(&[], CHECK_LIMIT),
+        answered => answered,
+    };
+    let healthy = client.is_connected() && answered().is_ok();
     shared.checked(healthy.then_some(report));
     healthy
 }

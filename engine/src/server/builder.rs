@@ -293,7 +293,10 @@ fn resolve(address: &str) -> Result<SocketAddr, ServerError> {
 /// ECHO, as an application would write it.
 fn echo(request: Request<'_>, mut responder: Responder<'_>) {
     if request.is_stream_part() {
-        responder.stream_part(request.payload());
+        if !responder.stream_part(request.payload()) {
+            let text = "the part is longer than the client takes";
+            responder.error(crate::wire::ErrorCode::HandlerFailed, text);
+        }
     } else {
         responder.reply(request.payload());
     }

@@ -270,6 +270,14 @@ impl Driver {
         self.start(entry.user_data(Key::WORKER.pack(DOORBELL)));
     }
 
+    /// Takes the wait on the doorbell word back, if it is armed: the next is on the memory that is mapped
+    /// there then.
+    pub(crate) fn disarm_doorbell(&mut self) {
+        if self.doorbell_armed && self.waker.is_none() {
+            self.cancel(Key::WORKER.pack(DOORBELL));
+        }
+    }
+
     /// Closes a descriptor once nothing that is queued can name it.
     pub(crate) fn close(&mut self, fd: OwnedFd) {
         self.closing.push(fd);

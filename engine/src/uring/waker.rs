@@ -8,12 +8,15 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::sys::futex;
 
 /// Where a worker's doorbell word lies: private memory, or the control segment.
 pub(crate) type DoorbellMemory = Arc<dyn AsRef<AtomicU32> + Send + Sync>;
 
+/// The longest wait on one memory.
+const WAIT: Duration = Duration::from_secs(1);
 /// The value of a doorbell word while its worker sleeps, or is about to.
 pub(super) const SLEEPING: u32 = 1;
 
@@ -95,7 +98,8 @@ fn watch(shared: &Shared, doorbell: &AtomicU32, eventfd: &OwnedFd) {
         served = requested;
         // Acquire: pairs with the swap of whoever rings.
         while doorbell.load(Ordering::Acquire) == SLEEPING && !shared.stop.load(Ordering::Acquire) {
-            futex::wait(doorbell, SLEEPING, None);
+            // For a limited time, since other memory may be mapped there meanwhile.
+            futex::wait(doorbell, SLEEPING, Some(WAIT));
         }
         let one = 1u64.to_ne_bytes();
         // SAFETY: writes the 8 bytes of an array of 8. A full counter already wakes the ring.

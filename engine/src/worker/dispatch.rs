@@ -43,6 +43,9 @@ pub(crate) struct ShmOffer {
     pub(crate) host_id: Vec<u8>,
 }
 
+/// A client that takes less than this of an answer is treated as if it took so much: it would have streams
+/// cut into pieces that are smaller than their headers.
+const PEER_MESSAGE_BYTES_MIN: u32 = 1024;
 /// Buffers above this are given back after use.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
@@ -452,7 +455,7 @@ impl Dispatcher {
         }
         connection.session.authenticated = true;
         if let Some(max) = hello.max_message_bytes {
-            connection.session.peer_message_bytes_max = max;
+            connection.session.peer_message_bytes_max = max.max(PEER_MESSAGE_BYTES_MIN);
         }
         let mut encoded = self.pool().take();
         // Shared memory is offered to those that ask, come over TCP and from this machine.
@@ -478,9 +481,13 @@ impl Dispatcher {
     }
 }
 
-/// Answers a request of a connection to which other threads owe as many answers as they may.
+/// Answers a request of a connection to which other threads owe as many answers as they may. A one-way
+/// message is only counted: told about the connection, it would be taken for its end.
 #[cold]
 fn owes_too_much(origin: &Origin<'_>, request: &Header, out: &mut Outgoing) {
+    if !request.flags.contains(Flags::REQUEST) {
+        return;
+    }
     let text = "too many requests of this connection are in flight: collect answers first";
     let code = ErrorCode::Overloaded;
     out.with_lent_pool(|out, pool| write_error(out, pool, origin.version, request, code, text));

@@ -122,7 +122,7 @@ impl Worker {
     }
 
     fn accepted(&mut self, fd: OwnedFd) {
-        if self.drain_deadline_ns.is_some() {
+        if self.inbox.drain_asked() {
             return;
         }
         if !self.shared.claim_connection() {

@@ -152,7 +152,10 @@ impl Inbox {
                 return Err(message);
             }
             match self.queue.push(message) {
-                Ok(()) => break,
+                Ok(()) => {
+                    self.empty_if_closed();
+                    break;
+                }
                 Err(back) => message = back,
             }
             if with_own(|own| own.make_room(self)) {
@@ -186,7 +189,11 @@ impl Inbox {
 
     /// As [`Inbox::send`], but gives the message back instead of waiting. For workers.
     pub(super) fn try_send(&self, message: Message) -> Result<(), Message> {
+        if self.is_closed() {
+            return Err(message);
+        }
         self.queue.push(message)?;
+        self.empty_if_closed();
         self.doorbell.ring();
         Ok(())
     }
@@ -219,7 +226,21 @@ impl Inbox {
 
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        while self.take().is_some() {}
+        self.empty_if_closed();
+    }
+
+    /// Ends what came while the worker ended, which it will not take.
+    fn empty_if_closed(&self) {
+        // SeqCst: pairs with itself on the other thread: either who has just pushed sees that the worker
+        // has ended, or the worker sees what was pushed.
+        fence(Ordering::SeqCst);
+        if self.is_closed() {
+            while let Some(message) = self.take() {
+                if let Message::Shm(end) = message {
+                    end.ends.close_and_wake();
+                }
+            }
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -193,6 +193,7 @@ impl Worker {
         if choked
             && connection.out.buffered_bytes() <= outgoing_bytes_max / 2
             && !self.waiting_for_room.contains(&key)
+            && !self.resumed.contains(&key)
         {
             self.resumed.push(key);
         }

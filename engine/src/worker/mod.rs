@@ -59,6 +59,9 @@ const SWEEP_NS: u64 = 50_000_000;
 const KEEP: Duration = Duration::from_millis(10);
 /// The same while draining, when connections end as soon as they are quiet.
 const SWEEP_DRAIN_NS: u64 = 10_000_000;
+/// The longest sleep. A worker waits for a word in memory; should other memory have been mapped there
+/// meanwhile, it hears nobody until it waits anew.
+const HEARING: Duration = Duration::from_secs(1);
 
 /// What a worker is started with.
 pub(crate) struct WorkerSetup {
@@ -241,7 +244,12 @@ impl Worker {
                 .needs_sweeps()
                 .then(|| Duration::from_nanos(self.next_sweep_ns.saturating_sub(self.now_ns)));
             let keep = self.holds_memory.then_some(KEEP);
-            let by_timer = self.driver.wait(limit.into_iter().chain(keep).min());
+            let limits = limit.into_iter().chain(keep).chain([HEARING]);
+            let by_timer = self.driver.wait(limits.min());
+            if by_timer {
+                // Where the control segment's memory was lost or came back, the wait is on the old.
+                self.driver.disarm_doorbell();
+            }
             // Who rang right after the timer has ended the wait is not late, and comes at once.
             park_counts::slept(|| {
                 by_timer && self.rings.have_rung() && self.driver.wait(Some(Duration::from_secs(1)))

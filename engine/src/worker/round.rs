@@ -33,10 +33,12 @@ impl Worker {
             self.start_draining();
             worked = true;
         }
+        // Before deadlines are looked at: what has just been done may have been due.
+        self.settle_touched();
         if self.needs_sweeps() && self.now_ns >= self.next_sweep_ns {
             self.sweep();
+            self.settle_touched();
         }
-        self.settle_touched();
         self.record_latencies();
         // A sweep makes no event: what it resumed must not sleep until one comes.
         worked || !self.resumed.is_empty()
