@@ -379,7 +379,8 @@ impl Driver {
                 if let Some(waker) = &self.waker {
                     waker.drain();
                 }
-                Some(Event::Doorbell)
+                // Taken back by ourselves: nothing has happened.
+                (result != -libc::ECANCELED).then_some(Event::Doorbell)
             }
             CANCEL => None,
             _ => unreachable!("user_data is only made here"),

@@ -61,7 +61,7 @@ const KEEP: Duration = Duration::from_millis(10);
 const SWEEP_DRAIN_NS: u64 = 10_000_000;
 /// The longest sleep. A worker waits for a word in memory; should other memory have been mapped there
 /// meanwhile, it hears nobody until it waits anew.
-const HEARING: Duration = Duration::from_secs(1);
+const HEARING: Duration = Duration::from_secs(4);
 
 /// What a worker is started with.
 pub(crate) struct WorkerSetup {
