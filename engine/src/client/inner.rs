@@ -1,5 +1,5 @@
-//! The client's state: the connection, the requests in flight, the answers that wait. Sending and
-//! waiting are here; [`super::receive`] takes what comes, [`super::loss`] deals with what is lost,
+//! The client's state: the connection, the requests in flight, the answers that wait; and waiting.
+//! [`super::send`] sends, [`super::receive`] takes what comes, [`super::loss`] deals with what is lost,
 //! [`super::reconnect`] makes a new connection.
 
 use hdrhistogram::Histogram;
@@ -19,10 +19,8 @@ use super::wait::WaitPolicy;
 use super::{Error, histogram};
 use crate::stats::Transport;
 use crate::sys::clock;
-use crate::wire::{Flags, HEADER_BYTES, msg_type};
+use crate::wire::{Flags, msg_type};
 
-/// Queued requests are sent when they pass this, without waiting for a flush.
-const QUEUE_BYTES: usize = 32 * 1024;
 /// Empty looks at the connection between two looks at the clock.
 const LOOKS: u32 = 32;
 /// A connection that was not used for this long may have ended unnoticed. By the coarse clock, so for a
@@ -187,242 +185,6 @@ impl Inner {
         Ok(())
     }
 
-    /// Queues a request, which is sent with others. Waits for answers if too many requests are in
-    /// flight.
-    ///
-    /// First what most are that come among many; for them each instruction counts, so all else is apart.
-    #[inline]
-    pub(super) fn submit(
-        &mut self,
-        flags: Flags,
-        msg_type: u16,
-        payload: &[u8],
-    ) -> Result<u64, Error> {
-        let began_ns = histogram::clock_ns(&self.round_trips);
-        if let Some(channel) = &mut self.channel
-            && payload.len() < self.lengths.short_end
-            && let Some(id) = self
-                .flights
-                .begin_beside_others(channel.next_begins_at(), began_ns)
-        {
-            self.stats.sent += 1;
-            return match channel.queue_short(flags | Flags::REQUEST, msg_type, id, payload) {
-                true => self.send_if_many(id),
-                false => Ok(id),
-            };
-        }
-        self.submit_other(flags, msg_type, payload)
-    }
-
-    #[inline(never)]
-    fn send_if_many(&mut self, id: u64) -> Result<u64, Error> {
-        let channel = self.channel.as_mut().expect("queued to it");
-        channel.seal();
-        if channel.queued_bytes() < QUEUE_BYTES {
-            return Ok(id);
-        }
-        let mut deadline = self.deadline();
-        let sent = self.send_queued(&mut deadline);
-        self.begun(id, sent)
-    }
-
-    /// The outcome of a request that was begun: one whose caller is told of a failure is not in flight.
-    fn begun(&mut self, id: u64, sent: Result<(), Error>) -> Result<u64, Error> {
-        match sent {
-            Ok(()) => Ok(id),
-            Err(error) => {
-                self.forget(id);
-                Err(error)
-            }
-        }
-    }
-
-    /// Makes sure that what waits to be sent is little: while a server does not read, no more is queued.
-    fn send_if_much(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
-        let channel = self.channel.as_ref();
-        match channel.is_some_and(|channel| channel.queued_bytes() >= QUEUE_BYTES) {
-            true => self.send_queued(deadline),
-            false => Ok(()),
-        }
-    }
-
-    #[inline(never)]
-    fn submit_other(&mut self, flags: Flags, msg_type: u16, payload: &[u8]) -> Result<u64, Error> {
-        let mut deadline = self.deadline();
-        self.begin(flags, msg_type, payload, When::Later, &mut deadline)
-    }
-
-    /// As [`Inner::submit`], and sends it if that is possible at once: somebody is about to wait for
-    /// the answer.
-    #[inline]
-    pub(super) fn submit_now(
-        &mut self,
-        msg_type: u16,
-        payload: &[u8],
-        deadline: &mut Deadline,
-    ) -> Result<u64, Error> {
-        self.begin(Flags::NONE, msg_type, payload, When::Now, deadline)
-    }
-
-    /// Code of its own for each of the two.
-    #[inline(always)]
-    fn begin(
-        &mut self,
-        flags: Flags,
-        msg_type: u16,
-        payload: &[u8],
-        when: When,
-        deadline: &mut Deadline,
-    ) -> Result<u64, Error> {
-        self.check_length(payload.len())?;
-        self.ready_to_submit(deadline)?;
-        let must_send = |channel: &Channel| {
-            // Only what follows nothing that is queued is sent from the caller's memory.
-            channel.takes_lent(payload.len()) || channel.queued_bytes() >= QUEUE_BYTES
-        };
-        if self.channel.as_ref().is_some_and(must_send) {
-            self.send_queued(deadline)?;
-            self.ready_to_submit(deadline)?;
-        }
-        let began_ns = histogram::clock_ns(&self.round_trips);
-        let channel = self.channel.as_mut().expect("ready to send");
-        let id = self.flights.begin(channel.next_begins_at(), began_ns);
-        let flags = flags | Flags::REQUEST;
-        self.stats.sent += 1;
-        if when == When::Now && channel.send_in_place(flags, msg_type, id, payload) {
-            return Ok(id);
-        }
-        if channel.lend(flags, msg_type, id, payload) {
-            let sent = self.send_lent(payload, deadline);
-            return self.begun(id, sent);
-        }
-        channel.queue(flags, msg_type, id, payload);
-        if channel.queued_bytes() >= QUEUE_BYTES {
-            let sent = self.send_queued(deadline);
-            return self.begun(id, sent);
-        }
-        Ok(id)
-    }
-
-    /// Queues one more part of a request that is a stream.
-    pub(super) fn submit_part(
-        &mut self,
-        id: u64,
-        msg_type: u16,
-        payload: &[u8],
-        last: bool,
-        deadline: &mut Deadline,
-    ) -> Result<(), Error> {
-        self.check_length(payload.len())?;
-        if !self.flights.contains(id) {
-            return Err(Error::InvalidRequest("no such request is in flight"));
-        }
-        self.send_if_much(deadline)?;
-        if self.channel.is_none() {
-            self.ready_to_send(deadline)?;
-        }
-        let more = if last { Flags::NONE } else { Flags::STREAM };
-        let channel = self.channel.as_mut().expect("ready to send");
-        channel.queue(Flags::REQUEST | more, msg_type, id, payload);
-        if channel.queued_bytes() >= QUEUE_BYTES {
-            self.send_queued(deadline)?;
-        }
-        Ok(())
-    }
-
-    /// Sends a message that gets no answer, and what was queued before it.
-    pub(super) fn send_one_way(
-        &mut self,
-        msg_type: u16,
-        msg_id: u64,
-        payload: &[u8],
-        deadline: &mut Deadline,
-    ) -> Result<(), Error> {
-        self.check_length(payload.len())?;
-        self.send_if_much(deadline)?;
-        let channel = self.ready_to_send(deadline)?;
-        if channel.is_v1() {
-            return Err(Error::InvalidRequest("version 1 has no one-way messages"));
-        }
-        channel.queue(Flags::NONE, msg_type, msg_id, payload);
-        self.stats.sent += 1;
-        self.send_queued(deadline)
-    }
-
-    /// Sends what can be sent without waiting. True: nothing is left.
-    #[inline]
-    pub(super) fn send_some(&mut self) -> Result<bool, Error> {
-        let Some(channel) = self.channel.as_mut() else {
-            return Ok(self.unsent.is_empty());
-        };
-        match channel.flush() {
-            Ok(sent) => Ok(sent),
-            Err(error) => {
-                self.broken_while_sending(error)?;
-                Ok(self.unsent.is_empty())
-            }
-        }
-    }
-
-    /// The system takes no more bytes for this connection. The server may have said why before it
-    /// closed, so what it sent comes first.
-    fn broken_while_sending(&mut self, error: std::io::Error) -> Result<(), Error> {
-        // Bounded, should a server never stop sending.
-        for _ in 0..1024 {
-            if self.channel.is_none() {
-                return Ok(());
-            }
-            if self.take_received(&mut |_| Keep::Queue)? == 0 {
-                break;
-            }
-        }
-        self.lost(Some(error));
-        Ok(())
-    }
-
-    /// Sends everything that is queued. While the server does not read, its answers are taken, so
-    /// that neither side waits for the other for ever.
-    #[inline]
-    pub(super) fn send_queued(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
-        if self.send_some()? {
-            return Ok(());
-        }
-        self.send_waiting(deadline, usize::MAX)
-    }
-
-    /// As [`Inner::send_queued`], where not all can be sent at once; but ends as soon as more than so many
-    /// answers are kept.
-    #[cold]
-    fn send_waiting(&mut self, deadline: &mut Deadline, kept: usize) -> Result<(), Error> {
-        // Ends with everything sent, an answer, or at the deadline.
-        loop {
-            if self.ready.len() > kept {
-                return Ok(());
-            }
-            if self.channel.is_none() {
-                if self.closed {
-                    return Err(Error::Closed);
-                }
-                self.reconnect(deadline)?;
-            }
-            if self.send_some()? {
-                return Ok(());
-            }
-            if self.channel.is_none() || self.take_received(&mut |_| Keep::Queue)? > 0 {
-                continue;
-            }
-            let now_ns = clock::now_ns();
-            let Some(left) = deadline.left(now_ns) else {
-                return Err(timeout(deadline));
-            };
-            if let Some(channel) = self.channel.as_mut()
-                && let Err(error) = channel.link.sleep(true, left)
-            {
-                self.broken_while_sending(error)?;
-            }
-        }
-    }
-
     /// Waits until at least one answer is given to `sink`, or was kept while requests were sent.
     #[inline]
     pub(super) fn wait_some<S>(
@@ -573,15 +335,6 @@ impl Inner {
     }
 }
 
-/// When a request is to leave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum When {
-    /// Somebody is about to wait for the answer.
-    Now,
-    /// With others.
-    Later,
-}
-
 /// What to do with an answer after the sink has seen it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keep {
@@ -598,5 +351,3 @@ pub(super) fn timeout(deadline: &Deadline) -> Error {
         after: deadline.timeout(),
     }
 }
-
-const _: () = assert!(HEADER_BYTES < QUEUE_BYTES);

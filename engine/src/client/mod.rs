@@ -25,6 +25,7 @@ mod loss;
 mod receive;
 mod reconnect;
 mod reserve;
+mod send;
 mod shm;
 mod tcp;
 #[cfg(test)]
