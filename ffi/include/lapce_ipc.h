@@ -163,7 +163,7 @@ typedef struct lapce_ipc_client_options {
     uint64_t connect_timeout_ms; /* one attempt to connect; default 5000 */
     const void *auth_token;      /* copied */
     size_t auth_token_bytes;
-    uint64_t max_unread_bytes; /* answers waiting to be collected; default 64 MiB */
+    uint64_t max_unread_bytes; /* answers waiting to be collected, one alone may be longer; default 64 MiB */
     uint32_t idle;             /* LAPCE_IPC_ADAPTIVE, _SPIN or _PARK */
     uint32_t protocol_version; /* 2, the default, or 1 */
     uint32_t flags;

@@ -146,7 +146,8 @@ impl ClientBuilder {
     }
 
     /// How many bytes of answers may wait for being collected, while others are waited for. One
-    /// past it is thrown away, and its request fails with [`Error::Unread`]. 64 MiB by default.
+    /// past it is thrown away, and its request fails with [`Error::Unread`]; one alone may be longer.
+    /// 64 MiB by default.
     pub fn max_unread_bytes(mut self, bytes: usize) -> ClientBuilder {
         self.options.max_unread_bytes = bytes;
         self
