@@ -6,7 +6,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lapce_ai::ipc::{Client, ClientBuilder, Error, ErrorCode, Server};
+use lapce_ai::ipc::{
+    Client, ClientBuilder, ConnectionPool, Error, ErrorCode, Server, Transport, msg_type,
+};
 use support::*;
 
 const WORK: u16 = 0x0100;
@@ -368,4 +370,33 @@ fn what_was_in_flight_at_a_crash_may_have_run() {
         Err(error @ Error::ConnectionLost { .. }) => assert!(error.is_safe_to_repeat()),
         other => panic!("{other:?}"),
     }
+}
+
+/// However little a client takes: its handshake, its pool's reports and what it waits for itself come.
+#[test]
+fn small_limits() {
+    let instance = format!("small{}", std::process::id());
+    let server = server().shm(&instance).start().unwrap();
+    let address = address(&server).to_string();
+    let client = Client::builder().max_message_bytes(16).connect(&address);
+    assert_eq!(client.unwrap().transport(), Transport::Shm);
+    let pool = ConnectionPool::builder()
+        .endpoint(&address)
+        .health_check_interval(Duration::from_millis(10))
+        .client(Client::builder().max_message_bytes(16))
+        .build()
+        .unwrap();
+    drop(pool.get().unwrap());
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(pool.stats().checks_failed, 0);
+    let client = Client::builder()
+        .max_unread_bytes(100)
+        .connect(&address)
+        .unwrap();
+    let id = client.submit(msg_type::ECHO, &[7; 500]).unwrap();
+    let answer = client.wait_any().unwrap();
+    assert_eq!((answer.id, answer.result.unwrap()), (id, vec![7; 500]));
+    // Answers that nobody collects are bounded, and so is what is known of those that were thrown away.
+    let begun = (0..100_000).find(|_| client.submit(msg_type::ECHO, &[7; 50]).is_err());
+    assert!(begun.is_some_and(|count| count < 10_000), "{begun:?}");
 }

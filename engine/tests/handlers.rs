@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use lapce_ai::ipc::{
-    AnswerRef, Client, Deferred, Error, ErrorCode, Gone, Limits, Request, Responder, Server,
-    ServerError, Transport,
+    Client, Error, ErrorCode, Limits, Request, Responder, Server, ServerError, Transport,
 };
 use support::*;
 
@@ -26,27 +25,6 @@ where
     F: Fn(Request<'_>, Responder<'_>) + Send + Sync + 'static,
 {
     server().handler(WORK, handler).start().unwrap()
-}
-
-/// A server whose requests end up in a channel, to be answered by the test.
-fn deferring(limits: Limits) -> (Server, mpsc::Receiver<(u64, Deferred)>) {
-    let (sender, receiver) = mpsc::channel();
-    let server = server()
-        .limits(limits)
-        .handler(
-            WORK,
-            move |request: Request<'_>, responder: Responder<'_>| {
-                // The test may have ended already.
-                let _ = sender.send((request.msg_id(), responder.detach()));
-            },
-        )
-        .start()
-        .unwrap();
-    (server, receiver)
-}
-
-fn next(requests: &mpsc::Receiver<(u64, Deferred)>) -> (u64, Deferred) {
-    requests.recv_timeout(PATIENCE).expect("a request comes")
 }
 
 #[test]
@@ -204,33 +182,6 @@ fn answers_that_are_too_long_become_errors() {
     assert_eq!(joined, [vec![2; 2500], vec![3; 10]].concat());
 }
 
-#[test]
-fn deferred_answers_come_in_any_order_from_any_thread() {
-    let (server, requests) = deferring(Limits::default());
-    let client = client(&server);
-    let ids: Vec<_> = (0..100u64)
-        .map(|n| client.submit(WORK, &pattern(n, 10)).unwrap())
-        .collect();
-    client.flush().unwrap();
-    let mut waiting: Vec<_> = (0..100).map(|_| next(&requests)).collect();
-    waiting.reverse();
-    let threads: Vec<_> = waiting
-        .into_iter()
-        .map(|(id, deferred)| {
-            std::thread::spawn(move || {
-                assert!(!deferred.is_gone());
-                deferred.reply(pattern(id, 3000)).unwrap();
-            })
-        })
-        .collect();
-    for id in ids {
-        assert!(client.wait(id).unwrap() == pattern(id, 3000));
-    }
-    for thread in threads {
-        thread.join().unwrap();
-    }
-}
-
 /// What a client has said in its handshake that it takes.
 #[test]
 fn answers_that_are_too_long_for_the_client() {
@@ -250,165 +201,6 @@ fn answers_that_are_too_long_for_the_client() {
         assert_eq!(peer.receive().error().0, 10);
     }
     peer.expect_alive();
-}
-
-/// More than the worker's inbox holds, and more than a slow reader may have waiting: a handler that
-/// answers what it has taken away itself would wait for its own thread.
-#[test]
-fn deferred_answers_from_the_handler_itself() {
-    const REQUESTS: u64 = 2_000;
-    // Answered at once, refused, in parts, dropped, lost in a panic: by their ids.
-    let server = serving(|request, responder| {
-        let number = request.msg_id();
-        let mut deferred = responder.detach();
-        let told = match number % 5 {
-            0 => deferred.reply("done"),
-            1 => deferred.error(ErrorCode::Overloaded, "busy"),
-            2 => (0..3)
-                .try_for_each(|part| deferred.stream_part(vec![part; 1_000]))
-                .and_then(|()| deferred.reply("")),
-            3 => Ok(()),
-            _ => panic!("with the duty in hand"),
-        };
-        assert_eq!(told, Ok(()));
-    });
-    let client = client(&server);
-    let (mut answers, mut parts) = ([0_u64; 5], 0);
-    for _ in 0..REQUESTS / 500 {
-        for _ in 0..500 {
-            client.submit(WORK, b"").unwrap();
-        }
-        while client.in_flight() > 0 {
-            let take = |answer: AnswerRef<'_>| match answer.last {
-                true => answers[answer.id as usize % 5] += 1,
-                false => parts += 1,
-            };
-            client.wait_with(take).unwrap();
-        }
-    }
-    assert_eq!(answers, [REQUESTS / 5; 5]);
-    assert_eq!(parts, 3 * REQUESTS / 5);
-    // Megabytes in parts, within one call of the handler.
-    let server = serving(|_, responder| {
-        let mut deferred = responder.detach();
-        for part in 0..30 {
-            deferred.stream_part(vec![part; 100_000]).unwrap();
-        }
-        deferred.reply("").unwrap();
-    });
-    let client = self::client(&server);
-    assert_eq!(client.call(WORK, b"").unwrap().len(), 3_000_000);
-}
-
-/// Two workers whose handlers answer each other's requests, more than either's inbox holds.
-#[test]
-fn workers_do_not_wait_for_each_other() {
-    const REQUESTS: usize = 3_000;
-    let waiting = Mutex::new(Vec::<Deferred>::new());
-    let server = Server::builder()
-        .bind("127.0.0.1:0")
-        .workers(2)
-        .pin(false)
-        .limits(Limits {
-            max_inflight_per_connection: 2 * REQUESTS as u32,
-            ..Limits::default()
-        })
-        .handler(WORK, move |_: Request<'_>, responder: Responder<'_>| {
-            // Now and then a call answers what others have left, of whichever worker.
-            let mut all = waiting.lock().unwrap();
-            all.push(responder.detach());
-            let taken = match all.len() >= 1_000 {
-                true => std::mem::take(&mut *all),
-                false => Vec::new(),
-            };
-            drop(all);
-            for deferred in taken {
-                deferred.reply("").unwrap();
-            }
-        })
-        .start()
-        .unwrap();
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                let client = Client::builder()
-                    .timeout(PATIENCE)
-                    .max_inflight(REQUESTS)
-                    .shm_upgrade(false)
-                    .connect(&address(&server).to_string())
-                    .unwrap();
-                for _ in 0..REQUESTS {
-                    client.submit(WORK, b"").unwrap();
-                }
-                while client.in_flight() > 0 {
-                    client.wait_with(|_| ()).unwrap();
-                }
-            });
-        }
-    });
-}
-
-#[test]
-fn an_answer_to_nobody_is_dropped() {
-    let (server, requests) = deferring(Limits::default());
-    let mut peer = Peer::connect(address(&server));
-    peer.send(&request(WORK, 1, b""));
-    peer.send(&request(WORK, 2, b""));
-    let (_, first) = next(&requests);
-    let (_, second) = next(&requests);
-    // Reset, not finished: the server cannot deliver anything any more.
-    peer.send(&[0xFF; 100]);
-    drop(peer);
-    eventually("the connection is gone", || first.is_gone());
-    assert_eq!(first.reply(b"late".to_vec()), Err(Gone));
-    drop(second);
-    let (_server, _) = deferring(Limits::default());
-    Peer::connect(address(&server)).expect_alive();
-}
-
-#[test]
-fn a_deferred_answer_outlives_the_server_without_harm() {
-    let limits = Limits {
-        drain_ms: 100,
-        ..Limits::default()
-    };
-    let (server, requests) = deferring(limits);
-    let mut peer = Peer::connect(address(&server));
-    peer.send(&request(WORK, 1, b""));
-    let (_, deferred) = next(&requests);
-    server.stop();
-    assert!(deferred.is_gone());
-    assert_eq!(deferred.reply(b"x".to_vec()), Err(Gone));
-    peer.expect_gone();
-}
-
-#[test]
-fn too_many_deferred_requests_are_refused_and_the_rest_served() {
-    let limits = Limits {
-        max_inflight_per_connection: 10,
-        ..Limits::default()
-    };
-    let (server, requests) = deferring(limits);
-    let mut peer = Peer::connect(address(&server));
-    for id in 1..=13 {
-        peer.send(&request(WORK, id, b""));
-    }
-    for id in 11..=13 {
-        let got = peer.receive();
-        assert_eq!((got.flags, got.msg_id), (RESPONSE, id));
-        assert_eq!(got.error().0, 8);
-    }
-    let mut other = Peer::connect(address(&server));
-    other.expect_alive();
-    for _ in 0..10 {
-        let (id, deferred) = next(&requests);
-        deferred.reply(b"done".to_vec()).unwrap();
-        assert_eq!(peer.receive().msg_id, id);
-    }
-    peer.send(&request(WORK, 14, b""));
-    next(&requests).1.reply(b"again".to_vec()).unwrap();
-    assert_eq!(peer.receive().payload, b"again");
-    assert_eq!(server.stats().errors(ErrorCode::Overloaded), 3);
 }
 
 #[test]
@@ -523,54 +315,6 @@ fn requests_in_parts_reach_the_handler_one_by_one() {
     let got = peer.receive();
     assert_eq!((got.flags, got.msg_id), (RESPONSE, 4));
     assert_eq!(got.payload, b"one two three four");
-}
-
-#[test]
-fn a_graceful_stop_answers_what_is_in_flight() {
-    let (server, requests) = deferring(Limits::default());
-    let address = address(&server);
-    let mut peer = Peer::connect(address);
-    peer.send(&request(WORK, 1, b""));
-    let (_, deferred) = next(&requests);
-    let handle = server.handle();
-    let stopping = std::thread::spawn(move || server.stop());
-    // New requests are refused by and by; the one in flight is not.
-    let mut id = 1;
-    loop {
-        id += 1;
-        peer.send(&echo(id, b"still?"));
-        let got = peer.receive();
-        assert_eq!((got.flags, got.msg_id), (RESPONSE, id));
-        if got.msg_type == ERROR {
-            assert_eq!(got.error().0, 13);
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    eventually("nobody new is accepted", || {
-        std::net::TcpStream::connect(address).is_err()
-    });
-    assert!(!stopping.is_finished());
-    deferred.reply(b"in time".to_vec()).unwrap();
-    assert_eq!(peer.receive().payload, b"in time");
-    peer.expect_end();
-    drop(peer);
-    stopping.join().unwrap();
-    assert_eq!(handle.stats().connections(Transport::Tcp), 0);
-}
-
-#[test]
-fn a_stop_does_not_wait_for_ever() {
-    let limits = Limits {
-        drain_ms: 200,
-        ..Limits::default()
-    };
-    let (server, requests) = deferring(limits);
-    let mut peer = Peer::connect(address(&server));
-    peer.send(&request(WORK, 1, b""));
-    let (_, _never_answered) = next(&requests);
-    server.stop();
-    peer.expect_gone();
 }
 
 #[test]

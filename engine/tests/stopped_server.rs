@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lapce_ai::ipc::{Client, ConnectionPool, Error, Limits, Transport, msg_type};
+use lapce_ai::ipc::{Client, Error};
 use support::*;
 
 const WORK: u16 = 0x0100;
@@ -105,71 +105,4 @@ fn calls_that_could_not_be_sent_leave_nothing() {
     );
     drop(go_on);
     server.join().unwrap();
-}
-
-/// One too many is only counted: told about the connection, it would fail the requests that run.
-#[test]
-fn a_one_way_message_too_many_ends_no_request() {
-    let instance = format!("oneway{}", std::process::id());
-    let (taken, waiting) = channel();
-    let server = server()
-        .shm(&instance)
-        .limits(Limits {
-            max_inflight_per_connection: 2,
-            ..Limits::default()
-        })
-        .handler(
-            WORK,
-            move |_: lapce_ai::ipc::Request<'_>, responder: lapce_ai::ipc::Responder<'_>| {
-                // The test may have ended already.
-                let _ = taken.send(responder.detach());
-            },
-        )
-        .start()
-        .unwrap();
-    for address in [format!("shm:{instance}"), address(&server).to_string()] {
-        let builder = Client::builder().timeout(PATIENCE).shm_upgrade(false);
-        let client = builder.connect(&address).unwrap();
-        let ids = [b"1", b"2"].map(|payload| client.submit(WORK, payload).unwrap());
-        client.flush().unwrap();
-        let running = [(); 2].map(|()| waiting.recv_timeout(PATIENCE).unwrap());
-        client.send(WORK, b"one way").unwrap();
-        let refused = client.call(WORK, b"3").unwrap_err();
-        assert_eq!(refused.code(), Some(lapce_ai::ipc::ErrorCode::Overloaded));
-        for deferred in running {
-            deferred.reply("done").unwrap();
-        }
-        for id in ids {
-            assert_eq!(client.wait(id).unwrap(), b"done");
-        }
-    }
-}
-
-/// However little a client takes: its handshake, its pool's reports and what it waits for itself come.
-#[test]
-fn small_limits() {
-    let instance = format!("small{}", std::process::id());
-    let server = server().shm(&instance).start().unwrap();
-    let address = address(&server).to_string();
-    let client = Client::builder().max_message_bytes(16).connect(&address);
-    assert_eq!(client.unwrap().transport(), Transport::Shm);
-    let pool = ConnectionPool::builder()
-        .endpoint(&address)
-        .health_check_interval(Duration::from_millis(10))
-        .client(Client::builder().max_message_bytes(16))
-        .build()
-        .unwrap();
-    drop(pool.get().unwrap());
-    std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(pool.stats().checks_failed, 0);
-    let client = Client::builder()
-        .max_unread_bytes(100)
-        .connect(&address)
-        .unwrap();
-    let id = client.submit(msg_type::ECHO, &[7; 500]).unwrap();
-    let answer = client.wait_any().unwrap();
-    assert_eq!((answer.id, answer.result.unwrap()), (id, vec![7; 500]));
-    // Answers that nobody collects are bounded, and so is what is known of those that were thrown away.
-    let begun = (0..100_000).find(|_| client.submit(msg_type::ECHO, &[7; 50]).is_err());
-    assert!(begun.is_some_and(|count| count < 10_000), "{begun:?}");
 }

@@ -87,7 +87,7 @@ impl Descriptor {
     }
 
     /// Watches what the client's state asks for.
-    pub(crate) fn follow(&mut self, client: &Client) -> Result<(), Fault> {
+    fn follow(&mut self, client: &Client) -> Result<(), Fault> {
         let unsent = client.has_unsent();
         let wanted = client.poll_fd().map(|fd| Watched {
             fd,

@@ -67,18 +67,15 @@ impl ConfigError {
                 (Some(unknown), problem)
             }
             None => {
-                let name = line
-                    .and_then(|line| text.lines().nth(line - 1))
+                let its_line = line.and_then(|line| text.lines().nth(line - 1));
+                let name = its_line
                     .and_then(|line| line.split_once('='))
                     .map(|(key, _)| key.trim().to_owned());
-                let its_line = line.and_then(|line| text.lines().nth(line - 1));
-                match its_line.is_some_and(|line| line.trim().starts_with("[[")) {
-                    true => (
-                        name,
-                        "a section is there once, its name in one pair of [ ]".into(),
-                    ),
-                    false => (name, in_users_words(&message)),
-                }
+                let problem = match its_line.is_some_and(|line| line.trim().starts_with("[[")) {
+                    true => "a section is there once, its name in one pair of [ ]".into(),
+                    false => in_users_words(&message),
+                };
+                (name, problem)
             }
         };
         let key = match (section, name) {
@@ -113,7 +110,7 @@ fn unknown_key<'a>(unknown: &str, near: impl Iterator<Item = &'a str>) -> String
 }
 
 /// All keys that there are, with their sections.
-pub(super) fn keys() -> impl Iterator<Item = (String, String)> {
+fn keys() -> impl Iterator<Item = (String, String)> {
     let file = Config::default().to_string();
     let file: toml::Table = file.parse().expect("what is shown reads back");
     file.into_iter().flat_map(|(section, keys)| {

@@ -1,7 +1,6 @@
 //! The configuration file: TOML in, checked settings out, and back.
 
 use std::fmt;
-use std::io;
 use std::net::ToSocketAddrs;
 use std::path::Path;
 
@@ -202,23 +201,10 @@ impl Config {
         }
         config.limits = limits(&file.limits, name, text)?;
         config.auth_token_file = file.security.auth_token_file.unwrap_or_default();
-        if config.auth_token_file.is_empty() {
-            let is_loopback = match is_loopback(&config.bind_address) {
-                Ok(is_loopback) => is_loopback,
-                Err(error) => {
-                    let problem = format!("{} leads nowhere: {error}", config.bind_address);
-                    return at("server.bind_address", problem);
-                }
-            };
-            if !is_loopback {
-                return at(
-                    "server.bind_address",
-                    format!(
-                        "{} can be reached from other machines: set auth_token_file under [security], or listen on 127.0.0.1",
-                        config.bind_address
-                    ),
-                );
-            }
+        if config.auth_token_file.is_empty()
+            && let Err(problem) = check_loopback(&config.bind_address)
+        {
+            return at("server.bind_address", problem);
         }
         Ok(config)
     }
@@ -340,9 +326,16 @@ fn check_address(address: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn is_loopback(address: &str) -> io::Result<bool> {
-    let mut addresses = address.to_socket_addrs()?;
-    Ok(addresses.all(|address| address.ip().to_canonical().is_loopback()))
+fn check_loopback(address: &str) -> Result<(), String> {
+    let mut addresses = address
+        .to_socket_addrs()
+        .map_err(|error| format!("{address} leads nowhere: {error}"))?;
+    match addresses.all(|address| address.ip().to_canonical().is_loopback()) {
+        true => Ok(()),
+        false => Err(format!(
+            "{address} can be reached from other machines: set auth_token_file under [security], or listen on 127.0.0.1"
+        )),
+    }
 }
 
 impl fmt::Display for Config {

@@ -14,7 +14,7 @@ use crate::shm::{Control, DoorbellWord, ReadyBits};
 use crate::stats::Registry;
 use crate::sys::{affinity, socket};
 use crate::uring::{self, Features};
-use crate::wire::{is_instance_name, msg_type};
+use crate::wire::{ErrorCode, is_instance_name, msg_type};
 use crate::worker::{
     Doorbell, Handler, HandlerTable, Inbox, Request, Responder, Shared, Worker, WorkerSetup,
 };
@@ -295,7 +295,7 @@ fn echo(request: Request<'_>, mut responder: Responder<'_>) {
     if request.is_stream_part() {
         if !responder.stream_part(request.payload()) {
             let text = "the part is longer than the client takes";
-            responder.error(crate::wire::ErrorCode::HandlerFailed, text);
+            responder.error(ErrorCode::HandlerFailed, text);
         }
     } else {
         responder.reply(request.payload());

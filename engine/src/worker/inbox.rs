@@ -97,8 +97,8 @@ pub(crate) enum Message {
 /// The way into a worker.
 pub(crate) struct Inbox {
     queue: ArrayQueue<Message>,
-    /// What the worker took out of its queue to make room, older than what is there now. Only the
-    /// worker touches it.
+    /// What the worker took out of its queue to make room, older than what is there now. Nobody else
+    /// touches it before the worker has ended.
     set_aside: Mutex<VecDeque<Message>>,
     /// How many those are.
     set_aside_count: AtomicUsize,
@@ -215,13 +215,19 @@ impl Inbox {
     }
 
     pub(super) fn take(&self) -> Option<Message> {
-        if self.set_aside_count.load(Ordering::Relaxed) > 0 {
-            let mut set_aside = self.lock_set_aside();
-            self.set_aside_count
-                .store(set_aside.len() - 1, Ordering::Relaxed);
-            return set_aside.pop_front();
+        self.take_set_aside().or_else(|| self.queue.pop())
+    }
+
+    /// After the worker's end by whoever empties the inbox, by several at once perhaps.
+    fn take_set_aside(&self) -> Option<Message> {
+        if self.set_aside_count.load(Ordering::Relaxed) == 0 {
+            return None;
         }
-        self.queue.pop()
+        let mut set_aside = self.lock_set_aside();
+        let message = set_aside.pop_front();
+        self.set_aside_count
+            .store(set_aside.len(), Ordering::Relaxed);
+        message
     }
 
     pub(super) fn close(&self) {
