@@ -4,7 +4,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use lapce_ai::ipc::{Client, Limits, Request, Responder, Server, ServerBuilder, msg_type};
@@ -107,4 +107,49 @@ fn one_way_and_then_gone() {
         reader.wait_with(|_| ()).unwrap();
     }
     eventually("both are handled", || handled.load(Ordering::Relaxed) == 2);
+}
+
+/// Others have a shorter one under way at almost every moment: the long one, which needs nearly all of the
+/// room, does not wait for a moment without.
+#[test]
+fn shorter_ones_that_come_later_do_not_go_first() {
+    let instance = format!("in_line{}", std::process::id());
+    let limits = Limits {
+        max_message_bytes: MIB as u32,
+        max_buffered_bytes: MIB as u64 + 60 * 1024,
+        ..Limits::default()
+    };
+    let server = server()
+        .limits(limits)
+        .shm(&instance)
+        .handler(COUNTED, |_: Request<'_>, _: Responder<'_>| ())
+        .start()
+        .unwrap();
+    let short = frame(0, COUNTED, 0, &vec![1; 70 * 1024]);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            let mut peer = Peer::connect(address(&server));
+            let (short, stop) = (&short, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    peer.send(short);
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let payload = pattern(2, MIB);
+        let mut answers = Vec::new();
+        for address in [format!("shm:{instance}"), address(&server).to_string()] {
+            let client = connect(&address);
+            answers.extend((0..5).map(|_| client.call(msg_type::ECHO, &payload)));
+        }
+        stop.store(true, Ordering::Relaxed);
+        for answer in answers {
+            assert!(
+                answer.unwrap() == payload,
+                "the payload comes back as it was"
+            );
+        }
+    });
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::mpsc;
 
 use super::shm::ShmService;
@@ -16,7 +16,7 @@ use crate::sys::{affinity, socket};
 use crate::uring::{self, Features};
 use crate::wire::{ErrorCode, is_instance_name, msg_type};
 use crate::worker::{
-    Doorbell, Handler, HandlerTable, Inbox, Request, Responder, Shared, Worker, WorkerSetup,
+    Doorbell, Handler, HandlerTable, Inbox, Request, Responder, Room, Shared, Worker, WorkerSetup,
 };
 
 /// The most workers of a server.
@@ -169,6 +169,7 @@ impl ServerBuilder {
                 worker,
             })),
         };
+        let room = Room::new(self.limits.max_buffered_bytes);
         let shared = Arc::new(Shared {
             limits: self.limits,
             handlers,
@@ -177,7 +178,7 @@ impl ServerBuilder {
             legacy: AtomicBool::new(self.legacy),
             idle: AtomicU32::new(0),
             connections: AtomicU32::new(0),
-            buffered_bytes: AtomicU64::new(0),
+            room,
             inboxes: (0..workers)
                 .map(|worker| Arc::new(Inbox::new(doorbell(worker))))
                 .collect(),

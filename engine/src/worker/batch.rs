@@ -238,10 +238,12 @@ impl Worker {
                         frame_bytes: Some(frame_bytes),
                     }) if frame_bytes > SMALL_FRAME_BYTES
                         && connection.reserved_bytes == 0
-                        && !self.shared.reserve_bytes(frame_bytes as u64) =>
+                        && !self.shared.room.reserve(frame_bytes as u64) =>
                     {
                         connection.waiting().behind.extend_from_slice(bytes);
-                        self.waiting_for_room.push(key);
+                        connection.waits_for_room = true;
+                        let worker = self.index;
+                        self.shared.room.wait(worker, key, frame_bytes as u64);
                         return;
                     }
                     Ok(Scanned::Part {

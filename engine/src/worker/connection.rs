@@ -73,6 +73,8 @@ pub(super) struct Connection {
     /// While a round's frames are put in order: one of those so far is a part of a stream that does not go
     /// first.
     pub(super) parts_wait: bool,
+    /// It stands in the line for room.
+    pub(super) waits_for_room: bool,
     /// Bytes of the worker's budget that a message on its way in has reserved.
     pub(super) reserved_bytes: u64,
     /// The same for messages that are handled in this round.
@@ -128,6 +130,7 @@ impl Connection {
             dirty: false,
             poisoned: false,
             parts_wait: false,
+            waits_for_room: false,
             reserved_bytes: 0,
             handling_bytes: 0,
             charged_bytes: 0,

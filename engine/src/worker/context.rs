@@ -1,10 +1,11 @@
 //! What a worker knows besides its connections: the rules, the handlers, the counters.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::handler::HandlerTable;
 use super::inbox::Inbox;
+use super::room::Room;
 use crate::config::{IdleMode, Limits};
 use crate::shm::ReadyBits;
 use crate::stats::Registry;
@@ -22,9 +23,8 @@ pub(crate) struct Shared {
     pub(crate) idle: AtomicU32,
     /// Connections of all workers, against `max_connections`.
     pub(crate) connections: AtomicU32,
-    /// Bytes of messages on their way in and answers on their way out, against
-    /// `max_buffered_bytes`.
-    pub(crate) buffered_bytes: AtomicU64,
+    /// Bytes of messages on their way in and answers on their way out.
+    pub(crate) room: Room,
     pub(crate) inboxes: Vec<Arc<Inbox>>,
     /// Free bits in the control segment, by worker.
     pub(crate) ready_bits: Vec<ReadyBits>,
@@ -69,25 +69,16 @@ impl Shared {
         );
     }
 
-    /// Reserves room for a message on its way in.
-    pub(super) fn reserve_bytes(&self, bytes: u64) -> bool {
-        self.buffered_bytes
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
-                (held + bytes <= self.limits.max_buffered_bytes).then_some(held + bytes)
-            })
-            .is_ok()
-    }
-
-    /// Takes room for bytes that are held already, whether there is any or not.
-    pub(super) fn charge_bytes(&self, bytes: u64) {
-        self.buffered_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
+    /// Gives room back, and tells who can go now.
     pub(super) fn release_bytes(&self, bytes: u64) {
-        let before = self.buffered_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        assert!(
-            before >= bytes,
-            "bytes are released once for each time they are reserved"
-        );
+        self.room.release(bytes);
+        self.tell_who_can_go();
+    }
+
+    /// After room was given back, or somebody has left the line.
+    pub(super) fn tell_who_can_go(&self) {
+        if let Some(worker) = self.room.someone_can_go() {
+            self.inboxes[worker].doorbell().ring();
+        }
     }
 }

@@ -192,7 +192,7 @@ impl Worker {
             && (connection.has_waiting() || connection.out.buffered_bytes() > outgoing_bytes_max);
         if choked
             && connection.out.buffered_bytes() <= outgoing_bytes_max / 2
-            && !self.waiting_for_room.contains(&key)
+            && !connection.waits_for_room
             && !self.resumed.contains(&key)
         {
             self.resumed.push(key);
@@ -264,6 +264,11 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
+        if !connection.takes_requests() && connection.waits_for_room {
+            connection.waits_for_room = false;
+            self.shared.room.leave(self.index, key);
+            self.shared.tell_who_can_go();
+        }
         if !connection.takes_requests() && connection.reserved_bytes > 0 {
             // What it was sending is not read to the end.
             let reserved = std::mem::take(&mut connection.reserved_bytes);
@@ -277,7 +282,7 @@ impl Worker {
         // before some of it was read.
         let charge = connection.held_bytes() as u64 / CHARGE_BYTES * CHARGE_BYTES;
         if charge > connection.charged_bytes {
-            self.shared.charge_bytes(charge - connection.charged_bytes);
+            self.shared.room.charge(charge - connection.charged_bytes);
         } else if charge < connection.charged_bytes {
             self.shared.release_bytes(connection.charged_bytes - charge);
         }
@@ -349,7 +354,6 @@ impl Worker {
         if std::mem::take(&mut self.accept_later) {
             self.accept();
         }
-        self.resumed.append(&mut self.waiting_for_room);
         let mut keys = std::mem::take(&mut self.keys);
         self.connections.keys(&mut keys);
         for &key in &keys {

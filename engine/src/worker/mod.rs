@@ -19,6 +19,7 @@ mod inbox;
 mod lifecycle;
 mod outgoing;
 pub(crate) mod park_counts;
+mod room;
 mod round;
 mod session;
 mod shm;
@@ -40,6 +41,7 @@ pub(crate) use handler::HandlerTable;
 pub use handler::{Handler, Request, Responder};
 use idle::IdlePolicy;
 pub(crate) use inbox::{Doorbell, Inbox, Message};
+pub(crate) use room::Room;
 use shm::Rings;
 use slots::Slots;
 
@@ -77,6 +79,7 @@ pub(crate) struct WorkerSetup {
 }
 
 pub(crate) struct Worker {
+    index: usize,
     driver: Driver,
     connections: Slots<Connection>,
     dispatcher: Dispatcher,
@@ -97,8 +100,6 @@ pub(crate) struct Worker {
     touched: Vec<Key>,
     /// Connections with stashed bytes that may be handled now.
     resumed: Vec<Key>,
-    /// Connections that wait for room in the budget of buffered bytes.
-    waiting_for_room: Vec<Key>,
     /// For walks over all connections.
     keys: Vec<Key>,
     /// The one TCP connection that speaks at the moment: it is received from directly.
@@ -153,6 +154,7 @@ impl Worker {
         let stats = shared.registry.worker(setup.index);
         let now_ns = clock::now_ns();
         Worker {
+            index: setup.index,
             driver,
             connections: Slots::new(),
             dispatcher: Dispatcher::new(
@@ -177,7 +179,6 @@ impl Worker {
             batch: Batch::new(),
             touched: Vec::with_capacity(EVENTS_MAX),
             resumed: Vec::new(),
-            waiting_for_room: Vec::new(),
             keys: Vec::new(),
             hot: None,
             hot_misses: 0,
@@ -239,7 +240,11 @@ impl Worker {
         self.inbox.doorbell().fall_asleep();
         self.driver.arm_doorbell();
         // The second look: what was published before the doorbell said SLEEPING is seen here.
-        if self.inbox.is_empty() && !self.drain_asked_anew() && !self.rings.have_rung() {
+        if self.inbox.is_empty()
+            && !self.drain_asked_anew()
+            && !self.rings.have_rung()
+            && self.shared.room.someone_can_go() != Some(self.index)
+        {
             let limit = self
                 .needs_sweeps()
                 .then(|| Duration::from_nanos(self.next_sweep_ns.saturating_sub(self.now_ns)));
@@ -272,9 +277,6 @@ impl Worker {
 
     /// Whether time alone can make something happen.
     fn needs_sweeps(&self) -> bool {
-        self.timed
-            || self.accept_later
-            || self.drain_deadline_ns.is_some()
-            || !self.waiting_for_room.is_empty()
+        self.timed || self.accept_later || self.drain_deadline_ns.is_some()
     }
 }

@@ -27,6 +27,7 @@ impl Worker {
             self.now_ns = clock::now_ns();
             worked = true;
         }
+        self.call_waiters();
         worked |= self.resume();
         self.handle_batch();
         if self.drain_asked_anew() {
@@ -192,6 +193,21 @@ impl Worker {
         let behind = &bytes[handled * run.frame_bytes..];
         if !behind.is_empty() && connection.takes_requests() {
             connection.waiting().stash.extend_from_slice(behind);
+        }
+    }
+
+    /// Lets those go on for whose message there is room now.
+    fn call_waiters(&mut self) {
+        // Bounded by those who wait: nobody gets in line meanwhile.
+        while let Some((key, bytes)) = self.shared.room.call(self.index) {
+            match self.connections.get_mut(key) {
+                Some(connection) if connection.takes_requests() => {
+                    connection.waits_for_room = false;
+                    connection.reserved_bytes = bytes;
+                    self.resumed.push(key);
+                }
+                _ => self.shared.release_bytes(bytes),
+            }
         }
     }
 

@@ -1,0 +1,184 @@
+//! The budget of buffered bytes, `max_buffered_bytes`: who holds of it, and who waits for room.
+//!
+//! Long messages reserve their room before they are gathered, in the order in which they came: as long
+//! as one waits nobody reserves past it, or a stream of short ones would keep a long one waiting for
+//! ever. What is held already (answers that nobody reads yet) is charged whether there is room or not.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::uring::Key;
+
+/// A connection that waits for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Waiter {
+    worker: usize,
+    key: Key,
+    bytes: u64,
+}
+
+/// Shared by the workers of a server. The lock is taken only while somebody waits, and only by them.
+pub(crate) struct Room {
+    bytes_max: u64,
+    held_bytes: AtomicU64,
+    /// The length of `queue`, for those who need not look into it.
+    waiters: AtomicUsize,
+    /// First come, first served. Bounded by the number of connections: each waits once.
+    queue: Mutex<VecDeque<Waiter>>,
+}
+
+impl Room {
+    pub(crate) fn new(bytes_max: u64) -> Room {
+        Room {
+            bytes_max,
+            held_bytes: AtomicU64::new(0),
+            waiters: AtomicUsize::new(0),
+            queue: Mutex::new(VecDeque::new()),
+        }
+    }
+
+    /// Reserves room for a message, if there is any and nobody waits for it.
+    pub(super) fn reserve(&self, bytes: u64) -> bool {
+        // Relaxed: whoever begins to wait at this moment is as late as we are.
+        self.waiters.load(Ordering::Relaxed) == 0 && self.take(bytes)
+    }
+
+    /// Gets in line. The worker must `call` afterwards, before it sleeps: what was released before this
+    /// has rung for nobody.
+    pub(super) fn wait(&self, worker: usize, key: Key, bytes: u64) {
+        assert!(bytes <= self.bytes_max, "the longest message always fits");
+        let mut queue = self.queue();
+        queue.push_back(Waiter { worker, key, bytes });
+        // SeqCst pairs with `someone_can_go`: either the waiter's `call` sees the bytes released, or who
+        // released them sees that somebody waits.
+        self.waiters.store(queue.len(), Ordering::SeqCst);
+    }
+
+    /// Gets out of line, having closed.
+    pub(super) fn leave(&self, worker: usize, key: Key) {
+        let mut queue = self.queue();
+        queue.retain(|waiter| (waiter.worker, waiter.key) != (worker, key));
+        self.waiters.store(queue.len(), Ordering::SeqCst);
+    }
+
+    /// Reserves for the first in line if it is one of this worker's and there is room.
+    pub(super) fn call(&self, worker: usize) -> Option<(Key, u64)> {
+        if self.waiters.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let mut queue = self.queue();
+        let first = *queue.front()?;
+        if first.worker != worker || !self.take(first.bytes) {
+            return None;
+        }
+        queue.pop_front();
+        self.waiters.store(queue.len(), Ordering::SeqCst);
+        Some((first.key, first.bytes))
+    }
+
+    /// The worker of the first in line, if there is room for it now. It must be told.
+    pub(super) fn someone_can_go(&self) -> Option<usize> {
+        if self.waiters.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let first = *self.queue().front()?;
+        let held = self.held_bytes.load(Ordering::SeqCst);
+        (held + first.bytes <= self.bytes_max).then_some(first.worker)
+    }
+
+    /// Takes room for bytes that are held already.
+    pub(super) fn charge(&self, bytes: u64) {
+        self.held_bytes.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// Gives room back; `someone_can_go` then says to whom that matters.
+    pub(super) fn release(&self, bytes: u64) {
+        let before = self.held_bytes.fetch_sub(bytes, Ordering::SeqCst);
+        assert!(
+            before >= bytes,
+            "bytes are released once for each time they are reserved"
+        );
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        self.held_bytes
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |held| {
+                (held + bytes <= self.bytes_max).then_some(held + bytes)
+            })
+            .is_ok()
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
+        // No code of a user runs under it: a panic there is a bug of ours, and the queue is whole.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(index: u32) -> Key {
+        let generation = 0;
+        Key { index, generation }
+    }
+
+    #[test]
+    fn nobody_reserves_past_one_who_waits() {
+        let room = Room::new(100);
+        assert!(room.reserve(60));
+        assert!(!room.reserve(50));
+        room.wait(0, key(1), 50);
+        assert!(!room.reserve(10), "there is room, but not before the first");
+        assert_eq!(room.call(0), None);
+        assert_eq!(room.someone_can_go(), None);
+        room.release(60);
+        assert_eq!(room.someone_can_go(), Some(0));
+        assert_eq!(room.call(0), Some((key(1), 50)));
+        assert!(room.reserve(10));
+        assert!(!room.reserve(41));
+        assert!(room.reserve(40));
+    }
+
+    #[test]
+    fn those_who_wait_go_in_order_over_all_workers() {
+        let room = Room::new(100);
+        assert!(room.reserve(100));
+        room.wait(1, key(7), 80);
+        room.wait(0, key(7), 10);
+        room.wait(0, key(8), 20);
+        room.release(100);
+        assert_eq!(room.call(0), None, "worker 1 has the first");
+        assert_eq!(room.someone_can_go(), Some(1));
+        assert_eq!(room.call(1), Some((key(7), 80)));
+        assert_eq!(room.call(1), None);
+        assert_eq!(room.someone_can_go(), Some(0));
+        assert_eq!(room.call(0), Some((key(7), 10)));
+        assert_eq!(room.call(0), None, "no room for the last yet");
+        room.leave(0, key(8));
+        assert!(room.reserve(10));
+    }
+
+    #[test]
+    fn one_that_leaves_is_not_waited_for() {
+        let room = Room::new(100);
+        assert!(room.reserve(90));
+        room.wait(0, key(1), 100);
+        room.wait(1, key(1), 10);
+        assert_eq!(room.someone_can_go(), None);
+        room.leave(0, key(1));
+        assert_eq!(room.someone_can_go(), Some(1));
+        assert_eq!(room.call(1), Some((key(1), 10)));
+    }
+
+    #[test]
+    fn what_is_held_already_counts_beyond_the_budget() {
+        let room = Room::new(100);
+        room.charge(150);
+        assert!(!room.reserve(1));
+        room.release(51);
+        assert!(room.reserve(1));
+        assert!(!room.reserve(1));
+    }
+}
