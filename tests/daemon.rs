@@ -257,3 +257,26 @@ fn systemd_is_told_of_readiness_reload_and_the_end() {
     }
     assert_eq!(daemon.stop(), 0);
 }
+
+#[test]
+fn the_watchdog_hears_of_it_at_intervals() {
+    let scratch = Scratch::new();
+    let socket = scratch.0.join("notify");
+    let listener = UnixDatagram::bind(&socket).unwrap();
+    listener
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let vars = [
+        ("NOTIFY_SOCKET", socket.to_str().unwrap()),
+        ("WATCHDOG_USEC", "200000"),
+    ];
+    let daemon = start(&scratch, &config(&scratch, NEW, COMPATIBILITY), &vars);
+    let mut bytes = [0; 256];
+    let length = listener.recv(&mut bytes).unwrap();
+    assert_eq!(&bytes[..length], b"READY=1");
+    for _ in 0..5 {
+        let length = listener.recv(&mut bytes).unwrap();
+        assert_eq!(&bytes[..length], b"WATCHDOG=1");
+    }
+    assert_eq!(daemon.stop(), 0);
+}

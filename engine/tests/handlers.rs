@@ -405,3 +405,31 @@ fn stopping_under_load_loses_nothing_silently() {
         assert!(answered <= taken - refused);
     }
 }
+
+#[test]
+fn a_handler_that_does_not_return_is_noticed() {
+    let (enter, entered) = mpsc::channel();
+    let (leave, left) = mpsc::channel();
+    let left = Mutex::new(left);
+    let server = serving(move |_: Request<'_>, responder: Responder<'_>| {
+        enter.send(()).unwrap();
+        left.lock().unwrap().recv().unwrap();
+        responder.reply(b"");
+    });
+    let handle = server.handle();
+    let silent = || {
+        std::thread::sleep(Duration::from_millis(20));
+        handle.silent_workers()
+    };
+    eventually("the idle worker answers", || silent().is_empty());
+    let client = client(&server);
+    client.submit(WORK, b"").unwrap();
+    client.flush().unwrap();
+    entered.recv().unwrap();
+    handle.silent_workers();
+    for _ in 0..3 {
+        assert_eq!(silent(), [0]);
+    }
+    leave.send(()).unwrap();
+    eventually("it answers again", || silent().is_empty());
+}

@@ -164,7 +164,10 @@ fn start_housekeeper(handle: ServerHandle) {
         loop {
             std::thread::sleep(interval);
             if watchdog.is_some() {
-                notify::send("WATCHDOG=1");
+                match handle.silent_workers()[..] {
+                    [] => notify::send("WATCHDOG=1"),
+                    ref silent => log::error!("workers {silent:?} have not moved for {interval:?}"),
+                }
             }
             // Pages of code that a burst of work needed once.
             if process_stats().resident_bytes > COMFORTABLE_BYTES {

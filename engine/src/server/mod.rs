@@ -163,6 +163,17 @@ impl ServerHandle {
         self.shared.registry.take_legacy_clients()
     }
 
+    /// Asks each worker to say that it runs, and returns the numbers of those that were asked by the last
+    /// call and have not said so since: they are kept by a handler that does not return. Call it at
+    /// intervals that are longer than any handler may take; for a watchdog. Never waits.
+    pub fn silent_workers(&self) -> Vec<usize> {
+        let inboxes = self.shared.inboxes.iter().enumerate();
+        inboxes
+            .filter(|(_, inbox)| !inbox.ping())
+            .map(|(worker, _)| worker)
+            .collect()
+    }
+
     /// How many workers serve.
     pub fn workers(&self) -> usize {
         self.shared.inboxes.len()

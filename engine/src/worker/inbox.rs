@@ -92,6 +92,8 @@ pub(crate) enum Message {
     Shm(Box<ServerEnd>),
     /// The answer to a request that a handler took away.
     Answer(Answer),
+    /// Look here, to say that you run.
+    Ping,
 }
 
 /// The way into a worker.
@@ -107,6 +109,8 @@ pub(crate) struct Inbox {
     closed: AtomicBool,
     /// Set without the queue, so that it can neither be lost nor wait.
     drain_asked: AtomicBool,
+    /// The worker was asked whether it runs and has not said so yet.
+    pinged: AtomicBool,
     /// Connections that this worker serves or is about to.
     load: AtomicU64,
 }
@@ -120,6 +124,7 @@ impl Inbox {
             doorbell,
             closed: AtomicBool::new(false),
             drain_asked: AtomicBool::new(false),
+            pinged: AtomicBool::new(false),
             load: AtomicU64::new(0),
         }
     }
@@ -207,6 +212,23 @@ impl Inbox {
 
     pub(super) fn drain_asked(&self) -> bool {
         self.drain_asked.load(Ordering::Acquire)
+    }
+
+    /// Asks the worker whether it runs. False: it was asked before and has not answered.
+    pub(crate) fn ping(&self) -> bool {
+        // Relaxed here and in `pong`: nothing else is learnt from it.
+        if self.pinged.swap(true, Ordering::Relaxed) && !self.is_closed() {
+            self.doorbell.ring();
+            return false;
+        }
+        // Where the queue is full, the worker has enough that makes it look.
+        let _ = self.try_send(Message::Ping);
+        true
+    }
+
+    /// The worker says that it runs, having looked into its queue.
+    pub(super) fn pong(&self) {
+        self.pinged.store(false, Ordering::Relaxed);
     }
 
     #[inline]

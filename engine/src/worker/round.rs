@@ -54,9 +54,11 @@ impl Worker {
                 Some(Message::Tcp(fd)) => self.add_tcp(fd),
                 Some(Message::Shm(end)) => self.add_shm(*end),
                 Some(Message::Answer(answer)) => self.deliver(answer),
+                Some(Message::Ping) => {}
                 None => break,
             }
         }
+        self.inbox.pong();
         true
     }
 
