@@ -4,6 +4,7 @@
 mod support;
 
 use std::io::{ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lapce_ai::ipc::{Client, ErrorCode, Limits, Request, Responder, Server, Transport};
@@ -298,6 +299,44 @@ fn more_senders_than_the_budget_holds_are_all_answered() {
                 false
             }
             None => true,
+        });
+    }
+}
+
+/// Who sends without pause has the kernel's receive buffers at every look: others have their turn too.
+#[test]
+fn one_that_always_sends_starves_nobody() {
+    for workers in [1, 2] {
+        let server = server().workers(workers).start().unwrap();
+        let flood = frame(RESPONSE, ECHO, 1, b"ignored").repeat(8 * 1024);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 * workers {
+                let mut peer = Peer::connect(address(&server));
+                let (flood, done) = (&flood, &done);
+                scope.spawn(move || {
+                    while !done.load(Ordering::Relaxed) {
+                        peer.send(flood);
+                    }
+                });
+            }
+            std::thread::sleep(Duration::from_millis(100));
+            let asked = std::thread::spawn({
+                let address = address(&server);
+                move || {
+                    for msg_id in 1..=50 {
+                        // Those that are there already, and those that come.
+                        let mut peer = Peer::connect(address);
+                        for _ in 0..4 {
+                            peer.send(&echo(msg_id, b"and me"));
+                            peer.expect_echo(msg_id, b"and me");
+                        }
+                    }
+                }
+            });
+            let asked = asked.join();
+            done.store(true, Ordering::Relaxed);
+            asked.unwrap();
         });
     }
 }

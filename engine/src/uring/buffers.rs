@@ -12,7 +12,7 @@ use io_uring::types::BufRingEntry;
 
 /// How many buffers a worker has. A power of two. A connection that finds none is re-armed as soon
 /// as one is back.
-pub(super) const BUFFER_COUNT: u16 = 16;
+pub(crate) const BUFFER_COUNT: u16 = 16;
 /// Bytes in each. Small messages touch only the first page of a buffer.
 pub(super) const BUFFER_BYTES: usize = 16 * 1024;
 /// The one buffer group of a ring.

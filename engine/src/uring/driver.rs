@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
-use super::buffers::{BUFFER_COUNT, BufferRing, GROUP, Received};
+use super::buffers::{BUFFER_BYTES, BUFFER_COUNT, BufferRing, GROUP, Received};
 use super::features::{Features, RingError};
 use super::key::Key;
 use super::waker::{DoorbellMemory, SLEEPING, Waker};
@@ -49,6 +49,8 @@ pub(crate) enum Event {
     AcceptEnded(Option<i32>),
     /// Bytes arrived. Give them back with [`Driver::recycle`].
     Received(Key, Received),
+    /// The same, and receiving stopped, for no fault of the connection's.
+    ReceivedLast(Key, Received),
     /// Receiving stopped: 0 is the peer's orderly end, else an errno. ENOBUFS and ECANCELED do not
     /// mean that the connection ended.
     ReceiveEnded(Key, i32),
@@ -173,7 +175,7 @@ impl Driver {
         self.cancel(Key::WORKER.pack(ACCEPT));
     }
 
-    /// Receives from a connection until [`Event::ReceiveEnded`].
+    /// Receives from a connection until [`Event::ReceiveEnded`] or [`Event::ReceivedLast`].
     pub(crate) fn receive(&mut self, key: Key, fd: RawFd) {
         let entry = if self.features.multishot_receive {
             opcode::RecvMulti::new(types::Fd(fd), GROUP).build()
@@ -181,6 +183,20 @@ impl Driver {
             *slot(&mut self.polled, key) = fd;
             opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).build()
         };
+        self.start(entry.user_data(key.pack(RECEIVE)));
+    }
+
+    /// Receives from a connection once, so that it takes one buffer only: [`Event::ReceivedLast`] or
+    /// [`Event::ReceiveEnded`] follows. Kernels without multishot never take more, and go on.
+    pub(crate) fn receive_once(&mut self, key: Key, fd: RawFd) {
+        if !self.features.multishot_receive {
+            return self.receive(key, fd);
+        }
+        let length = BUFFER_BYTES as u32;
+        let entry = opcode::Recv::new(types::Fd(fd), std::ptr::null_mut(), length)
+            .buf_group(GROUP)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
         self.start(entry.user_data(key.pack(RECEIVE)));
     }
 
@@ -402,23 +418,17 @@ impl Driver {
                 buffer,
                 length: result as u32,
             };
-            if !more {
-                // Ended by a full completion queue, with bytes: ENOBUFS has the same cure.
-                self.end_receive_later(key);
-            }
-            return Some(Event::Received(key, received));
+            // Where more were wanted, it was ended by a full completion queue.
+            return Some(match more {
+                true => Event::Received(key, received),
+                false => Event::ReceivedLast(key, received),
+            });
         }
         if let Some(buffer) = cqueue::buffer_select(entry.flags()) {
             self.recycle(Received { buffer, length: 0 });
         }
         debug_assert!(!more, "a receive without bytes is the last");
         Some(Event::ReceiveEnded(key, -result))
-    }
-
-    /// Makes a [`Event::ReceiveEnded`] that follows the bytes already reported.
-    fn end_receive_later(&mut self, key: Key) {
-        let entry = opcode::AsyncCancel::new(u64::MAX).build();
-        self.start(entry.user_data(key.pack(RECEIVE)));
     }
 
     /// A socket polled on an older kernel has something: take it ourselves and poll again.

@@ -11,7 +11,7 @@ mod features;
 mod key;
 mod waker;
 
-pub(crate) use buffers::Received;
+pub(crate) use buffers::{BUFFER_COUNT, Received};
 pub(crate) use driver::{Driver, DriverOptions, Event};
 pub(crate) use features::{Features, RingError, probe};
 pub(crate) use key::Key;

@@ -37,8 +37,10 @@ pub(super) struct TcpLink {
     pub(super) stopping: bool,
     /// The peer sends no more.
     pub(super) ended: bool,
-    /// The receive ended for want of a buffer: arm it again when there is one.
+    /// The receive ended for want of a buffer, and [`super::starved::Starved`] arms it again.
     pub(super) starved: bool,
+    /// Something was received since the receive was armed.
+    pub(super) served: bool,
 }
 
 /// What arrived on a connection and is not handled yet, in this order.
@@ -119,6 +121,7 @@ impl Connection {
                 stopping: false,
                 ended: false,
                 starved: false,
+                served: false,
             },
             shm: None,
             peer,

@@ -37,7 +37,7 @@ impl Worker {
         let mut speaker = None;
         let mut several = false;
         for event in events.drain(..) {
-            if let Event::Received(key, _) = event {
+            if let Event::Received(key, _) | Event::ReceivedLast(key, _) = event {
                 several |= speaker.is_some_and(|other| other != key);
                 speaker = Some(key);
             }
@@ -105,6 +105,10 @@ impl Worker {
                 }
             }
             Event::Received(key, received) => self.received(key, received),
+            Event::ReceivedLast(key, received) => {
+                self.received(key, received);
+                self.receive_ended(key, libc::ENOBUFS);
+            }
             Event::ReceiveEnded(key, errno) => self.receive_ended(key, errno),
             Event::Sent(key, result, buffer) => self.sent(key, result, buffer),
             Event::Exited(key) => self.client_exited(key, true),
@@ -191,6 +195,7 @@ impl Worker {
         self.stats
             .bytes(Transport::Tcp, Direction::In, bytes.len() as u64);
         connection.active = true;
+        connection.tcp.served = true;
         connection.progress_bytes += bytes.len() as u64;
         let refused = |waiting: &Waiting| waiting.refusal.is_some();
         if !connection.takes_requests() || connection.waiting.as_deref().is_some_and(refused) {
@@ -217,9 +222,10 @@ impl Worker {
         tcp.stopping = false;
         match errno {
             0 => tcp.ended = true,
-            // Armed again when buffers are back, or when the connection may speak again.
-            libc::ENOBUFS | libc::ENOENT | libc::EINTR | libc::EAGAIN => tcp.starved = true,
-            libc::ECANCELED => {}
+            // Armed again when buffers are back.
+            libc::ENOBUFS => self.starved.add(key, tcp),
+            // Armed again at once, or when the connection may speak again.
+            libc::ENOENT | libc::EINTR | libc::EAGAIN | libc::ECANCELED => {}
             _ => connection.phase = Phase::Closing,
         }
         self.touch(key);

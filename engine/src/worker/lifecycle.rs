@@ -183,7 +183,7 @@ impl Worker {
     }
 
     /// Stops receiving while bytes have to wait; receives while there is a reason.
-    fn pause_or_receive(&mut self, key: Key) {
+    pub(super) fn pause_or_receive(&mut self, key: Key) {
         let outgoing_bytes_max = self.outgoing_bytes_max();
         let Some(connection) = self.connections.get_mut(key) else {
             return;
@@ -206,10 +206,14 @@ impl Worker {
         let Some(fd) = tcp.fd.as_ref().map(AsRawFd::as_raw_fd) else {
             return;
         };
-        if wanted && !tcp.receiving && !tcp.ended {
+        if wanted && !tcp.receiving && !tcp.ended && !tcp.starved {
             tcp.receiving = true;
-            tcp.starved = false;
-            self.driver.receive(key, fd);
+            tcp.served = false;
+            match self.starved.is_empty() {
+                true => self.driver.receive(key, fd),
+                // Not all the buffers that others wait for.
+                false => self.driver.receive_once(key, fd),
+            }
         } else if !wanted && tcp.receiving && !tcp.stopping {
             tcp.stopping = true;
             if connection.phase == Phase::Closing {

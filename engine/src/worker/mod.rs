@@ -24,6 +24,7 @@ mod round;
 mod session;
 mod shm;
 mod slots;
+mod starved;
 mod vec_pool;
 mod whole;
 
@@ -44,6 +45,7 @@ pub(crate) use inbox::{Doorbell, Inbox, Message};
 pub(crate) use room::Room;
 use shm::Rings;
 use slots::Slots;
+use starved::Starved;
 
 use crate::shm::Control;
 use crate::stats::WorkerStats;
@@ -98,6 +100,8 @@ pub(crate) struct Worker {
     batch: Batch,
     /// Connections that something happened to in this round.
     touched: Vec<Key>,
+    /// Connections that found no receive buffer.
+    starved: Starved,
     /// Connections with stashed bytes that may be handled now.
     resumed: Vec<Key>,
     /// For walks over all connections.
@@ -178,6 +182,7 @@ impl Worker {
             events: Vec::with_capacity(EVENTS_MAX),
             batch: Batch::new(),
             touched: Vec::with_capacity(EVENTS_MAX),
+            starved: Starved::default(),
             resumed: Vec::new(),
             keys: Vec::new(),
             hot: None,

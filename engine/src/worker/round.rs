@@ -36,13 +36,14 @@ impl Worker {
         }
         // Before deadlines are looked at: what has just been done may have been due.
         self.settle_touched();
+        self.arm_starved();
         if self.needs_sweeps() && self.now_ns >= self.next_sweep_ns {
             self.sweep();
             self.settle_touched();
         }
         self.record_latencies();
         // A sweep makes no event: what it resumed must not sleep until one comes.
-        worked || !self.resumed.is_empty()
+        worked || !self.resumed.is_empty() || !self.starved.is_empty()
     }
 
     fn take_messages(&mut self) -> bool {
