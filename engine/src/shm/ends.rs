@@ -17,6 +17,8 @@ pub(crate) struct Ends {
     pub(crate) segment: Arc<Segment>,
     pub(crate) tx: Producer,
     pub(crate) rx: Consumer,
+    /// How far both rings were when the other side was last told.
+    told: (u64, u64),
 }
 
 impl Ends {
@@ -29,6 +31,7 @@ impl Ends {
             tx: Producer::new(segment.clone(), tx),
             rx: Consumer::new(segment.clone(), rx),
             segment,
+            told: (0, 0),
         }
     }
 
@@ -56,16 +59,19 @@ impl Ends {
             .word32(self.tx.places.consumer_flags + FLAG_WAITING)
     }
 
-    /// Tells the other side how far we are, and wakes it if it sleeps (see [`Ends::sleep`]).
+    /// Tells the other side how far we are, and wakes it if it sleeps (see [`Ends::sleep`]) and there is
+    /// anything new: one that waits for room would look, ring, and be woken again without end.
     #[inline]
     pub(crate) fn wake_peer(&mut self) {
         self.rx.publish();
-        if self.peer_needs_waking() {
+        let now = (self.tx.position(), self.rx.position());
+        if now != self.told && self.peer_needs_waking() {
             let word = self.peer_waiting_word();
             if word.swap(0, Ordering::AcqRel) != 0 {
                 futex::wake(word, SLEEPERS);
             }
         }
+        self.told = now;
     }
 
     /// Sleeps until there may be a record, room to produce if `for_room`, or the other side has

@@ -69,6 +69,12 @@ impl Producer {
         }
     }
 
+    /// How many bytes were produced so far.
+    #[inline]
+    pub(super) fn position(&self) -> u64 {
+        self.next.position
+    }
+
     #[inline]
     fn word(&self, at: Place) -> &AtomicU64 {
         self.segment.word64(at.address)
