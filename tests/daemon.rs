@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -278,5 +280,34 @@ fn the_watchdog_hears_of_it_at_intervals() {
         let length = listener.recv(&mut bytes).unwrap();
         assert_eq!(&bytes[..length], b"WATCHDOG=1");
     }
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// What came while the daemon was stopped is not late.
+#[test]
+fn a_daemon_that_was_stopped_blames_nobody() {
+    let scratch = Scratch::new();
+    let limits = "[limits]\nframe_timeout_ms = 500\n";
+    // Awake, it looks at its clock before it asks the kernel for what has come.
+    let awake = format!("{NEW}\nidle = \"spin\"");
+    let daemon = start(&scratch, &config(&scratch, &awake, limits), &[]);
+    // The HEARTBEAT of protocol.md.
+    let heartbeat = [
+        0x49, 0x41, 0x50, 0x4c, 2, 0x10, 5, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0xa5, 0x0f,
+        0x06, 0xdf,
+    ];
+    let mut stream = TcpStream::connect(&daemon.address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    stream.write_all(&heartbeat[..10]).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    daemon.signal("-STOP");
+    std::thread::sleep(Duration::from_millis(1500));
+    stream.write_all(&heartbeat[10..]).unwrap();
+    daemon.signal("-CONT");
+    let mut answer = [0; 24];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[5..8], [0x20, 5, 0], "not a response: {answer:?}");
     assert_eq!(daemon.stop(), 0);
 }

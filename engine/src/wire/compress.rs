@@ -4,6 +4,12 @@ use super::Refusal;
 
 const SIZE_BYTES: usize = 4;
 
+/// The size that a compressed payload names, if it may have it.
+pub(crate) fn uncompressed_bytes(payload: &[u8], max: u32) -> Option<u32> {
+    let size = u32::from_le_bytes(*payload.first_chunk()?);
+    (size <= max).then_some(size)
+}
+
 /// Replaces `out` by the uncompressed payload, of at most `max` bytes.
 pub fn decompress(payload: &[u8], max: u32, out: &mut Vec<u8>) -> Result<(), Refusal> {
     let (size, block) = payload

@@ -147,6 +147,8 @@ pub enum Refusal {
         /// Of what arrived.
         got: u32,
     },
+    /// A long frame on a connection that is not authenticated, where that is asked for.
+    NotAuthenticated,
     /// A protocol payload that does not decode.
     BadPayload(&'static str),
     /// A compressed payload that says it is larger than the limit.
@@ -167,6 +169,7 @@ impl Refusal {
             Refusal::BadFlags { .. } | Refusal::ZeroType | Refusal::ZeroId => ErrorCode::BadFlags,
             Refusal::TooLarge { .. } => ErrorCode::TooLarge,
             Refusal::CrcMismatch { .. } => ErrorCode::CrcMismatch,
+            Refusal::NotAuthenticated => ErrorCode::Unauthorized,
             Refusal::BadPayload(_) | Refusal::InflatesTooFar { .. } => ErrorCode::BadPayload,
         }
     }
@@ -207,6 +210,9 @@ impl fmt::Display for Refusal {
                     "CRC32 mismatch: expected 0x{expected:08X}, got 0x{got:08X}"
                 )
             }
+            Refusal::NotAuthenticated => f.write_str(
+                "this server asks for credentials: send a HANDSHAKE with the auth token first",
+            ),
             Refusal::BadPayload(what) => write!(f, "Bad payload: {what}"),
             Refusal::InflatesTooFar { size, max } => {
                 write!(

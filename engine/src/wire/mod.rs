@@ -25,6 +25,7 @@ pub(crate) use append::{STEP_BYTES, append};
 #[cfg(test)]
 pub use compress::compress;
 pub use compress::decompress;
+pub(crate) use compress::uncompressed_bytes;
 pub use error::{ErrorCode, Refusal, decode_error_payload, encode_error_payload};
 pub use flags::Flags;
 #[cfg(test)]

@@ -155,6 +155,12 @@ impl Assembler {
         }
     }
 
+    /// Takes out what was gathered of a header that is not complete.
+    pub fn take_cut_header(&mut self) -> Option<Vec<u8>> {
+        let cut = self.is_mid_frame() && self.frame_bytes.is_none();
+        cut.then(|| std::mem::take(&mut self.gathered))
+    }
+
     /// How much is missing of the frame being gathered, once its header is there. (Version 2.)
     #[inline]
     pub fn missing_bytes(&self) -> Option<usize> {

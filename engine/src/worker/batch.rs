@@ -13,7 +13,7 @@ use crate::wire::{
 /// Runs whose places are set aside at start; a round with more takes memory once.
 const RUNS: usize = 256;
 /// A message longer than this reserves its room among the bytes on their way.
-const SMALL_FRAME_BYTES: usize = 64 * 1024;
+pub(super) const SMALL_FRAME_BYTES: usize = 64 * 1024;
 
 /// Memory in which the payloads of a round lie.
 pub(super) enum Chunk {
@@ -113,6 +113,12 @@ impl Batch {
         self.add_run(&header, run);
     }
 
+    /// Whether something of this connection was found in this round.
+    fn has_any_of(&self, key: Key) -> bool {
+        let of_it = |item: &Item| matches!(item, Item::Frames(run) if run.key == key);
+        self.items.iter().any(of_it)
+    }
+
     /// Adds a frame whose CRC is right, which fills its chunk.
     pub(super) fn add_verified(&mut self, key: Key, header: Header, chunk: u32) {
         self.add_frame(key, ProtocolVersion::V2, header, chunk, 0);
@@ -179,6 +185,7 @@ impl Worker {
     /// it cuts in two. What may not be buffered now waits behind what is there.
     pub(super) fn scan(&mut self, key: Key, chunk: u32) {
         let max = self.shared.limits.max_message_bytes;
+        let chunk = self.join_cut_header(key, chunk);
         let mut at = 0;
         // Each turn takes at least one byte or ends the loop.
         loop {
@@ -236,20 +243,23 @@ impl Worker {
                     }
                     Ok(Scanned::Part {
                         frame_bytes: Some(frame_bytes),
-                    }) if frame_bytes > SMALL_FRAME_BYTES
-                        && connection.reserved_bytes == 0
-                        && !self.shared.room.reserve(frame_bytes as u64) =>
-                    {
-                        connection.waiting().behind.extend_from_slice(bytes);
-                        connection.waits_for_room = true;
-                        let worker = self.index;
-                        self.shared.room.wait(worker, key, frame_bytes as u64);
-                        return;
-                    }
-                    Ok(Scanned::Part {
-                        frame_bytes: Some(frame_bytes),
                     }) if frame_bytes > SMALL_FRAME_BYTES && connection.reserved_bytes == 0 => {
-                        connection.reserved_bytes = frame_bytes as u64;
+                        if !connection.session.is_admitted() {
+                            // A HANDSHAKE may be among what was found just now.
+                            if self.batch.has_any_of(key) {
+                                connection.waiting().behind.extend_from_slice(bytes);
+                                return;
+                            }
+                            return self.refuse(key, Refusal::NotAuthenticated, 0);
+                        }
+                        let room_bytes = frame_bytes as u64;
+                        if !self.shared.room.reserve(room_bytes) {
+                            connection.waiting().behind.extend_from_slice(bytes);
+                            connection.waits_for_room = true;
+                            self.shared.room.wait(self.index, key, room_bytes);
+                            return;
+                        }
+                        connection.reserve(room_bytes, self.now_ns);
                     }
                     Ok(Scanned::Part { .. }) => {}
                     Err(refusal) => {
@@ -286,6 +296,16 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// A header that was cut is looked at together with what follows: only then is it known what the
+    /// frame needs.
+    fn join_cut_header(&mut self, key: Key, chunk: u32) -> u32 {
+        let connection = self.connections.get_mut(key);
+        let cut = connection.and_then(|connection| connection.assembler.take_cut_header());
+        let Some(mut joined) = cut else { return chunk };
+        joined.extend_from_slice(self.batch.bytes(chunk, &self.driver));
+        self.batch.add_chunk(Chunk::Owned(joined))
     }
 
     fn legacy_client_came(&mut self, key: Key) {
@@ -367,7 +387,6 @@ impl Worker {
     /// before what it depends on.
     #[cold]
     pub(super) fn rank_items(&mut self) {
-        let auth_required = self.shared.auth_token.is_some();
         for index in 0..self.batch.items.len() {
             let Item::Frames(run) = self.batch.items[index] else {
                 continue;
@@ -376,8 +395,7 @@ impl Worker {
                 continue;
             };
             let first = accepted_header(run.version, self.batch.run(&run, &self.driver));
-            let goes_first =
-                !connection.parts_wait && connection.session.may_overtake(&first, auth_required);
+            let goes_first = !connection.parts_wait && connection.session.may_overtake(&first);
             // The parts of a stream stay in order, be some of them with PRIORITY.
             connection.parts_wait |= !goes_first && first.flags.contains(Flags::STREAM);
             if let Item::Frames(run) = &mut self.batch.items[index] {

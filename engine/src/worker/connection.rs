@@ -79,6 +79,8 @@ pub(super) struct Connection {
     pub(super) waits_for_room: bool,
     /// Bytes of the worker's budget that a message on its way in has reserved.
     pub(super) reserved_bytes: u64,
+    /// Since when.
+    pub(super) reserved_at_ns: u64,
     /// The same for messages that are handled in this round.
     pub(super) handling_bytes: u64,
     /// Bytes of the budget that what is held for this connection takes.
@@ -100,8 +102,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn shm(link: ShmLink, ends: Box<Ends>) -> Connection {
-        let mut connection = Connection::new(None, None);
+    pub(super) fn shm(link: ShmLink, ends: Box<Ends>, session: Session) -> Connection {
+        let mut connection = Connection::new(None, None, session);
         connection.shm = Some(link);
         connection.out.ends = Some(ends);
         // The bytes in a ring are version 2 frames.
@@ -109,11 +111,11 @@ impl Connection {
         connection
     }
 
-    pub(super) fn tcp(fd: OwnedFd, peer: Option<SocketAddr>) -> Connection {
-        Connection::new(Some(fd), peer)
+    pub(super) fn tcp(fd: OwnedFd, peer: Option<SocketAddr>, session: Session) -> Connection {
+        Connection::new(Some(fd), peer, session)
     }
 
-    fn new(fd: Option<OwnedFd>, peer: Option<SocketAddr>) -> Connection {
+    fn new(fd: Option<OwnedFd>, peer: Option<SocketAddr>, session: Session) -> Connection {
         Connection {
             tcp: TcpLink {
                 fd,
@@ -125,7 +127,7 @@ impl Connection {
             },
             shm: None,
             peer,
-            session: Session::new(),
+            session,
             phase: Phase::Open,
             out: Outgoing::default(),
             assembler: Assembler::default(),
@@ -135,6 +137,7 @@ impl Connection {
             parts_wait: false,
             waits_for_room: false,
             reserved_bytes: 0,
+            reserved_at_ns: 0,
             handling_bytes: 0,
             charged_bytes: 0,
             deadline_ns: 0,
@@ -173,6 +176,7 @@ impl Connection {
             && !self.assembler.is_mid_frame()
             && self.accounted_bytes == 0
             && self.charged_bytes | self.handling_bytes | self.reserved_bytes == 0
+            && self.session.is_admitted()
     }
 
     /// Something that arrived is not handled yet and holds up what comes after it.
@@ -194,11 +198,30 @@ impl Connection {
     /// Bytes held in memory for this connection until its peer reads. What waits for room in the
     /// budget is not among them: it must not take the room that it waits for.
     pub(super) fn held_bytes(&self) -> usize {
-        let stash = self
-            .waiting
-            .as_ref()
-            .map_or(0, |waiting| waiting.stash.len());
+        let stash = match &self.waiting {
+            Some(waiting) if !self.waits_for_room => waiting.stash.len(),
+            _ => 0,
+        };
         self.out.buffered_bytes() + stash
+    }
+
+    /// Room for a long message was reserved.
+    pub(super) fn reserve(&mut self, bytes: u64, now_ns: u64) {
+        assert!(
+            self.reserved_bytes == 0,
+            "one message is gathered at a time"
+        );
+        self.reserved_bytes = bytes;
+        self.reserved_at_ns = now_ns;
+    }
+
+    /// Puts all deadlines off.
+    pub(super) fn excuse(&mut self, by_ns: u64) {
+        self.reserved_at_ns += by_ns;
+        let deadlines = [&mut self.deadline_ns, &mut self.session.authenticate_by_ns];
+        for deadline in deadlines.into_iter().filter(|deadline| **deadline != 0) {
+            *deadline = deadline.saturating_add(by_ns);
+        }
     }
 
     /// A message that was gathered is complete: its room is kept until its answer is accounted for.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::batch::SMALL_FRAME_BYTES;
 use super::connection::{Connection, Phase};
 use super::context::Shared;
 use super::handler::{Handler, HandlerTable, Origin, Outcome, Request, RequestParts, Responder};
@@ -20,6 +21,8 @@ use crate::wire::{
 
 /// What a dispatch needs besides the connection.
 pub(super) struct Dispatcher {
+    /// The number of the worker.
+    worker: usize,
     pub(super) shared: Arc<Shared>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) stats: Arc<WorkerStats>,
@@ -27,6 +30,8 @@ pub(super) struct Dispatcher {
     pool: Option<Box<VecPool>>,
     /// Decompressed payloads go here.
     pub(super) inflated: Vec<u8>,
+    /// What was decompressed in this round.
+    pub(super) inflated_bytes: u64,
     pub(super) draining: bool,
     /// Requests answered since the worker last recorded latencies.
     pub(super) answered_inline: [u64; 2],
@@ -46,22 +51,29 @@ pub(crate) struct ShmOffer {
 /// A client that takes less than this of an answer is treated as if it took so much: it would have streams
 /// cut into pieces that are smaller than their headers.
 const PEER_MESSAGE_BYTES_MIN: u32 = 1024;
+/// A HANDSHAKE may decompress to so much. No more than its longest record, and what else it may say.
+const HANDSHAKE_BYTES_MAX: u32 = 128 * 1024;
+/// What may be decompressed in one round, unless it is one message: others wait for it.
+const INFLATED_ROUND_BYTES: u64 = 256 * 1024;
 /// Buffers above this are given back after use.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
 impl Dispatcher {
     pub(super) fn new(
+        worker: usize,
         shared: Arc<Shared>,
-        inbox: Arc<Inbox>,
         stats: Arc<WorkerStats>,
         shm_offer: Option<ShmOffer>,
     ) -> Dispatcher {
+        let inbox = shared.inboxes[worker].clone();
         Dispatcher {
+            worker,
             shared,
             inbox,
             stats,
             pool: Some(Box::default()),
             inflated: Vec::new(),
+            inflated_bytes: 0,
             draining: false,
             answered_inline: [0; 2],
             shm_offer,
@@ -74,7 +86,8 @@ impl Dispatcher {
         self.pool.get_or_insert_default()
     }
 
-    /// Handles one frame whose header and CRC are good.
+    /// Handles one frame whose header and CRC are good. False: not now, since it would decompress to
+    /// more than there is room or time for.
     ///
     /// Inlined with what most requests need, the rest apart: on the way of a request through four
     /// functions, handing it on took as long as handling it.
@@ -87,7 +100,7 @@ impl Dispatcher {
         header: &Header,
         payload: &[u8],
         arrived_ns: u64,
-    ) {
+    ) -> bool {
         debug_assert!(connection.takes_requests());
         if header.flags.contains(Flags::COMPRESSED) {
             return self.compressed(handlers, key, connection, header, payload, arrived_ns);
@@ -101,6 +114,7 @@ impl Dispatcher {
             }
             _ => self.own_matter(decision, connection, header, payload),
         }
+        true
     }
 
     /// As [`Dispatcher::frame`], of frames that begin as the first does, which has this header, and
@@ -143,7 +157,9 @@ impl Dispatcher {
             }
             let header = accepted_header(version, frame);
             let payload = &frame[frame_bytes - first.length as usize..];
-            self.frame(handlers, key, connection, &header, payload, arrived_ns);
+            if !self.frame(handlers, key, connection, &header, payload, arrived_ns) {
+                break;
+            }
             done += 1;
         }
         done
@@ -152,7 +168,6 @@ impl Dispatcher {
     #[inline(always)]
     fn decide(&self, connection: &Connection, header: &Header, served: bool) -> Decision {
         let rules = Rules {
-            auth_required: self.shared.auth_token.is_some(),
             draining: self.draining,
         };
         connection.session.decide(header, rules, served)
@@ -178,7 +193,7 @@ impl Dispatcher {
         header: &Header,
         payload: &[u8],
         arrived_ns: u64,
-    ) {
+    ) -> bool {
         let plain = Header {
             flags: header.flags.without(Flags::COMPRESSED),
             ..*header
@@ -192,10 +207,21 @@ impl Dispatcher {
         if !is_read {
             return self.frame(handlers, key, connection, &plain, payload, arrived_ns);
         }
+        let max = match decision {
+            // Who is not admitted yet costs no more than this.
+            Decision::Handshake => HANDSHAKE_BYTES_MAX.min(self.shared.limits.max_message_bytes),
+            _ => self.shared.limits.max_message_bytes,
+        };
+        if let Some(bytes) = wire::uncompressed_bytes(payload, max)
+            && !self.may_inflate(key, connection, bytes.into())
+        {
+            return false;
+        }
         let mut inflated = std::mem::take(&mut self.inflated);
-        let max = self.shared.limits.max_message_bytes;
         match wire::decompress(payload, max, &mut inflated) {
-            Ok(()) => self.frame(handlers, key, connection, &plain, &inflated, arrived_ns),
+            Ok(()) => {
+                self.frame(handlers, key, connection, &plain, &inflated, arrived_ns);
+            }
             Err(refusal) => {
                 self.count_requests(connection, header, 1);
                 self.refuse_frame(connection, header, &refusal);
@@ -205,6 +231,27 @@ impl Dispatcher {
             inflated = Vec::new();
         }
         self.inflated = inflated;
+        true
+    }
+
+    /// Whether a payload of this size may be decompressed in this round. If there is no room for it, the
+    /// connection stands in line.
+    fn may_inflate(&mut self, key: Key, connection: &mut Connection, bytes: u64) -> bool {
+        if self.inflated_bytes > 0 && self.inflated_bytes + bytes > INFLATED_ROUND_BYTES {
+            return false;
+        }
+        // What it came in has room already.
+        let missing = bytes.saturating_sub(connection.handling_bytes);
+        if bytes > SMALL_FRAME_BYTES as u64 && missing > 0 {
+            if !self.shared.room.reserve(missing) {
+                connection.waits_for_room = true;
+                self.shared.room.wait(self.worker, key, missing);
+                return false;
+            }
+            connection.handling_bytes += missing;
+        }
+        self.inflated_bytes += bytes;
+        true
     }
 
     /// What concerns the protocol alone, or is refused.
@@ -238,8 +285,8 @@ impl Dispatcher {
                 connection.phase = Phase::Finishing;
             }
             Decision::Error(code, text) => self.error(connection, header, code, text),
-            Decision::Close(code, text) => {
-                self.error(connection, header, code, text);
+            Decision::Refuse(refusal) => {
+                self.refuse_frame(connection, header, &refusal);
                 connection.phase = Phase::Refused;
             }
             Decision::Ignore => {}
@@ -453,7 +500,7 @@ impl Dispatcher {
             connection.phase = Phase::Refused;
             return;
         }
-        connection.session.authenticated = true;
+        connection.session.authenticate_by_ns = 0;
         if let Some(max) = hello.max_message_bytes {
             connection.session.peer_message_bytes_max = max.max(PEER_MESSAGE_BYTES_MIN);
         }

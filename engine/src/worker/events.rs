@@ -7,8 +7,9 @@ use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Connection, Phase, Waiting};
 use super::inbox::Message;
+use super::session::Session;
 use crate::stats::{Direction, Transport};
-use crate::sys::socket;
+use crate::sys::{clock, socket};
 use crate::uring::{Event, Key, Received};
 use crate::wire::{ErrorCode, ProtocolVersion};
 
@@ -154,10 +155,23 @@ impl Worker {
     /// Takes a connection whose place is already claimed.
     pub(super) fn add_tcp(&mut self, fd: OwnedFd) {
         let (fd, peer) = peer_of(fd);
-        let connection = Connection::tcp(fd, peer);
+        let connection = Connection::tcp(fd, peer, self.new_session());
         let key = self.connections.insert(connection);
         self.stats.connected(Transport::Tcp);
         self.touch(key);
+    }
+
+    /// What is asked of a connection that comes now.
+    pub(super) fn new_session(&self) -> Session {
+        let allowed_ns = self
+            .shared
+            .limits
+            .frame_timeout_ms
+            .saturating_mul(1_000_000);
+        Session::new(match self.shared.auth_token {
+            None => 0,
+            Some(_) => clock::now_ns().saturating_add(allowed_ns),
+        })
     }
 
     fn refuse_over_limit(&mut self, fd: OwnedFd) {
@@ -173,7 +187,7 @@ impl Worker {
             _ => None,
         };
         let (fd, peer) = peer_of(fd);
-        let mut connection = Connection::tcp(fd, peer);
+        let mut connection = Connection::tcp(fd, peer, Session::new(0));
         connection.session.version = version;
         let version = connection.version();
         let (out, pool) = (&mut connection.out, self.dispatcher.pool());

@@ -8,7 +8,7 @@ use super::connection::{Connection, Phase};
 use crate::stats::Direction;
 use crate::sys::socket;
 use crate::uring::Key;
-use crate::wire::{Assembler, ErrorCode, ProtocolVersion};
+use crate::wire::{Assembler, ErrorCode, ProtocolVersion, Refusal};
 
 /// A connection whose answers take more than this is not served until its peer has read some.
 const OUTGOING_BYTES_MAX: usize = 1024 * 1024;
@@ -21,6 +21,8 @@ const CHARGE_BYTES: u64 = 16 * 1024;
 const KEPT_IN_FLIGHT_BYTES: usize = 32 * 1024;
 /// How long a connection that is shut down is read from, so that the peer can read why.
 const LINGER_NS: u64 = 2_000_000_000;
+/// A sweep that comes so long after it was due was kept from coming.
+const LATE_NS: u64 = 10 * SWEEP_NS;
 /// The same while draining.
 const LINGER_DRAIN_NS: u64 = 200_000_000;
 /// A peer in the middle of a frame has `frame_timeout_ms` for each piece of this size.
@@ -249,6 +251,7 @@ impl Worker {
             }
             _ => None,
         };
+        self.timed |= !connection.session.is_admitted();
         let for_reading = !connection.out.is_empty();
         match allowed_ms {
             None => connection.deadline_ns = 0,
@@ -348,6 +351,14 @@ impl Worker {
     /// Looks at all deadlines.
     pub(super) fn sweep(&mut self) {
         let draining = self.drain_deadline_ns;
+        // If the whole process was stopped, or the machine slept, the peers' bytes may be there already:
+        // they are taken before anybody is told that he is late.
+        let late_ns = self.now_ns.saturating_sub(self.next_sweep_ns);
+        let excused_ns = if self.swept && late_ns > LATE_NS {
+            late_ns
+        } else {
+            0
+        };
         self.next_sweep_ns = self.now_ns
             + if draining.is_some() {
                 SWEEP_DRAIN_NS
@@ -361,17 +372,19 @@ impl Worker {
         let mut keys = std::mem::take(&mut self.keys);
         self.connections.keys(&mut keys);
         for &key in &keys {
-            self.sweep_one(key, draining);
+            self.sweep_one(key, draining, excused_ns);
         }
         self.keys = keys;
+        self.swept = self.needs_sweeps();
     }
 
-    fn sweep_one(&mut self, key: Key, draining: Option<u64>) {
+    fn sweep_one(&mut self, key: Key, draining: Option<u64>, excused_ns: u64) {
         let now_ns = self.now_ns;
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
         let quiet = !std::mem::take(&mut connection.active);
+        connection.excuse(excused_ns);
         if connection.deadline_ns != 0 {
             self.timed = true;
             if now_ns >= connection.deadline_ns {
@@ -380,6 +393,27 @@ impl Worker {
                     Phase::Open if connection.out.is_empty() => self.time_out_frame(key),
                     _ => connection.phase = Phase::Closing,
                 }
+                return self.touch(key);
+            }
+        }
+        let limits = &self.shared.limits;
+        let frame_timeout_ns = limits.frame_timeout_ms.saturating_mul(1_000_000);
+        if connection.phase == Phase::Open {
+            let by_ns = connection.session.authenticate_by_ns;
+            if by_ns != 0 {
+                self.timed = true;
+                if now_ns >= by_ns {
+                    self.dispatcher
+                        .refuse_connection(connection, &Refusal::NotAuthenticated, 0);
+                    return self.touch(key);
+                }
+            }
+            // Who holds room that others wait for must hurry.
+            if connection.reserved_bytes > 0
+                && self.shared.room.is_waited_for()
+                && now_ns - connection.reserved_at_ns >= frame_timeout_ns
+            {
+                self.time_out_frame(key);
                 return self.touch(key);
             }
         }

@@ -115,6 +115,8 @@ pub(crate) struct Worker {
     /// Connections with a deadline, counted anew by every sweep; settling one adds to it.
     timed: bool,
     next_sweep_ns: u64,
+    /// The last sweep left something that makes the next one due in time.
+    swept: bool,
     now_ns: u64,
     /// `now_ns` was read after the last round, which found nothing.
     now_is_fresh: bool,
@@ -162,8 +164,8 @@ impl Worker {
             driver,
             connections: Slots::new(),
             dispatcher: Dispatcher::new(
+                setup.index,
                 shared.clone(),
-                inbox.clone(),
                 stats.clone(),
                 setup.control.as_ref().map(|control| ShmOffer {
                     segment: control.name.clone(),
@@ -190,6 +192,7 @@ impl Worker {
             outgoing_bytes: 0,
             timed: false,
             next_sweep_ns: now_ns,
+            swept: false,
             now_ns,
             now_is_fresh: true,
             round_was_long: false,

@@ -87,6 +87,11 @@ impl Room {
         (held + first.bytes <= self.bytes_max).then_some(first.worker)
     }
 
+    /// Whether somebody stands in line.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.waiters.load(Ordering::Relaxed) > 0
+    }
+
     /// Takes room for bytes that are held already.
     pub(super) fn charge(&self, bytes: u64) {
         self.held_bytes.fetch_add(bytes, Ordering::SeqCst);

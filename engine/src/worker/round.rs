@@ -18,8 +18,11 @@ const LONG_ROUND_NS: u64 = 10_000;
 impl Worker {
     /// Says whether there was work.
     pub(super) fn round(&mut self) -> bool {
-        // The rings first: whoever polls one has just seen something there.
-        let mut worked = self.take_rings();
+        self.call_waiters();
+        // Before what is new, lest others go first for ever.
+        let mut worked = self.resume();
+        // Then the rings: whoever polls one has just seen something there.
+        worked |= self.take_rings();
         // Of TCP, first what io_uring has taken; only if that is nothing may a receive of our own
         // look for more, since bytes must stay in order.
         let others = self.take_events() || self.take_hot();
@@ -27,8 +30,6 @@ impl Worker {
             self.now_ns = clock::now_ns();
             worked = true;
         }
-        self.call_waiters();
-        worked |= self.resume();
         self.handle_batch();
         if self.drain_asked_anew() {
             self.start_draining();
@@ -122,6 +123,7 @@ impl Worker {
         self.batch.items.clear();
         self.batch.frames = 0;
         self.batch.has_priority = false;
+        self.dispatcher.inflated_bytes = 0;
         for chunk in self.batch.chunks.drain(..) {
             match chunk {
                 Chunk::Buffer(received) => self.driver.recycle(received),
@@ -206,7 +208,11 @@ impl Worker {
             match self.connections.get_mut(key) {
                 Some(connection) if connection.takes_requests() => {
                     connection.waits_for_room = false;
-                    connection.reserved_bytes = bytes;
+                    match connection.has_stash() {
+                        // To decompress what came whole.
+                        true => connection.handling_bytes += bytes,
+                        false => connection.reserve(bytes, self.now_ns),
+                    }
                     self.resumed.push(key);
                 }
                 _ => self.shared.release_bytes(bytes),
@@ -219,6 +225,7 @@ impl Worker {
         if self.resumed.is_empty() {
             return false;
         }
+        self.now_ns = clock::now_ns();
         let mut resumed = std::mem::take(&mut self.resumed);
         for key in resumed.drain(..) {
             let Some(connection) = self.connections.get_mut(key) else {

@@ -1,13 +1,14 @@
 //! The protocol's decisions for one connection: pure, no I/O.
 
-use crate::wire::{ErrorCode, Flags, Header, ProtocolVersion, msg_type};
+use crate::wire::{ErrorCode, Flags, Header, ProtocolVersion, Refusal, msg_type};
 
 /// What a connection has agreed to so far.
 #[derive(Debug)]
 pub(super) struct Session {
     /// Told by the connection's first byte; a connection never mixes versions.
     pub(super) version: Option<ProtocolVersion>,
-    pub(super) authenticated: bool,
+    /// By when it must have shown its credentials. 0: it has, or they are not asked for.
+    pub(super) authenticate_by_ns: u64,
     /// The longest payload that the peer takes, as far as it has said.
     pub(super) peer_message_bytes_max: u32,
 }
@@ -15,7 +16,6 @@ pub(super) struct Session {
 /// What the server asks of every connection at the moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
-    pub(super) auth_required: bool,
     pub(super) draining: bool,
 }
 
@@ -31,32 +31,34 @@ pub(super) enum Decision {
     Disconnect,
     /// Answer with this error; the connection stays.
     Error(ErrorCode, &'static str),
-    /// Answer with this error and close.
-    Close(ErrorCode, &'static str),
+    /// Answer with this refusal and close.
+    Refuse(Refusal),
     /// Nothing is owed.
     Ignore,
 }
 
-const UNAUTHORIZED: &str =
-    "this server asks for credentials: send a HANDSHAKE with the auth token first";
 const SHUTTING_DOWN: &str = "the server is shutting down: the request was not started";
 const UNKNOWN_TYPE: &str = "nobody serves this message type";
 
 impl Session {
-    pub(super) fn new() -> Session {
+    pub(super) fn new(authenticate_by_ns: u64) -> Session {
         Session {
             version: None,
-            authenticated: false,
+            authenticate_by_ns,
             peer_message_bytes_max: u32::MAX,
         }
     }
 
+    pub(super) fn is_admitted(&self) -> bool {
+        self.authenticate_by_ns == 0
+    }
+
     /// Whether a frame that asks for PRIORITY may be handled before others of its own connection. Not
     /// before the handshake that it depends on, and not if it ends the connection for those before it.
-    pub(super) fn may_overtake(&self, header: &Header, auth_required: bool) -> bool {
+    pub(super) fn may_overtake(&self, header: &Header) -> bool {
         header.flags.contains(Flags::PRIORITY)
             && header.msg_type != msg_type::DISCONNECT
-            && (self.authenticated || !auth_required)
+            && self.is_admitted()
     }
 
     /// Decides about one frame. `served`: a handler is registered for its type.
@@ -65,10 +67,9 @@ impl Session {
     /// over in memory is waited for.
     #[inline(always)]
     pub(super) fn decide(&self, header: &Header, rules: Rules, served: bool) -> Decision {
-        let admitted = self.authenticated || !rules.auth_required;
         // Types up to this are among those that are decided here.
         let plain = header.flags == Flags::REQUEST && header.msg_type > msg_type::DISCONNECT;
-        if plain && served && admitted && !rules.draining {
+        if plain && served && self.is_admitted() && !rules.draining {
             Decision::Dispatch
         } else {
             self.decide_other(header, rules, served)
@@ -84,8 +85,8 @@ impl Session {
         if is_answer || header.msg_type == msg_type::ERROR && !request {
             return Decision::Ignore;
         }
-        if rules.auth_required && !self.authenticated && !self.is_handshake(header) {
-            return Decision::Close(ErrorCode::Unauthorized, UNAUTHORIZED);
+        if !self.is_admitted() && !self.is_handshake(header) {
+            return Decision::Refuse(Refusal::NotAuthenticated);
         }
         match header.msg_type {
             msg_type::HEARTBEAT if request => Decision::Heartbeat,
@@ -118,10 +119,7 @@ pub(super) fn same_secret(given: &[u8], wanted: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    const OPEN: Rules = Rules {
-        auth_required: false,
-        draining: false,
-    };
+    const OPEN: Rules = Rules { draining: false };
 
     fn header(flags: Flags, msg_type: u16) -> Header {
         Header::new(flags, msg_type, 7, 0)
@@ -130,7 +128,7 @@ mod tests {
     fn session(version: ProtocolVersion) -> Session {
         Session {
             version: Some(version),
-            ..Session::new()
+            ..Session::new(0)
         }
     }
 
@@ -144,10 +142,7 @@ mod tests {
                 session.decide(&header, OPEN, false),
                 Decision::Error(ErrorCode::UnknownType, _)
             ));
-            let draining = Rules {
-                draining: true,
-                ..OPEN
-            };
+            let draining = Rules { draining: true };
             assert!(matches!(
                 session.decide(&header, draining, true),
                 Decision::Error(ErrorCode::ShuttingDown, _)
@@ -157,11 +152,9 @@ mod tests {
 
     #[test]
     fn answers_and_one_way_errors_are_never_answered() {
-        let session = session(ProtocolVersion::V2);
-        let rules = Rules {
-            auth_required: true,
-            draining: true,
-        };
+        let mut session = session(ProtocolVersion::V2);
+        session.authenticate_by_ns = 1;
+        let rules = Rules { draining: true };
         for (flags, msg_type) in [
             (Flags::RESPONSE, msg_type::ECHO),
             (Flags::RESPONSE, msg_type::ERROR),
@@ -176,11 +169,9 @@ mod tests {
 
     #[test]
     fn only_a_handshake_opens_a_guarded_server() {
-        let rules = Rules {
-            auth_required: true,
-            draining: false,
-        };
+        let rules = OPEN;
         let mut session = session(ProtocolVersion::V2);
+        session.authenticate_by_ns = 1;
         for msg_type in [
             msg_type::ECHO,
             msg_type::HEARTBEAT,
@@ -189,22 +180,22 @@ mod tests {
         ] {
             assert!(matches!(
                 session.decide(&header(Flags::REQUEST, msg_type), rules, true),
-                Decision::Close(ErrorCode::Unauthorized, _)
+                Decision::Refuse(Refusal::NotAuthenticated)
             ));
         }
         let hello = header(Flags::REQUEST, msg_type::HANDSHAKE);
         assert_eq!(session.decide(&hello, rules, false), Decision::Handshake);
-        session.authenticated = true;
+        session.authenticate_by_ns = 0;
         let echo = header(Flags::REQUEST, msg_type::ECHO);
         assert_eq!(session.decide(&echo, rules, true), Decision::Dispatch);
         // Version 1 has no handshake, so there is no way in for it.
         let legacy = Session {
             version: Some(ProtocolVersion::V1),
-            ..Session::new()
+            ..Session::new(1)
         };
         assert!(matches!(
             legacy.decide(&hello, rules, false),
-            Decision::Close(ErrorCode::Unauthorized, _)
+            Decision::Refuse(Refusal::NotAuthenticated)
         ));
     }
 

@@ -18,7 +18,7 @@ use crate::sys::affinity;
 use crate::sys::clock;
 use crate::sys::process::PidFd;
 use crate::uring::Key;
-use crate::wire::HEADER_BYTES;
+use crate::wire::{Flags, HEADER_BYTES};
 
 /// Rounds without work between two looks at the clock for that.
 const ROUNDS: u32 = 256;
@@ -154,9 +154,10 @@ impl Worker {
             last_record_ns: self.now_ns,
             bytes_since: 0,
         };
+        let session = self.new_session();
         let key = self
             .connections
-            .insert(Connection::shm(link, Box::new(ends)));
+            .insert(Connection::shm(link, Box::new(ends), session));
         self.driver.watch_exit(key, pidfd_raw);
         self.stats.connected(Transport::Shm);
         if self.rings.by_bit.len() <= ready_bit {
@@ -283,7 +284,9 @@ impl Worker {
         ends.tx.acknowledged(ack);
         let max = self.shared.limits.max_message_bytes;
         let simple = !may_have_waited && self.batch.items.is_empty() && connection.takes_requests();
-        let header = header.filter(|header| simple && header.length <= max);
+        let header = header.filter(|header| {
+            simple && header.length <= max && !header.flags.contains(Flags::COMPRESSED)
+        });
         if let Some(header) = &header {
             self.dispatcher.frame(
                 &self.shared.handlers,

@@ -8,7 +8,7 @@ use super::Worker;
 use super::batch::Chunk;
 use super::shm::ROUND_BYTES;
 use crate::uring::Key;
-use crate::wire::{HEADER_BYTES, Header, crc};
+use crate::wire::{Flags, HEADER_BYTES, Header, crc};
 
 impl Worker {
     /// Takes records that lie within the message that is being gathered. False: there were none.
@@ -63,10 +63,12 @@ impl Worker {
         connection.message_complete();
         match complete {
             Err(refusal) => self.refuse(key, refusal, 0),
-            Ok((header, frame)) if self.batch.items.is_empty() => {
+            Ok((header, frame))
+                if self.batch.items.is_empty() && !header.flags.contains(Flags::COMPRESSED) =>
+            {
                 self.handle_frame(key, &header, frame);
             }
-            // Others came before it.
+            // Others came before it, or it may have to wait.
             Ok((header, frame)) => {
                 let chunk = self.batch.add_chunk(Chunk::Owned(frame));
                 self.batch.add_verified(key, header, chunk);
