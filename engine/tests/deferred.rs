@@ -316,3 +316,52 @@ fn a_stop_does_not_wait_for_ever() {
     server.stop();
     peer.expect_gone();
 }
+
+const CANCEL: u16 = 0x0022;
+
+/// Who prepares an answer that is cancelled learns of it, nobody else does, and the id may be used again.
+#[test]
+fn a_cancelled_request() {
+    let limits = Limits {
+        max_inflight_per_connection: 2,
+        ..Limits::default()
+    };
+    let (server, requests) = deferring(limits);
+    let mut peer = Peer::connect(address(&server));
+    peer.send(&[request(WORK, 5, b""), request(WORK, 6, b"")].concat());
+    let (_, mut stream) = next(&requests);
+    let (_, other) = next(&requests);
+    stream.stream_part(&b"some"[..]).unwrap();
+    assert_eq!(peer.receive().payload, b"some");
+    assert!(!stream.is_gone());
+    // Of ids that nobody has asked with, nothing comes.
+    for msg_id in [5, 0, 77] {
+        peer.send(&frame(0, CANCEL, msg_id, b""));
+    }
+    eventually("it hears of it", || stream.is_gone());
+    assert_eq!(stream.stream_part(&b"more"[..]), Err(Gone));
+    assert!(!other.is_gone());
+    assert_eq!(stream.reply(&b"the last"[..]), Err(Gone));
+    other.reply(&b"wanted"[..]).unwrap();
+    assert_eq!(peer.receive().payload, b"wanted");
+    // Its place is free again, its id too.
+    for msg_id in [5, 7] {
+        peer.send(&request(WORK, msg_id, b""));
+        let (_, again) = next(&requests);
+        assert!(!again.is_gone());
+        again.reply(&b"again"[..]).unwrap();
+        let answer = peer.receive();
+        assert_eq!(
+            (answer.msg_id, &answer.payload[..]),
+            (msg_id, &b"again"[..])
+        );
+    }
+    // One that is dropped without an answer, cancelled meanwhile, is no failure.
+    peer.send(&request(WORK, 8, b""));
+    let (_, dropped) = next(&requests);
+    peer.send(&frame(0, CANCEL, 8, b""));
+    eventually("it hears of it", || dropped.is_gone());
+    drop(dropped);
+    peer.expect_alive();
+    assert_eq!(server.stats().errors_total(), 0);
+}

@@ -189,3 +189,35 @@ fn the_client_is_told_what_to_do() {
         other => panic!("{other:?}"),
     }
 }
+
+/// One request, one answer: of a stream, its client would take the first part for it.
+#[test]
+fn an_answer_in_parts_is_an_error() {
+    let server = server()
+        .legacy(true)
+        .handler(0x0100, |_: Request<'_>, mut responder: Responder<'_>| {
+            responder.stream_part(b"one");
+            responder.stream_part(b"two");
+            responder.reply(b"three");
+        })
+        .handler(0x0101, |_: Request<'_>, responder: Responder<'_>| {
+            let mut later = responder.detach();
+            std::thread::spawn(move || {
+                later.stream_part(&b"one"[..]).unwrap();
+                later.reply(&b"two"[..]).unwrap();
+            });
+        })
+        .start()
+        .unwrap();
+    let mut peer = Peer::connect(address(&server));
+    for msg_id in 1..=4 {
+        let msg_type = 0x0100 + msg_id as u16 % 2;
+        peer.send(&frame_v1(msg_type, msg_id, b""));
+        let answer = peer.try_receive_v1().unwrap();
+        assert_eq!(answer.msg_id, msg_id);
+        let (code, text) = answer.error();
+        assert_eq!(code, 10, "{text}");
+        peer.send(&frame_v1(ECHO, 9, b"x"));
+        assert_eq!(peer.try_receive_v1().unwrap().payload, b"x");
+    }
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::handler::ReplyTo;
 use super::inbox::{Inbox, Message};
+use super::owed::Cancelled;
 use crate::wire::ErrorCode;
 
 /// A stream's parts wait in memory up to this many bytes per connection; then its sender waits.
@@ -20,6 +21,7 @@ pub(super) struct ConnectionShared {
     queued_bytes: AtomicUsize,
     /// Bytes that the worker holds for the connection, as it last said.
     pub(super) staged_bytes: AtomicUsize,
+    pub(super) cancelled: Cancelled,
 }
 
 #[derive(Debug)]
@@ -36,13 +38,14 @@ pub(crate) struct Answer {
     pub(super) body: Body,
 }
 
-/// The requester cannot get the answer any more: its connection is gone, or the server has ended.
+/// The requester cannot get the answer any more, or does not want it: its connection is gone, it has
+/// cancelled the request, or the server has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
 impl std::fmt::Display for Gone {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the requester's connection is gone: the answer was dropped")
+        f.write_str("the requester has gone or cancelled the request: the answer was dropped")
     }
 }
 
@@ -132,9 +135,19 @@ impl Deferred {
         self.send(Body::Error(code, text.into()))
     }
 
-    /// Whether the requester can no longer be reached, so that the work may as well stop.
+    /// Whether the requester can no longer be reached or has cancelled its request, so that the work may
+    /// as well stop. Over TCP, that a client has closed its connection or died is only seen once something
+    /// is sent to it: before that it might have closed its sending side alone, and wait for what it is owed.
     pub fn is_gone(&self) -> bool {
+        self.is_unreachable() || self.is_cancelled()
+    }
+
+    fn is_unreachable(&self) -> bool {
         self.connection.closed.load(Ordering::Acquire) || self.inbox.is_closed()
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.connection.cancelled.contains(self.to.msg_id)
     }
 
     fn waiting_bytes(&self) -> usize {
@@ -143,9 +156,20 @@ impl Deferred {
     }
 
     fn send(&self, body: Body) -> Result<(), Gone> {
-        if self.is_gone() {
+        if self.is_unreachable() {
             return Err(Gone);
         }
+        if self.is_cancelled() {
+            if !matches!(body, Body::Part(_)) {
+                // The worker is told that nothing is owed any more.
+                let _ = self.deliver(Body::Last(Vec::new()));
+            }
+            return Err(Gone);
+        }
+        self.deliver(body)
+    }
+
+    fn deliver(&self, body: Body) -> Result<(), Gone> {
         let bytes = body.len();
         self.connection
             .queued_bytes

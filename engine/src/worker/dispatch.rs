@@ -265,6 +265,17 @@ impl Dispatcher {
     ) {
         match decision {
             Decision::Dispatch => unreachable!("decided on a handler being there"),
+            Decision::Heartbeat
+                if payload.len() > connection.session.peer_message_bytes_max as usize =>
+            {
+                let code = ErrorCode::HandlerFailed;
+                self.error(
+                    connection,
+                    header,
+                    code,
+                    "the payload is longer than you take",
+                );
+            }
             Decision::Heartbeat => {
                 if let Some(report) = PoolReport::decode(payload) {
                     let PoolReport {
@@ -289,6 +300,7 @@ impl Dispatcher {
                 self.refuse_frame(connection, header, &refusal);
                 connection.phase = Phase::Refused;
             }
+            Decision::Cancel => connection.out.cancel(header.msg_id),
             Decision::Ignore => {}
         }
     }
@@ -309,7 +321,7 @@ impl Dispatcher {
         let Connection { out, peer, .. } = connection;
         std::mem::swap(&mut out.lent_pool, &mut self.pool);
         let origin = self.origin(key, kind, peer, (arrived_ns, answer_bytes_max));
-        if out.owed >= self.shared.limits.max_inflight_per_connection {
+        if out.owed.count() >= self.shared.limits.max_inflight_per_connection {
             owes_too_much(&origin, header, out);
             std::mem::swap(&mut out.lent_pool, &mut self.pool);
             return self.stats.error(ErrorCode::Overloaded);
@@ -352,7 +364,7 @@ impl Dispatcher {
             for frame in frames {
                 let payload = header.next_alike(frame);
                 done += 1;
-                if out.owed >= owed_max {
+                if out.owed.count() >= owed_max {
                     owes_too_much(&origin, &header, out);
                     self.stats.error(ErrorCode::Overloaded);
                 } else {
@@ -535,7 +547,7 @@ fn owes_too_much(origin: &Origin<'_>, request: &Header, out: &mut Outgoing) {
     if !request.flags.contains(Flags::REQUEST) {
         return;
     }
-    let text = "too many requests of this connection are in flight: collect answers first";
+    let text = "too many requests of this connection are being worked on (limits.max_inflight_per_connection), cancelled ones among them";
     let code = ErrorCode::Overloaded;
     out.with_lent_pool(|out, pool| write_error(out, pool, origin.version, request, code, text));
 }

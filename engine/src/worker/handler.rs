@@ -259,7 +259,7 @@ impl<'a> Responder<'a> {
     /// Takes the duty to answer away from the handler; the result may be sent to another thread.
     pub fn detach(self) -> Deferred {
         self.out.outcome = Outcome::Detached;
-        self.out.owed += 1;
+        self.out.owed.add(self.request.header.msg_id);
         let shared = self.out.shared.get_or_insert_default().clone();
         let origin = self.request.origin;
         let (inbox, max) = (origin.inbox.clone(), origin.max_message_bytes);

@@ -160,7 +160,7 @@ impl Worker {
             return;
         }
         match connection.phase {
-            Phase::Finishing if sent && connection.out.owed == 0 => {}
+            Phase::Finishing if sent && connection.out.owed.count() == 0 => {}
             Phase::Refused if sent => {}
             Phase::Lingering => {
                 if connection.tcp.ended || connection.discarded_bytes > LINGER_BYTES_MAX {
@@ -429,7 +429,7 @@ impl Worker {
             connection.phase = Phase::Closing;
         } else if connection.phase == Phase::Open
             && quiet
-            && connection.out.owed == 0
+            && connection.out.owed.count() == 0
             && !connection.has_waiting()
         {
             connection.phase = Phase::Finishing;

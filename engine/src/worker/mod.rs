@@ -18,6 +18,7 @@ mod idle;
 mod inbox;
 mod lifecycle;
 mod outgoing;
+mod owed;
 pub(crate) mod park_counts;
 mod room;
 mod round;

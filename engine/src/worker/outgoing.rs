@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use super::deferred::ConnectionShared;
 use super::handler::Outcome;
+use super::owed::Owed;
 use super::vec_pool::VecPool;
 use crate::shm::{Ends, RECORD_MAX};
 use crate::wire::{
-    self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, Unsealed, legacy,
+    self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, Unsealed, legacy, msg_type,
 };
 
 /// Answers gathered for a ring go in pieces of half as many bytes as requests come with at once lately:
@@ -51,11 +52,13 @@ pub(crate) struct Outgoing {
     /// What became of the request that is being handled, or was last.
     pub(super) outcome: Outcome,
     /// Answers that other threads owe.
-    pub(super) owed: u32,
+    pub(super) owed: Owed,
     pub(super) shared: Option<Arc<ConnectionShared>>,
     /// The worker's buffers, while a handler may answer here: see [`Outgoing::with_lent_pool`].
     pub(super) lent_pool: Option<Box<VecPool>>,
     repeat: Repeat,
+    /// Requests of version 1 that were answered with a part of a stream.
+    legacy_streams: Vec<u64>,
     /// Of the frames at the end of `staged`.
     unsealed: Unsealed,
 }
@@ -252,10 +255,64 @@ impl Outgoing {
         msg_id: u64,
         payload: &[u8],
     ) {
-        self.encode(pool, HEADER_BYTES + payload.len(), |to| match version {
-            ProtocolVersion::V2 => wire::encode_to(to, flags, msg_type, msg_id, payload),
-            ProtocolVersion::V1 => legacy::encode_to(to, msg_type, msg_id, payload),
+        if version == ProtocolVersion::V1 {
+            return self.legacy_frame(pool, flags, msg_type, msg_id, payload);
+        }
+        self.encode(pool, HEADER_BYTES + payload.len(), |to| {
+            wire::encode_to(to, flags, msg_type, msg_id, payload);
         });
+    }
+
+    /// In version 1 a request has one answer: of a stream its client would take the first part for it.
+    fn legacy_frame(
+        &mut self,
+        pool: &mut VecPool,
+        flags: Flags,
+        msg_type: u16,
+        msg_id: u64,
+        payload: &[u8],
+    ) {
+        let begun = self.legacy_streams.iter().position(|&id| id == msg_id);
+        if flags.contains(Flags::STREAM) {
+            if begun.is_none() {
+                self.legacy_streams.push(msg_id);
+            }
+            return;
+        }
+        let (mut answer_type, mut error) = (msg_type, Vec::new());
+        if let Some(at) = begun {
+            self.legacy_streams.swap_remove(at);
+            let text =
+                "this answer comes in parts, which version 1 does not have: ask with version 2";
+            wire::encode_error_payload(&mut error, ErrorCode::HandlerFailed, text);
+            answer_type = msg_type::ERROR;
+        }
+        let payload = if begun.is_some() { &error } else { payload };
+        self.encode(pool, legacy::HEADER_BYTES + payload.len(), |to| {
+            legacy::encode_to(to, answer_type, msg_id, payload);
+        });
+    }
+
+    /// The requester does not want this answer any more.
+    pub(super) fn cancel(&mut self, msg_id: u64) {
+        if let Some(shared) = self.shared.as_ref().filter(|_| self.owed.contains(msg_id)) {
+            shared.cancelled.add(msg_id);
+        }
+    }
+
+    pub(super) fn is_cancelled(&self, msg_id: u64) -> bool {
+        let shared = self.shared.as_ref();
+        shared.is_some_and(|shared| shared.cancelled.contains(msg_id))
+    }
+
+    /// The last answer to a request that was taken away has come.
+    pub(super) fn was_owed(&mut self, msg_id: u64) {
+        self.owed.remove(msg_id);
+        if let Some(shared) = self.shared.as_ref().filter(|_| !self.owed.contains(msg_id))
+            && shared.cancelled.contains(msg_id)
+        {
+            shared.cancelled.remove(msg_id);
+        }
     }
 
     /// The request that is handled now has this payload, in a frame of its own.

@@ -74,12 +74,12 @@ impl Worker {
             shared.taken(&body);
         }
         let last = !matches!(body, Body::Part(_));
+        let cancelled = connection.out.is_cancelled(to.msg_id);
         if last {
-            assert!(
-                connection.out.owed > 0,
-                "one last answer for each request taken away"
-            );
-            connection.out.owed -= 1;
+            connection.out.was_owed(to.msg_id);
+        }
+        if cancelled {
+            return self.touch(to.key);
         }
         // After a refusal the connection says no more: it is shut down, or about to be.
         let may_speak = matches!(connection.phase, Phase::Open | Phase::Finishing);

@@ -33,6 +33,8 @@ pub(super) enum Decision {
     Error(ErrorCode, &'static str),
     /// Answer with this refusal and close.
     Refuse(Refusal),
+    /// The answer to the request with this id is not wanted any more.
+    Cancel,
     /// Nothing is owed.
     Ignore,
 }
@@ -92,6 +94,9 @@ impl Session {
             msg_type::HEARTBEAT if request => Decision::Heartbeat,
             msg_type::HEARTBEAT => Decision::Ignore,
             msg_type::DISCONNECT => Decision::Disconnect,
+            msg_type::CANCEL if !request && self.version == Some(ProtocolVersion::V2) => {
+                Decision::Cancel
+            }
             msg_type::HANDSHAKE if self.is_handshake(header) => Decision::Handshake,
             _ if !served => Decision::Error(ErrorCode::UnknownType, UNKNOWN_TYPE),
             _ if rules.draining => Decision::Error(ErrorCode::ShuttingDown, SHUTTING_DOWN),
@@ -216,10 +221,11 @@ mod tests {
             decide(Flags::REQUEST, msg_type::DISCONNECT),
             Decision::Disconnect
         );
+        assert_eq!(decide(Flags::NONE, msg_type::CANCEL), Decision::Cancel);
         for (flags, msg_type) in [
             (Flags::REQUEST, msg_type::REGISTER),
             (Flags::REQUEST, msg_type::UNREGISTER),
-            (Flags::NONE, msg_type::CANCEL),
+            (Flags::REQUEST, msg_type::CANCEL),
             (Flags::REQUEST, msg_type::HANDSHAKE_ACK),
             (Flags::REQUEST, msg_type::ERROR),
         ] {
