@@ -57,6 +57,7 @@ pub(crate) unsafe fn place<'a>(answer: *mut CAnswer) -> Result<&'a mut CAnswer, 
             "the answer's size is wrong: initialise it with LAPCE_IPC_ANSWER_INIT",
         ));
     }
+    answer.payload.check()?;
     Ok(answer)
 }
 

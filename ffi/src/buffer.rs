@@ -18,11 +18,29 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
+    /// Refuses one that cannot be ours: before an answer is taken that would have no place then.
+    #[inline]
+    pub(crate) fn check(&self) -> Result<(), Fault> {
+        let Buffer {
+            data,
+            length,
+            capacity,
+        } = *self;
+        let is_whole = length <= capacity && capacity <= isize::MAX as usize && capacity > 0;
+        match is_whole || data.is_null() {
+            true => Ok(()),
+            false => Err(Fault::Invalid(
+                "a buffer is damaged: initialise it with LAPCE_IPC_BUFFER_INIT",
+            )),
+        }
+    }
+
     /// Takes the memory out, leaving the buffer empty.
     ///
     /// # Safety
     /// The buffer is all zero, or as [`Buffer::set`] left it.
     pub(crate) unsafe fn take(&mut self) -> Result<Vec<u8>, Fault> {
+        self.check()?;
         let Buffer {
             data,
             length,
@@ -30,11 +48,6 @@ impl Buffer {
         } = *self;
         if data.is_null() {
             return Ok(Vec::new());
-        }
-        if length > capacity || capacity > isize::MAX as usize || capacity == 0 {
-            return Err(Fault::Invalid(
-                "a buffer is damaged: initialise it with LAPCE_IPC_BUFFER_INIT",
-            ));
         }
         *self = Buffer {
             data: ptr::null_mut(),

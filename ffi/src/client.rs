@@ -158,6 +158,7 @@ unsafe extern "C" fn lapce_ipc_call_idempotent(
         let payload = unsafe { guard::bytes(payload, payload_bytes) }?;
         // SAFETY: the header asks for a buffer of ours.
         let answer = unsafe { guard::place(answer, "the answer") }?;
+        answer.check()?;
         let fresh = state.client.call_idempotent(msg_type, payload)?;
         // SAFETY: as above.
         drop(unsafe { answer.take() }?);

@@ -72,6 +72,7 @@ unsafe extern "C" fn lapce_ipc_wait(
     with_client(client, |state| {
         // SAFETY: the header asks for a buffer of ours.
         let answer = unsafe { guard::place(answer, "the answer") }?;
+        answer.check()?;
         let payload = state.client.wait(id)?;
         // SAFETY: as above.
         drop(unsafe { answer.take() }?);

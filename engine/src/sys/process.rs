@@ -46,6 +46,9 @@ pub(crate) fn start_time_seconds() -> Option<f64> {
     (per_second > 0).then(|| boot + ticks as f64 / per_second as f64)
 }
 
+/// Signals that may come while it is looked whether a process lives: each makes a look fail once.
+const INTERRUPTED_MAX: u32 = 64;
+
 /// A descriptor that names a process and becomes readable when it ends (Linux 5.3).
 #[derive(Debug)]
 pub(crate) struct PidFd(OwnedFd);
@@ -62,9 +65,24 @@ impl PidFd {
         }
     }
 
+    /// Whether the process has certainly ended. A look that fails says nothing, and is made again soon.
     pub(crate) fn has_ended(&self) -> bool {
-        super::socket::wait_ready(self.0.as_raw_fd(), false, Some(std::time::Duration::ZERO))
-            .unwrap_or(true)
+        let mut polled = libc::pollfd {
+            fd: self.0.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        for _ in 0..INTERRUPTED_MAX {
+            // SAFETY: one pollfd of ours.
+            if unsafe { libc::poll(&mut polled, 1, 0) } >= 0 {
+                return polled.revents & libc::POLLIN != 0;
+            }
+            // Even a look that waits for nothing fails when a signal is there.
+            if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+                return false;
+            }
+        }
+        false
     }
 }
 
@@ -91,6 +109,58 @@ mod tests {
         assert!(start_time_seconds().unwrap() > 1e9);
         assert!(start_ticks(std::process::id()).is_some());
         assert!(start_ticks(u32::MAX).is_none());
+    }
+
+    /// A timer whose signal comes to this thread, every 50 µs until it is dropped.
+    struct Signals(libc::timer_t);
+
+    impl Signals {
+        fn start() -> Signals {
+            extern "C" fn nothing(_: i32) {}
+            // SAFETY: all-zero records, filled in; the handler does nothing; the timer is ours.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = nothing as *const () as usize;
+                action.sa_flags = libc::SA_RESTART;
+                assert_eq!(
+                    libc::sigaction(libc::SIGUSR2, &action, std::ptr::null_mut()),
+                    0
+                );
+                let mut event: libc::sigevent = std::mem::zeroed();
+                event.sigev_notify = libc::SIGEV_THREAD_ID;
+                event.sigev_signo = libc::SIGUSR2;
+                event.sigev_notify_thread_id = libc::gettid();
+                let mut timer = std::mem::zeroed();
+                assert_eq!(
+                    libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer),
+                    0
+                );
+                let mut every: libc::itimerspec = std::mem::zeroed();
+                every.it_interval.tv_nsec = 50_000;
+                every.it_value.tv_nsec = 50_000;
+                assert_eq!(
+                    libc::timer_settime(timer, 0, &every, std::ptr::null_mut()),
+                    0
+                );
+                Signals(timer)
+            }
+        }
+    }
+
+    impl Drop for Signals {
+        fn drop(&mut self) {
+            // SAFETY: the timer that was made above.
+            unsafe { libc::timer_delete(self.0) };
+        }
+    }
+
+    #[test]
+    fn signals_do_not_make_a_process_look_dead() {
+        let pidfd = PidFd::open(std::process::id()).unwrap();
+        let _signals = Signals::start();
+        for _ in 0..300_000 {
+            assert!(!pidfd.has_ended());
+        }
     }
 
     #[test]

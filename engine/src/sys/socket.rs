@@ -126,7 +126,7 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Waits until the socket can be read from (or written to, too, if `write`), for at most `limit`.
-/// False: the time is over.
+/// False: the time is over. True says no more than that it may be so: a signal ends the wait too.
 pub(crate) fn wait_ready(fd: RawFd, write: bool, limit: Option<Duration>) -> io::Result<bool> {
     let events = libc::POLLIN | if write { libc::POLLOUT } else { 0 };
     let mut polled = libc::pollfd {
