@@ -229,7 +229,28 @@ static void wrong_arguments(void) {
     CODE(-EINVAL, lapce_ipc_client_latency(client, -0.5, &ns));
     buffer.length = buffer.capacity + 1;
     FAILS(-EINVAL, "damaged", lapce_ipc_call(client, 0x0100, "x", 1, &buffer));
+    FAILS(-EINVAL, "damaged", lapce_ipc_call_idempotent(client, 0x0100, "x", 1, &buffer));
+    /* An answer is not lost because there was no place for it. */
+    OK(lapce_ipc_submit(client, 0, 0x0100, "precious", 8, &id));
+    FAILS(-EINVAL, "damaged", lapce_ipc_wait(client, id, &buffer));
     buffer.length = 0;
+    OK(lapce_ipc_wait(client, id, &buffer));
+    CHECK(buffer.length == 8 && memcmp(buffer.data, "precious", 8) == 0);
+    answer.size = sizeof answer;
+    answer.payload = buffer;
+    for (int way = 0; way < 3; way++) {
+        OK(lapce_ipc_submit(client, 0, 0x0100, "precious", 8, &id));
+        OK(lapce_ipc_flush(client));
+        answer.payload.length = answer.payload.capacity + 1;
+        if (way == 0) FAILS(-EINVAL, "damaged", lapce_ipc_wait_any(client, &answer));
+        if (way == 1) FAILS(-EINVAL, "damaged", lapce_ipc_wait_part(client, id, &answer));
+        if (way == 2) FAILS(-EINVAL, "damaged", lapce_ipc_poll(client, &answer));
+        answer.payload.length = 0;
+        OK(lapce_ipc_wait_part(client, id, &answer));
+        CHECK(answer.id == id && answer.payload.length == 8);
+    }
+    buffer = answer.payload;
+    answer.payload = (lapce_ipc_buffer)LAPCE_IPC_BUFFER_INIT;
 
     CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
     none = limit;
