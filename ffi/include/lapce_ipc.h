@@ -99,7 +99,7 @@ enum lapce_ipc_code {
  *   EFAULT           a pointer is NULL or misaligned
  *   EBADF            the handle is closed, of another kind, or was never one
  *   EBUSY            the client is in use: by another thread, by the function that called back, or by
- *                    a reservation that is open
+ *                    a reservation that is open; the server is being started
  *   ENODATA          nothing was measured
  *   EDEADLK          a handler asked to wait for its own server
  *   EADDRINUSE, EACCES and others of bind(2)
@@ -411,7 +411,8 @@ int lapce_ipc_server_handle(lapce_ipc_server *server, uint16_t msg_type, lapce_i
                             void *context);
 
 /* Starts the server's threads. When it returns, clients can connect. After a failure the handle is only
- * good for lapce_ipc_server_stop. */
+ * good for lapce_ipc_server_stop. Handlers may run before it returns; what they ask of the handle gets
+ * -EBUSY until then, but for lapce_ipc_server_begin_stop, which is heeded. */
 int lapce_ipc_server_start(lapce_ipc_server *server);
 
 /* Writes "HOST:PORT" as the server listens on it, and a 0 after its end. -ENOBUFS if it is longer than

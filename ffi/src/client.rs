@@ -84,9 +84,7 @@ unsafe extern "C" fn lapce_ipc_connect(
             descriptor: None,
             reserved: false,
         };
-        let handle = CLIENTS
-            .insert(state)
-            .map_err(|_| Fault::Other(-libc::EMFILE, "too many clients".into()))?;
+        let handle = CLIENTS.insert(state, "clients")?;
         *place = ptr::without_provenance_mut(handle as usize);
         Ok(())
     })

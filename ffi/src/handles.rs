@@ -81,8 +81,8 @@ impl<T> Handles<T> {
         }
     }
 
-    /// Keeps a value and returns its handle; gives it back if there are too many.
-    pub(crate) fn insert(&self, value: T) -> Result<u64, T> {
+    /// Keeps a value and returns its handle. Drops it if there are too many `what`.
+    pub(crate) fn insert(&self, value: T, what: &str) -> Result<u64, Fault> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
         // The oldest free place, so that a stale handle stays recognisable for long.
         let reuse = places.free.len() > CHUNK_SLOTS / 2;
@@ -91,7 +91,8 @@ impl<T> Handles<T> {
             other => {
                 places.free.extend(other);
                 if places.used as usize == CHUNKS * CHUNK_SLOTS {
-                    return Err(value);
+                    drop(places);
+                    return Err(Fault::Other(-libc::EMFILE, format!("too many {what}")));
                 }
                 let place = places.used;
                 if (place as usize).is_multiple_of(CHUNK_SLOTS) {
@@ -142,9 +143,20 @@ impl<T> Handles<T> {
         Ok(act(value.as_mut().expect("an idle slot has a value")))
     }
 
-    /// As [`Handles::remove`], but waits as [`Handles::with_in_turn`] does.
-    pub(crate) fn remove_in_turn(&self, handle: u64) -> Result<T, Fault> {
-        Ok(self.take_out(self.take_hold_in_turn(handle)?, handle))
+    /// As [`Handles::remove`], but waits as [`Handles::with_in_turn`] does. `None`: the value is one
+    /// that may not go yet, and stays.
+    pub(crate) fn remove_in_turn(
+        &self,
+        handle: u64,
+        may_go: impl FnOnce(&T) -> bool,
+    ) -> Result<Option<T>, Fault> {
+        let held = self.take_hold_in_turn(handle)?;
+        // SAFETY: as in `with`.
+        let value = unsafe { &*held.slot.value.get() };
+        match value.as_ref().is_some_and(may_go) {
+            true => Ok(Some(self.take_out(held, handle))),
+            false => Ok(None),
+        }
     }
 
     fn take_hold_in_turn(&self, handle: u64) -> Result<Held<'_, T>, Fault> {
@@ -240,8 +252,8 @@ mod tests {
     #[test]
     fn a_handle_ends_once() {
         let handles: Handles<String> = Handles::new(Kind::Client);
-        let first = handles.insert("a".into()).unwrap();
-        let second = handles.insert("b".into()).unwrap();
+        let first = handles.insert("a".into(), "clients").unwrap();
+        let second = handles.insert("b".into(), "clients").unwrap();
         assert_ne!(first, second);
         assert_eq!(handles.with(first, |value| value.clone()), Ok("a".into()));
         let busy = handles.with(first, |_| handles.with(first, |_| ()));
@@ -271,7 +283,7 @@ mod tests {
         let handles: Handles<u32> = Handles::new(Kind::Later);
         let mut seen = std::collections::HashSet::new();
         for number in 0..2000 {
-            let handle = handles.insert(number).unwrap();
+            let handle = handles.insert(number, "responders").unwrap();
             assert!(seen.insert(handle));
             assert_eq!(handles.remove(handle), Ok(number));
         }
@@ -279,9 +291,20 @@ mod tests {
     }
 
     #[test]
+    fn too_many_are_refused_as_the_header_says() {
+        let handles: Handles<()> = Handles::new(Kind::Later);
+        for _ in 0..CHUNKS * CHUNK_SLOTS {
+            handles.insert((), "responders").unwrap();
+        }
+        let refused = handles.insert((), "responders").unwrap_err();
+        assert_eq!(refused.code(), -libc::EMFILE);
+        assert!(refused.to_string().contains("responders"));
+    }
+
+    #[test]
     fn a_panic_leaves_the_handle_usable() {
         let handles: Handles<u32> = Handles::new(Kind::Server);
-        let handle = handles.insert(1).unwrap();
+        let handle = handles.insert(1, "servers").unwrap();
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let _ = handles.with(handle, |_| panic!("on purpose"));
         }));

@@ -234,12 +234,7 @@ unsafe extern "C" fn lapce_ipc_detach(
             Ok::<_, Fault>(current.responder.take().ok_or(Fault::NoHandle)?.detach())
         })??;
         // Refused, it answers HANDLER_FAILED by being dropped.
-        let handle = LATER.insert(deferred).map_err(|_| {
-            Fault::Other(
-                -libc::ENOBUFS,
-                "too many requests wait for their answers".into(),
-            )
-        })?;
+        let handle = LATER.insert(deferred, "requests that wait for their answers")?;
         *place = ptr::without_provenance_mut(handle as usize);
         Ok(())
     })

@@ -2,7 +2,8 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, c_void};
-use std::ptr;
+use std::time::Duration;
+use std::{mem, ptr};
 
 use lapce_ai::ipc::{self, Request, Responder, Server, ServerBuilder};
 
@@ -16,9 +17,16 @@ use crate::responder::{self, CRequest, ResponderHandle};
 pub(crate) enum ServerHandle {}
 
 enum State {
-    /// Until it is started: handlers can be added. `None` for a moment only.
-    Building(Option<ServerBuilder>),
+    /// Until it is started: handlers can be added.
+    Building(Box<ServerBuilder>),
+    /// A thread is starting it. Handlers run already, and must find the handle free: a start that fails
+    /// waits for them.
+    Starting {
+        stop_asked: bool,
+    },
     Running(Server),
+    /// It could not be started.
+    Failed,
 }
 
 static SERVERS: Handles<State> = Handles::new(Kind::Server);
@@ -43,13 +51,66 @@ impl Context {
 }
 
 const NOT_RUNNING: Fault = Fault::Invalid("the server is not started");
+/// How often it is looked whether a server that another thread starts has started.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// The engine's handle of a running server.
 pub(crate) fn handle_of(server: *mut ServerHandle) -> Result<ipc::ServerHandle, Fault> {
     SERVERS.with_in_turn(server.addr() as u64, |state| match state {
-        State::Building(_) => Err(NOT_RUNNING),
         State::Running(server) => Ok(server.handle()),
+        State::Starting { .. } => Err(Fault::Other(
+            -libc::EBUSY,
+            "the server is being started: lapce_ipc_server_start has not returned yet".into(),
+        )),
+        State::Building(_) | State::Failed => Err(NOT_RUNNING),
     })?
+}
+
+/// Starts a server by `start`, while which the handle is free for others.
+fn start_by(
+    server: u64,
+    start: impl FnOnce(ServerBuilder) -> Result<Server, Fault>,
+) -> Result<(), Fault> {
+    let starting = State::Starting { stop_asked: false };
+    let builder = SERVERS.with_in_turn(server, |state| match mem::replace(state, starting) {
+        State::Building(builder) => Ok(builder),
+        before => {
+            *state = before;
+            Err(Fault::Invalid(match state {
+                State::Failed => {
+                    "the server could not be started before; stop it and make a new one"
+                }
+                _ => "the server is started already",
+            }))
+        }
+    })??;
+    let mut outcome = Outcome {
+        server,
+        state: Some(State::Failed),
+    };
+    outcome.state = Some(State::Running(start(*builder)?));
+    Ok(())
+}
+
+/// Puts what became of a start into the handle, after a panic too.
+struct Outcome {
+    server: u64,
+    state: Option<State>,
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        // It is there: a server that is being started is not taken out.
+        let _ = SERVERS.with_in_turn(self.server, |state| {
+            let stop_asked = matches!(state, State::Starting { stop_asked: true });
+            if let (true, Some(State::Running(server))) = (stop_asked, &self.state) {
+                server.handle().begin_stop();
+            }
+            if let Some(outcome) = self.state.take() {
+                *state = outcome;
+            }
+        });
+    }
 }
 
 // SAFETY: the name is this library's own, here and below.
@@ -66,9 +127,7 @@ unsafe extern "C" fn lapce_ipc_server_new(
         let options = unsafe { options::read(options) }?;
         // SAFETY: the header asks for texts and a token of that length.
         let builder = unsafe { options.builder() }?;
-        let handle = SERVERS
-            .insert(State::Building(Some(builder)))
-            .map_err(|_| Fault::Other(-libc::EMFILE, "too many servers".into()))?;
+        let handle = SERVERS.insert(State::Building(Box::new(builder)), "servers")?;
         *place = ptr::without_provenance_mut(handle as usize);
         Ok(())
     })
@@ -96,12 +155,11 @@ extern "C" fn lapce_ipc_server_handle(
         };
         SERVERS.with_in_turn(server.addr() as u64, |state| match state {
             State::Building(builder) => {
-                *builder = builder
-                    .take()
-                    .map(|builder| builder.handler(msg_type, handle));
+                let without = mem::replace(&mut **builder, Server::builder());
+                **builder = without.handler(msg_type, handle);
                 Ok(())
             }
-            State::Running(_) => Err(Fault::Invalid(
+            _ => Err(Fault::Invalid(
                 "the server is started: register handlers before",
             )),
         })?
@@ -110,18 +168,7 @@ extern "C" fn lapce_ipc_server_handle(
 
 #[unsafe(no_mangle)]
 extern "C" fn lapce_ipc_server_start(server: *mut ServerHandle) -> c_int {
-    guard::run(|| {
-        SERVERS.with_in_turn(server.addr() as u64, |state| {
-            let State::Building(builder) = state else {
-                return Err(Fault::Invalid("the server is started already"));
-            };
-            let builder = builder.take().ok_or(Fault::Invalid(
-                "the server could not be started before; stop it and make a new one",
-            ))?;
-            *state = State::Running(builder.start()?);
-            Ok(())
-        })?
-    })
+    guard::run(|| start_by(server.addr() as u64, |builder| Ok(builder.start()?)))
 }
 
 #[unsafe(no_mangle)]
@@ -143,8 +190,17 @@ unsafe extern "C" fn lapce_ipc_server_address(
 #[unsafe(no_mangle)]
 extern "C" fn lapce_ipc_server_begin_stop(server: *mut ServerHandle) -> c_int {
     guard::run(|| {
-        handle_of(server)?.begin_stop();
-        Ok(())
+        SERVERS.with_in_turn(server.addr() as u64, |state| match state {
+            State::Running(server) => {
+                server.handle().begin_stop();
+                Ok(())
+            }
+            State::Starting { stop_asked } => {
+                *stop_asked = true;
+                Ok(())
+            }
+            State::Building(_) | State::Failed => Err(NOT_RUNNING),
+        })?
     })
 }
 
@@ -160,10 +216,98 @@ extern "C" fn lapce_ipc_server_stop(server: *mut ServerHandle) -> c_int {
                 "a handler cannot wait for its own server: use lapce_ipc_server_begin_stop".into(),
             ));
         }
-        // The handle ends first, the server after: nobody waits for the handle meanwhile.
-        if let State::Running(server) = SERVERS.remove_in_turn(server.addr() as u64)? {
-            server.stop();
+        let handle = server.addr() as u64;
+        let may_go = |state: &State| !matches!(state, State::Starting { .. });
+        // The handle ends first, the server after: nobody waits for the handle meanwhile. Ends when the
+        // thread that starts it has done so.
+        loop {
+            match SERVERS.remove_in_turn(handle, may_go)? {
+                Some(State::Running(server)) => server.stop(),
+                Some(_) => {}
+                None => {
+                    std::thread::sleep(LOOK);
+                    continue;
+                }
+            }
+            return Ok(());
         }
-        Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    fn new() -> u64 {
+        let builder = Server::builder().bind("127.0.0.1:0").workers(1);
+        SERVERS
+            .insert(State::Building(Box::new(builder)), "servers")
+            .unwrap()
+    }
+
+    fn pointer(server: u64) -> *mut ServerHandle {
+        ptr::without_provenance_mut(server as usize)
+    }
+
+    /// What another thread is told by `ask`, as a handler would be while the server is being started.
+    fn told<T: Send + 'static>(server: u64, ask: fn(*mut ServerHandle) -> T) -> T {
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || tell.send(ask(pointer(server))));
+        told.recv_timeout(Duration::from_secs(20))
+            .expect("nobody waits for a start that may wait for him")
+    }
+
+    #[test]
+    fn handlers_may_ask_while_the_server_starts() {
+        let server = new();
+        let started = start_by(server, |builder| {
+            let code = told(server, |server| handle_of(server).unwrap_err().code());
+            assert_eq!(code, -libc::EBUSY);
+            assert_eq!(
+                told(server, |server| lapce_ipc_server_start(server)),
+                -libc::EINVAL
+            );
+            assert_eq!(
+                told(server, |server| lapce_ipc_server_begin_stop(server)),
+                0
+            );
+            Ok(builder.start()?)
+        });
+        assert_eq!(started, Ok(()));
+        // It was asked to stop meanwhile, and does.
+        let address = handle_of(pointer(server)).unwrap().local_addr().unwrap();
+        let refuses = || std::net::TcpStream::connect(address).is_err();
+        assert!((0..20_000).any(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            refuses()
+        }));
+        assert_eq!(lapce_ipc_server_stop(pointer(server)), 0);
+    }
+
+    #[test]
+    fn a_start_that_fails_leaves_a_handle_to_stop() {
+        let server = new();
+        let failed = start_by(server, |_| Err(Fault::Invalid("on purpose")));
+        assert_eq!(failed, Err(Fault::Invalid("on purpose")));
+        assert_eq!(lapce_ipc_server_start(pointer(server)), -libc::EINVAL);
+        assert_eq!(lapce_ipc_server_begin_stop(pointer(server)), -libc::EINVAL);
+        assert_eq!(lapce_ipc_server_stop(pointer(server)), 0);
+        // After a panic too; and who stops it meanwhile waits.
+        let server = new();
+        let (stopping, has_begun) = mpsc::channel();
+        let stopper = std::thread::spawn(move || {
+            has_begun.recv().unwrap();
+            lapce_ipc_server_stop(pointer(server))
+        });
+        let code = guard::run(|| {
+            start_by(server, |_| {
+                stopping.send(()).unwrap();
+                panic!("on purpose")
+            })
+        });
+        assert_eq!(code, -libc::ENOTRECOVERABLE);
+        assert_eq!(stopper.join().unwrap(), 0);
+        assert_eq!(lapce_ipc_server_stop(pointer(server)), -libc::EBADF);
+    }
 }
