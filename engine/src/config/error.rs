@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
+
 use super::Config;
 
 /// A configuration that cannot be used.
@@ -54,38 +57,29 @@ impl ConfigError {
 
     /// A fault that the TOML reader found.
     pub(super) fn from_toml(error: &toml::de::Error, text: &str, file: &str) -> ConfigError {
+        if let Some((line, section)) = section_in_double_brackets(text) {
+            return ConfigError {
+                file: file.to_owned(),
+                line: Some(line),
+                key: Some(section),
+                problem: "a section is there once, its name in one pair of [ ]".into(),
+            };
+        }
         let start = error.span().map(|span| span.start.min(text.len()));
-        let line = start.map(|start| text[..start].matches('\n').count() + 1);
         let message = error.message().replace('\n', " ");
-        let section = line.and_then(|line| section_at(text, line));
-        let (name, problem) = match message.strip_prefix("unknown field") {
+        let problem = match message.strip_prefix("unknown field") {
             Some(_) => {
                 // The reader names what it did not know and what it knows, all in backquotes.
                 let mut names = message.split('`').skip(1).step_by(2);
                 let unknown = names.next().unwrap_or_default().to_owned();
-                let problem = unknown_key(&unknown, names);
-                (Some(unknown), problem)
+                unknown_key(&unknown, names)
             }
-            None => {
-                let its_line = line.and_then(|line| text.lines().nth(line - 1));
-                let name = its_line
-                    .and_then(|line| line.split_once('='))
-                    .map(|(key, _)| key.trim().to_owned());
-                let problem = match its_line.is_some_and(|line| line.trim().starts_with("[[")) {
-                    true => "a section is there once, its name in one pair of [ ]".into(),
-                    false => in_users_words(&message),
-                };
-                (name, problem)
-            }
-        };
-        let key = match (section, name) {
-            (Some(section), Some(name)) if section != name => Some(format!("{section}.{name}")),
-            (section, name) => name.or(section),
+            None => in_users_words(&message),
         };
         ConfigError {
             file: file.to_owned(),
-            line,
-            key,
+            line: start.map(|start| line_at(text, start)),
+            key: start.and_then(|start| key_at(text, start)),
             problem,
         }
     }
@@ -135,38 +129,57 @@ fn in_users_words(message: &str) -> String {
     format!("{found}, expected {expected}")
 }
 
-/// The section in which a line lies.
-fn section_at(text: &str, line: usize) -> Option<String> {
-    let lines: Vec<_> = text.lines().take(line).collect();
-    let header = lines.iter().rev().find_map(|line| {
-        let line = line.trim().strip_prefix('[')?;
-        Some(line.trim_start_matches('[').split(']').next()?.trim())
-    })?;
-    (!header.is_empty()).then(|| header.to_owned())
+/// The line in which a byte lies.
+fn line_at(text: &str, byte: usize) -> usize {
+    text[..byte].matches('\n').count() + 1
 }
 
-/// The line on which a key of a section is set, or on which its section begins.
+/// The line on which a key of a section is set, or on which its section begins, in whichever of TOML's
+/// ways both are written.
 fn line_of_key(text: &str, key: &str) -> Option<usize> {
     let (section, name) = key.split_once('.')?;
-    let mut in_section = None;
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.starts_with('[') {
-            let header = line
-                .trim_start_matches('[')
-                .split(']')
-                .next()
-                .unwrap_or_default();
-            in_section = (header.trim() == section).then_some(index + 1);
-        } else if in_section.is_some()
-            && line
-                .split_once('=')
-                .is_some_and(|(key, _)| key.trim() == name)
-        {
-            return Some(index + 1);
+    let file = DeTable::parse(text).ok()?;
+    let (header, keys) = named(file.get_ref(), section)?;
+    let keys = keys.get_ref().as_table();
+    let place = match keys.and_then(|keys| named(keys, name)) {
+        Some((name, _)) => name.span(),
+        None => header.span(),
+    };
+    Some(line_at(text, place.start))
+}
+
+type Entry<'a, 'text> = (&'a Spanned<DeString<'text>>, &'a Spanned<DeValue<'text>>);
+
+fn named<'a, 'text>(table: &'a DeTable<'text>, name: &str) -> Option<Entry<'a, 'text>> {
+    table.iter().find(|(key, _)| key.get_ref() == name)
+}
+
+/// The key whose name or value is at a byte, `section.name`, or the section whose name is there. `None`:
+/// what is there is no TOML.
+fn key_at(text: &str, byte: usize) -> Option<String> {
+    let file = DeTable::parse(text).ok()?;
+    let is_here =
+        |(key, value): &Entry<'_, '_>| key.span().contains(&byte) || value.span().contains(&byte);
+    for (section, keys) in file.get_ref() {
+        let keys = keys.get_ref().as_table();
+        if let Some((name, _)) = keys.and_then(|keys| keys.iter().find(is_here)) {
+            return Some(format!("{}.{}", section.get_ref(), name.get_ref()));
         }
     }
-    None
+    let (section, _) = file.get_ref().iter().find(is_here)?;
+    Some(section.get_ref().to_string())
+}
+
+/// A section written as one of several, which the reader would take for its keys' values in turn.
+fn section_in_double_brackets(text: &str) -> Option<(usize, String)> {
+    let file = DeTable::parse(text).ok()?;
+    let is_section = |name: &str| keys().any(|(section, _)| section == name);
+    let (section, _) = file
+        .get_ref()
+        .iter()
+        .find(|(name, value)| value.get_ref().is_array() && is_section(name.get_ref()))?;
+    let line = line_at(text, section.span().start);
+    Some((line, section.get_ref().to_string()))
 }
 
 /// Levenshtein's distance between two short words.
@@ -197,22 +210,22 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_in_the_section_above_it() {
-        let text = "top = 1\n[server]\na = 1\n[[limits]]\nb = 2\n";
-        let sections: Vec<_> = (1..=5).map(|line| section_at(text, line)).collect();
-        let named = |name: &str| Some(name.to_owned());
-        let (server, limits) = (named("server"), named("limits"));
-        assert_eq!(
-            sections,
-            [None, server.clone(), server, limits.clone(), limits]
-        );
-    }
-
-    #[test]
     fn keys_are_found_in_their_section() {
         let text = "[server]\nbind_address = 1\n\n[metrics]\n  bind_address=2\n";
         assert_eq!(line_of_key(text, "server.bind_address"), Some(2));
         assert_eq!(line_of_key(text, "metrics.bind_address"), Some(5));
         assert_eq!(line_of_key(text, "limits.drain_ms"), None);
+        assert_eq!(line_of_key(text, "server.workers"), Some(1));
+        assert_eq!(
+            line_of_key("\n\"shm\".'enabled' = 1", "shm.enabled"),
+            Some(2)
+        );
+        let inline = "shm = {\n  enabled = 1 }";
+        assert_eq!(line_of_key(inline, "shm.enabled"), Some(2));
+        let at = |text: &str, what: &str| key_at(text, text.find(what).unwrap());
+        assert_eq!(at(inline, "enabled").unwrap(), "shm.enabled");
+        assert_eq!(at(inline, "1").unwrap(), "shm.enabled");
+        assert_eq!(at("[server]\n[metrics]\n", "metrics").unwrap(), "metrics");
+        assert_eq!(at("[server", "server"), None);
     }
 }
