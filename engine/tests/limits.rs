@@ -210,6 +210,21 @@ fn settings_that_cannot_work_are_named() {
         ..Limits::default()
     });
     assert!(text.contains("max_buffered_bytes"), "{text}");
+    let forever = Limits {
+        drain_ms: u64::MAX,
+        ..Limits::default()
+    };
+    let text = refuse(forever);
+    assert!(
+        text.contains("drain_ms") && text.contains("a day"),
+        "{text}"
+    );
+    for (token, word) in [(vec![], "empty"), (vec![b'x'; 65_536], "65535")] {
+        match server().auth_token(token).start() {
+            Err(ServerError::BadSetting(text)) => assert!(text.contains(word), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
     assert!(matches!(
         server().workers(17).start(),
         Err(ServerError::BadSetting(_))

@@ -100,6 +100,23 @@ fn idle_mode(mode: u32) -> Result<IdleMode, Fault> {
     }
 }
 
+/// The auth token, if there is one. A length without bytes, or bytes without a length, is a mistake that
+/// must not make a server which lets everybody in.
+///
+/// # Safety
+/// As [`guard::bytes`].
+unsafe fn token<'a>(data: *const c_void, length: usize) -> Result<Option<&'a [u8]>, Fault> {
+    match (data.is_null(), length) {
+        (true, 0) => Ok(None),
+        (true, _) => Err(Fault::Null("the auth token")),
+        (false, 0) => Err(Fault::Invalid(
+            "the auth token is empty: set auth_token_bytes too",
+        )),
+        // SAFETY: the caller's promise.
+        (false, _) => Ok(Some(unsafe { guard::bytes(data, length) }?)),
+    }
+}
+
 /// lapce_ipc_client_options
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -162,9 +179,8 @@ impl ClientOptions {
         if self.max_unread_bytes > 0 {
             builder = builder.max_unread_bytes(self.max_unread_bytes as usize);
         }
-        if !self.auth_token.is_null() {
-            // SAFETY: the caller's promise.
-            let token = unsafe { guard::bytes(self.auth_token, self.auth_token_bytes) }?;
+        // SAFETY: the caller's promise.
+        if let Some(token) = unsafe { token(self.auth_token, self.auth_token_bytes) }? {
             builder = builder.auth_token(token);
         }
         Ok(builder)
@@ -237,9 +253,8 @@ impl ServerOptions {
                 "a server needs an address: set `bind`, `shm` or both",
             ));
         }
-        if !self.auth_token.is_null() {
-            // SAFETY: the caller's promise.
-            let token = unsafe { guard::bytes(self.auth_token, self.auth_token_bytes) }?;
+        // SAFETY: the caller's promise.
+        if let Some(token) = unsafe { token(self.auth_token, self.auth_token_bytes) }? {
             builder = builder.auth_token(token);
         }
         Ok(builder)

@@ -147,6 +147,12 @@ static void wrong_options(void) {
     options.auth_token = token;
     options.auth_token_bytes = sizeof token;
     FAILS(-EINVAL, "65535", lapce_ipc_connect(nowhere, &options, &client));
+    options.auth_token_bytes = 0;
+    FAILS(-EINVAL, "empty", lapce_ipc_connect(nowhere, &options, &client));
+    options.auth_token = NULL;
+    options.auth_token_bytes = 32;
+    FAILS(-EFAULT, "token", lapce_ipc_connect(nowhere, &options, &client));
+    options.auth_token_bytes = 0;
     /* Too new: refused where it matters, taken where it does not. */
     newer.known.size = sizeof newer;
     CODE(-ECONNREFUSED, lapce_ipc_connect(nowhere, &newer.known, &client));

@@ -289,6 +289,7 @@ static void gone(lapce_ipc_server *server, const char *address) {
 }
 
 static void not_started(const char *taken) {
+    static char token[65536];
     lapce_ipc_server_options options = LAPCE_IPC_SERVER_OPTIONS_INIT;
     lapce_ipc_server *server = NULL;
 
@@ -310,6 +311,25 @@ static void not_started(const char *taken) {
     OK(lapce_ipc_server_new(&options, &server));
     FAILS(-EINVAL, "1000", lapce_ipc_server_start(server));
     OK(lapce_ipc_server_stop(server));
+    options.workers = 1;
+    options.bind = "127.0.0.1:0";
+    /* A mistake with the token must not become a server that asks for none. */
+    options.auth_token_bytes = 32;
+    FAILS(-EFAULT, "token", lapce_ipc_server_new(&options, &server));
+    options.auth_token = token;
+    options.auth_token_bytes = 0;
+    FAILS(-EINVAL, "empty", lapce_ipc_server_new(&options, &server));
+    options.auth_token_bytes = sizeof token;
+    OK(lapce_ipc_server_new(&options, &server));
+    FAILS(-EINVAL, "65535", lapce_ipc_server_start(server));
+    OK(lapce_ipc_server_stop(server));
+    options.auth_token = NULL;
+    options.auth_token_bytes = 0;
+    options.drain_ms = UINT64_MAX;
+    OK(lapce_ipc_server_new(&options, &server));
+    FAILS(-EINVAL, "drain_ms", lapce_ipc_server_start(server));
+    OK(lapce_ipc_server_stop(server));
+    options.drain_ms = 0;
     options.flags = 64;
     CODE(-EINVAL, lapce_ipc_server_new(&options, &server));
     options.flags = 0;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{ConfigError, IdleMode, Limits};
+use super::{BadLimit, ConfigError, IdleMode, Limits, check_token};
 use crate::ipc::is_instance_name;
 
 /// What the daemon can be told. The defaults are those of a daemon without a file.
@@ -111,11 +111,6 @@ struct SecuritySection {
     auth_token_file: Option<String>,
 }
 
-/// The longest time that a limit may name, in milliseconds: a day.
-const MILLISECONDS_MAX: u64 = 24 * 60 * 60 * 1000;
-/// The longest payload that may be allowed.
-const MESSAGE_BYTES_MAX: u32 = 1 << 30;
-
 impl Config {
     /// Reads a file, and the token file that it names.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
@@ -219,16 +214,14 @@ impl Config {
             ConfigError::at_key(name, text, key, format!("{file} cannot be read: {error}"))
         })?;
         let token = token.trim_ascii();
-        if token.is_empty() {
-            return Err(ConfigError::at_key(
-                name,
-                text,
-                key,
-                format!("{file} holds no token"),
-            ));
-        }
-        if token.contains(&b'\n') {
-            let problem = format!("{file} has more than one line: the token is to be all of it");
+        let problem = match check_token(token) {
+            Err(problem) => Some(format!("{file} holds no token that can be used: {problem}")),
+            Ok(()) if token.contains(&b'\n') => Some(format!(
+                "{file} has more than one line: the token is to be all of it"
+            )),
+            Ok(()) => None,
+        };
+        if let Some(problem) = problem {
             return Err(ConfigError::at_key(name, text, key, problem));
         }
         use std::os::unix::fs::PermissionsExt;
@@ -243,78 +236,33 @@ impl Config {
 }
 
 fn limits(section: &LimitsSection, name: &str, text: &str) -> Result<Limits, ConfigError> {
-    let mut limits = Limits::default();
-    let at = |key: &str, problem: String| Err(ConfigError::at_key(name, text, key, problem));
-    if let Some(bytes) = section.max_message_bytes {
-        if bytes > MESSAGE_BYTES_MAX {
-            return at(
-                "limits.max_message_bytes",
-                format!("{bytes} is too much: at most {MESSAGE_BYTES_MAX}"),
-            );
-        }
-        if bytes == 0 {
-            return at("limits.max_message_bytes", "must be at least 1".into());
-        }
-        limits.max_message_bytes = bytes;
+    let usual = Limits::default();
+    let mut limits = Limits {
+        max_message_bytes: section.max_message_bytes.unwrap_or(usual.max_message_bytes),
+        max_connections: section.max_connections.unwrap_or(usual.max_connections),
+        drain_ms: section.drain_ms.unwrap_or(usual.drain_ms),
+        max_inflight_per_connection: section
+            .max_inflight_per_connection
+            .unwrap_or(usual.max_inflight_per_connection),
+        send_stall_ms: section.send_stall_ms.unwrap_or(usual.send_stall_ms),
+        frame_timeout_ms: section.frame_timeout_ms.unwrap_or(usual.frame_timeout_ms),
+        ..usual
+    };
+    limits.max_buffered_bytes = section
+        .max_buffered_bytes
+        .unwrap_or_else(|| limits.max_buffered_bytes.max(limits.buffered_bytes_min()));
+    match limits.check() {
+        Ok(()) => Ok(limits),
+        Err(BadLimit {
+            name: limit,
+            problem,
+        }) => Err(ConfigError::at_key(
+            name,
+            text,
+            &format!("limits.{limit}"),
+            problem,
+        )),
     }
-    for (key, given, to) in [
-        (
-            "limits.max_connections",
-            section.max_connections,
-            &mut limits.max_connections,
-        ),
-        (
-            "limits.max_inflight_per_connection",
-            section.max_inflight_per_connection,
-            &mut limits.max_inflight_per_connection,
-        ),
-    ] {
-        match given {
-            Some(0) => return at(key, "must be at least 1".into()),
-            Some(count) => *to = count,
-            None => {}
-        }
-    }
-    for (key, given, to) in [
-        ("limits.drain_ms", section.drain_ms, &mut limits.drain_ms),
-        (
-            "limits.send_stall_ms",
-            section.send_stall_ms,
-            &mut limits.send_stall_ms,
-        ),
-        (
-            "limits.frame_timeout_ms",
-            section.frame_timeout_ms,
-            &mut limits.frame_timeout_ms,
-        ),
-    ] {
-        match given {
-            // A stop that waits for nothing is one; a time in which nothing can be done is none.
-            Some(0) if key != "limits.drain_ms" => return at(key, "must be at least 1".into()),
-            Some(ms) if ms > MILLISECONDS_MAX => {
-                return at(
-                    key,
-                    format!("{ms} is too long: at most {MILLISECONDS_MAX} (a day)"),
-                );
-            }
-            Some(ms) => *to = ms,
-            None => {}
-        }
-    }
-    let least = u64::from(limits.max_message_bytes) + 1024;
-    match section.max_buffered_bytes {
-        Some(bytes) if bytes < least => {
-            return at(
-                "limits.max_buffered_bytes",
-                format!(
-                    "{bytes} is too little: max_message_bytes and 1024 more, {least}, is the least"
-                ),
-            );
-        }
-        Some(bytes) => limits.max_buffered_bytes = bytes,
-        None => limits.max_buffered_bytes = limits.max_buffered_bytes.max(least),
-    }
-    Ok(limits)
 }
 
 fn check_address(address: &str) -> Result<(), String> {
@@ -424,6 +372,32 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_nobody_or_everybody_has_is_refused() {
+        let file = std::env::temp_dir().join(format!("lapce_ipc_token_{}", std::process::id()));
+        let mut config = Config {
+            auth_token_file: file.display().to_string(),
+            ..Config::default()
+        };
+        let text = "[security]\nauth_token_file = \"somewhere\"\n";
+        for (token, word) in [
+            (&b" \n"[..], "empty"),
+            (&[b'x'; 65_536], "65535"),
+            (b"a\nb", "one line"),
+        ] {
+            std::fs::write(&file, token).unwrap();
+            let error = config.load_token(text, "test.toml").unwrap_err();
+            let said = error.to_string();
+            assert!(
+                said.contains(word) && said.contains("test.toml:2"),
+                "{said}"
+            );
+        }
+        std::fs::write(&file, [b'x'; 65_535]).unwrap();
+        config.load_token(text, "test.toml").unwrap();
+        std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
     fn faults_name_file_line_key_and_remedy() {
         for (text, expected) in [
             (
@@ -490,6 +464,31 @@ mod tests {
                 &["test.toml:2", "shm.instance"],
             ),
             ("[server\n", &["test.toml:1"]),
+            (
+                "\nserver.workers = 17\n",
+                &["test.toml:2", "server.workers", "0 to 16"],
+            ),
+            (
+                "\nlimits = { max_connections = 9, drain_ms = 99999999999 }\n",
+                &["test.toml:2", "limits.drain_ms", "a day"],
+            ),
+            (
+                "[ \"limits\" ] # here\n\n'frame_timeout_ms' = 0\n",
+                &["test.toml:3", "limits.frame_timeout_ms", "at least 1"],
+            ),
+            (
+                "\nshm.enabled = \"yes\"\n",
+                &["test.toml:2", "shm.enabled", "true or false"],
+            ),
+            (
+                "\nserver = { wrokers = 1 }\n",
+                &["test.toml:2", "server.wrokers", "`workers`"],
+            ),
+            ("server = 5\n", &["test.toml:1: server:", "a section"]),
+            (
+                "[server]\nworkers = [\n1]\n",
+                &["test.toml:2", "server.workers", "a whole number"],
+            ),
             (
                 "[limits]\nmax_buffered_bytes = 1\n",
                 &["test.toml:2", "max_buffered_bytes"],

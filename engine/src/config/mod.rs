@@ -4,8 +4,10 @@ mod error;
 mod file;
 mod idle;
 mod limits;
+mod token;
 
 pub use error::ConfigError;
 pub use file::Config;
 pub use idle::{IdleMode, UnknownIdleMode};
-pub use limits::Limits;
+pub use limits::{BadLimit, Limits};
+pub(crate) use token::check_token;

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 
 use super::shm::ShmService;
 use super::{Server, ServerError, ServerHandle};
-use crate::config::{IdleMode, Limits};
+use crate::config::{IdleMode, Limits, check_token};
 use crate::process::wait_for_port;
 use crate::shm::{Control, DoorbellWord, ReadyBits};
 use crate::stats::Registry;
@@ -78,7 +78,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Keeps each worker on a CPU of its own. On by default where there are as many CPUs.
+    /// Keeps each worker on a CPU of its own, where there are more CPUs than workers: if there are not,
+    /// the clients on this machine would have to share each of them. On by default.
     pub fn pin(mut self, pin: bool) -> ServerBuilder {
         self.pin = pin;
         self
@@ -90,13 +91,13 @@ impl ServerBuilder {
         self
     }
 
-    /// Bounds of everything that could grow.
+    /// Bounds of everything that could grow. See [`Limits::check`].
     pub fn limits(mut self, limits: Limits) -> ServerBuilder {
         self.limits = limits;
         self
     }
 
-    /// Asks every connection for this token, in its HANDSHAKE.
+    /// Asks every connection for this token, of 1 to 65,535 bytes, in its HANDSHAKE.
     pub fn auth_token(mut self, token: impl Into<Vec<u8>>) -> ServerBuilder {
         self.auth_token = Some(token.into());
         self
@@ -238,15 +239,11 @@ impl ServerBuilder {
                 self.workers
             ));
         }
-        let limits = &self.limits;
-        if u64::from(limits.max_message_bytes) + 1024 > limits.max_buffered_bytes {
-            return bad(format!(
-                "max_buffered_bytes ({}) must exceed max_message_bytes ({}) by at least 1024",
-                limits.max_buffered_bytes, limits.max_message_bytes
-            ));
+        if let Err(problem) = self.limits.check() {
+            return bad(problem.to_string());
         }
-        if limits.max_connections == 0 || limits.max_message_bytes == 0 {
-            return bad("max_connections and max_message_bytes must be at least 1".into());
+        if let Some(Err(problem)) = self.auth_token.as_deref().map(check_token) {
+            return bad(format!("auth_token: {problem}"));
         }
         if let Some(instance) = self.shm.as_ref().filter(|name| !is_instance_name(name)) {
             return bad(format!(
