@@ -419,7 +419,8 @@ int lapce_ipc_server_start(lapce_ipc_server *server);
  * capacity: 56 bytes are always enough. -ENOTCONN if it does not listen on TCP. */
 int lapce_ipc_server_address(lapce_ipc_server *server, char *text, size_t capacity);
 
-/* Begins to stop and returns at once; also from a handler. lapce_ipc_server_stop is still needed. */
+/* Begins to stop and returns at once; also from a handler. Nobody new gets in from then on, over TCP or
+ * shared memory. lapce_ipc_server_stop is still needed. */
 int lapce_ipc_server_begin_stop(lapce_ipc_server *server);
 
 /* Stops and ends the handle: accepts nothing new, delivers answers in flight for at most drain_ms, and

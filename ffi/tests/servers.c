@@ -361,7 +361,7 @@ static void over_shared_memory(void) {
     lapce_ipc_server_stats_t server_stats = LAPCE_IPC_SERVER_STATS_INIT;
     lapce_ipc_buffer answer = LAPCE_IPC_BUFFER_INIT;
     lapce_ipc_server *server, *second;
-    lapce_ipc_client *client;
+    lapce_ipc_client *client, *late;
     char address[64], instance[32];
     lapce_ipc_answer polled = LAPCE_IPC_ANSWER_INIT;
     struct pollfd watched = { .events = POLLIN };
@@ -399,6 +399,9 @@ static void over_shared_memory(void) {
     while ((code = lapce_ipc_poll(client, &polled)) == 0) {
     }
     CODE(-EAGAIN, code);
+    /* From here on nobody new gets in. */
+    OK(lapce_ipc_server_begin_stop(server));
+    CODE(-ENOENT, lapce_ipc_connect(address, NULL, &late));
     OK(lapce_ipc_server_stop(server));
     watched.fd = fd;
     CHECK(poll(&watched, 1, 10000) == 1);

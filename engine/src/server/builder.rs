@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::mpsc;
 
-use super::shm::ShmService;
+use super::shm::{ShmOffer, ShmService};
 use super::{Server, ServerError, ServerHandle};
 use crate::config::{IdleMode, Limits, check_token};
 use crate::process::wait_for_port;
@@ -186,9 +186,11 @@ impl ServerBuilder {
             ready_bits: (0..workers).map(|_| ReadyBits::new()).collect(),
         });
         shared.set_idle_mode(self.idle);
+        let offer = control.clone().map(ShmOffer::new);
         let handle = ServerHandle {
             shared: shared.clone(),
             local_addr,
+            shm: offer.clone(),
         };
         let mut server = Server {
             handle,
@@ -225,8 +227,8 @@ impl ServerBuilder {
                 Err(_) => return Err(ServerError::Thread(io::Error::other("a worker panicked"))),
             }
         }
-        if let Some(control) = control {
-            server.shm = Some(ShmService::start(control, shared)?);
+        if let Some(offer) = offer {
+            server.shm = Some(ShmService::start(offer, shared)?);
         }
         Ok(server)
     }

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 pub use builder::ServerBuilder;
 pub use error::ServerError;
-use shm::ShmService;
+use shm::{ShmOffer, ShmService};
 
 use crate::config::IdleMode;
 use crate::stats::Snapshot;
@@ -47,6 +47,7 @@ pub struct Server {
 pub struct ServerHandle {
     shared: Arc<Shared>,
     local_addr: Option<SocketAddr>,
+    shm: Option<ShmOffer>,
 }
 
 impl Server {
@@ -64,7 +65,8 @@ impl Server {
     /// The path of the control segment by which clients find its shared memory; `None` if it
     /// offers none.
     pub fn shm_path(&self) -> Option<String> {
-        self.shm.as_ref().map(|shm| shm.control.path.clone())
+        let offer = self.handle.shm.as_ref();
+        offer.map(|offer| offer.control.path.clone())
     }
 
     /// The statistics so far.
@@ -139,8 +141,12 @@ impl ServerHandle {
         self.shared.registry.snapshot()
     }
 
-    /// Begins a graceful stop and returns at once.
+    /// Begins a graceful stop, as [`Server::stop`] does, and returns at once. From here on nobody new
+    /// gets in, over either transport.
     pub fn begin_stop(&self) {
+        if let Some(offer) = &self.shm {
+            offer.withdraw();
+        }
         for inbox in &self.shared.inboxes {
             inbox.ask_to_drain();
         }

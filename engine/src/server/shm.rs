@@ -12,10 +12,32 @@ use crate::worker::{Message, Shared};
 /// Stack of the attach thread.
 const STACK_BYTES: usize = 64 * 1024;
 
-/// A control segment that is offered, and its thread.
-pub(super) struct ShmService {
+/// A control segment that is offered, until it is withdrawn.
+#[derive(Clone)]
+pub(super) struct ShmOffer {
     pub(super) control: Arc<Control>,
-    stop: Arc<AtomicBool>,
+    withdrawn: Arc<AtomicBool>,
+}
+
+impl ShmOffer {
+    pub(super) fn new(control: Arc<Control>) -> ShmOffer {
+        ShmOffer {
+            control,
+            withdrawn: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    /// Takes the name away, and has nobody attached from now on. Does not wait.
+    pub(super) fn withdraw(&self) {
+        // In this order, so that the thread which looks after the name does not miss it.
+        shm::stop(&self.control, &self.withdrawn);
+        self.control.remove();
+    }
+}
+
+/// The thread that attaches clients.
+pub(super) struct ShmService {
+    offer: ShmOffer,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -59,13 +81,12 @@ impl Placement for Workers {
 }
 
 impl ShmService {
-    pub(super) fn start(control: Arc<Control>, shared: Arc<Shared>) -> Result<Self, ServerError> {
-        let stop = Arc::new(AtomicBool::new(false));
+    pub(super) fn start(offer: ShmOffer, shared: Arc<Shared>) -> Result<Self, ServerError> {
         let server = AttachServer {
-            control: control.clone(),
+            control: offer.control.clone(),
             workers: shared.inboxes.len(),
             placement: Workers(shared),
-            stop: stop.clone(),
+            stop: offer.withdrawn.clone(),
             is_full: Cell::new(false),
         };
         let thread = std::thread::Builder::new()
@@ -74,17 +95,14 @@ impl ShmService {
             .spawn(move || server.run())
             .map_err(ServerError::Thread)?;
         Ok(ShmService {
-            control,
-            stop,
+            offer,
             thread: Some(thread),
         })
     }
 
-    /// Takes the name away and attaches nobody from now on.
+    /// Withdraws the offer, and waits for the thread.
     pub(super) fn stop(&mut self) {
-        // In this order, so that the thread which looks after the name does not miss it.
-        shm::stop(&self.control, &self.stop);
-        self.control.remove();
+        self.offer.withdraw();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
