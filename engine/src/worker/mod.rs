@@ -9,6 +9,7 @@
 mod batch;
 mod connection;
 mod context;
+mod damaged;
 mod deferred;
 mod dispatch;
 mod events;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Connection, Phase};
+use super::damaged;
 use super::heat::HOT_MAX;
 use super::vec_pool::NEW_BYTES;
 use crate::shm::{Control, Corrupt, RECORD_MAX, ServerEnd};
@@ -69,17 +70,16 @@ impl Connection {
         self.progress_bytes += bytes;
         stats.bytes(Transport::Shm, Direction::In, bytes);
         if ends.segment.poisoned() {
-            self.memory_was_cut();
+            self.memory_was_cut(now_ns);
         }
         self.takes_requests()
     }
 
     /// What is read from its memory now are zeros, which are no frame.
     #[cold]
-    fn memory_was_cut(&mut self) {
-        log::warn!(
-            "a shared-memory connection was closed: its file was cut short, or /dev/shm has no room for it"
-        );
+    fn memory_was_cut(&mut self, now_ns: u64) {
+        let why = "its file was cut short, or /dev/shm has no room for it";
+        damaged::tell(now_ns, &why);
         self.phase = Phase::Closing;
     }
 }
@@ -320,7 +320,7 @@ impl Worker {
             return false;
         };
         if ends.segment.poisoned() {
-            connection.memory_was_cut();
+            connection.memory_was_cut(self.now_ns);
         } else if ends.rx.has_record() {
             // It came after we looked, before the client went.
             return true;
@@ -435,7 +435,7 @@ impl Worker {
 
     #[cold]
     pub(super) fn close_corrupt(&mut self, key: Key, error: Corrupt) {
-        log::warn!("a shared-memory connection was closed: {error}");
+        damaged::tell(self.now_ns, &error);
         if let Some(connection) = self.connections.get_mut(key) {
             connection.phase = Phase::Closing;
         }
