@@ -143,8 +143,7 @@ impl Error {
         }
     }
 
-    /// The same error once more, for each of the requests that it ended. Of what the system said,
-    /// only the kind is kept.
+    /// The same error once more, for each of the requests that it ended.
     pub(super) fn copy(&self) -> Error {
         match self {
             Error::Remote { code, message } => Error::Remote {
@@ -156,11 +155,11 @@ impl Error {
                 source,
             } => Error::ConnectionLost {
                 may_have_run: *may_have_run,
-                source: source.as_ref().map(|source| source.kind().into()),
+                source: source.as_ref().map(copy_io),
             },
             Error::ConnectFailed { address, source } => Error::ConnectFailed {
                 address: address.clone(),
-                source: source.kind().into(),
+                source: copy_io(source),
             },
             Error::SharedMemory(text) => Error::SharedMemory(text.clone()),
             Error::Timeout { after } => Error::Timeout { after: *after },
@@ -184,6 +183,14 @@ impl Error {
             Error::InvalidRequest(what) => Error::InvalidRequest(what),
             Error::Closed => Error::Closed,
         }
+    }
+}
+
+/// With the system's number where there is one, of which several are one kind.
+fn copy_io(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::new(error.kind(), error.to_string()),
     }
 }
 
@@ -253,6 +260,32 @@ impl std::error::Error for Error {
             | Error::ConnectFailed { source, .. } => Some(source),
             Error::ServerViolation(refusal) => Some(refusal),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_says_the_same() {
+        for source in [
+            io::Error::from_raw_os_error(libc::EMFILE),
+            io::Error::from_raw_os_error(libc::ENETDOWN),
+            io::Error::new(io::ErrorKind::NotFound, "the name has no address"),
+        ] {
+            let (errno, kind) = (source.raw_os_error(), source.kind());
+            let address = "127.0.0.1:1".to_owned();
+            let error = Error::ConnectFailed { address, source };
+            let copy = error.copy();
+            assert_eq!(copy.to_string(), error.to_string());
+            match copy {
+                Error::ConnectFailed { source, .. } => {
+                    assert_eq!((source.raw_os_error(), source.kind()), (errno, kind));
+                }
+                other => panic!("{other:?}"),
+            }
         }
     }
 }
