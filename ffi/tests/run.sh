@@ -12,7 +12,7 @@ if [ "${1:-}" = --release ]; then
     profile=release
     flags=(--release)
 fi
-cargo build -q -p lapce-ipc-ffi "${flags[@]}"
+cargo build -q -p lapce-ipc-ffi -p lapce-ipc "${flags[@]}"
 target=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 libs=$target/$profile
 work=$(mktemp -d)
@@ -150,10 +150,10 @@ else
 fi
 
 daemon=$libs/lapce_ipc_server
-if [ -x "$daemon" ] && has python3; then
+if has python3; then
     step "against the daemon"
     ffi/tests/daemon.sh "$daemon" "$work/plain/calls" ECHO-ONLY
 else
-    skip "no $daemon, or no python3: build it to test against it"
+    skip "no python3"
 fi
 echo "the C library passes"
