@@ -2,9 +2,13 @@
 
 mod support;
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use lapce_ai::ipc::{Client, msg_type};
@@ -23,6 +27,22 @@ fn stops(daemon: Daemon) {
     let control = daemon.control();
     assert_eq!(daemon.stop(), 0);
     assert!(!control.exists());
+}
+
+/// Writes over what this process shares with the daemon in a connection.
+fn damage_connection(daemon: &Daemon) {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let name = format!("lapce_ipc_v2_{}_conn_", daemon.instance);
+    let line = maps.lines().find(|line| line.contains(&name)).unwrap();
+    let range = line.split(' ').next().unwrap().split('-');
+    let range: Vec<_> = range
+        .map(|end| u64::from_str_radix(end, 16).unwrap())
+        .collect();
+    // All but the beginning, which says what it is.
+    let (start, end) = (range[0] + 512, range[1]);
+    let memory = File::options().write(true).open("/proc/self/mem").unwrap();
+    let bytes = vec![0xFF; (end - start) as usize];
+    memory.write_all_at(&bytes, start).unwrap();
 }
 
 /// A client of its own process gets in over shared memory, sooner or later.
@@ -167,6 +187,100 @@ fn the_metrics_are_asked_for_and_not_read() {
     }
     drop(stalled);
     stops(daemon);
+}
+
+#[test]
+fn nobody_reads_the_log() {
+    let scratch = Scratch::new();
+    let text = config(&scratch, "workers = 1", "");
+    let (log, mut into_log) = std::io::pipe().unwrap();
+    let child = Command::new(SERVER)
+        .arg("--config")
+        .arg(scratch.write("lapce-ipc.toml", &text))
+        .stderr(into_log.try_clone().unwrap())
+        .spawn()
+        .unwrap();
+    let daemon = Daemon {
+        child,
+        address: String::new(),
+        metrics: String::new(),
+        instance: scratch.instance(),
+        log: channel().1,
+    };
+    serves(&daemon);
+    let (written, enough) = (AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let (written, enough) = (&written, &enough);
+        scope.spawn(move || {
+            let line = [vec![b'x'; 4095], vec![b'\n']].concat();
+            while !enough.load(Ordering::Relaxed) {
+                into_log.write_all(&line).unwrap();
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let mut before = usize::MAX;
+        while before != written.load(Ordering::Relaxed) || before == 0 {
+            before = written.load(Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // The worker has something to say now.
+        let client = Client::builder()
+            .reconnect(false)
+            .connect(&format!("shm:{}", daemon.instance))
+            .unwrap();
+        client.ping().unwrap();
+        damage_connection(&daemon);
+        assert!(client.ping().is_err());
+        serves(&daemon);
+        enough.store(true, Ordering::Relaxed);
+        let mut lines = BufReader::new(log).lines().map_while(Result::ok);
+        assert!(lines.any(|line| line.contains("connection was closed")));
+        stops(daemon);
+        // What is said last is written.
+        assert!(lines.any(|line| line.contains("stopped after")));
+    });
+}
+
+#[test]
+fn sixteen_who_keep_their_connections_leave_a_place_for_others() {
+    let scratch = Scratch::new();
+    let daemon = start(&scratch, "");
+    let done = AtomicBool::new(false);
+    let (ask, done) = (b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", &done);
+    std::thread::scope(|scope| {
+        let (tell, told) = channel();
+        for _ in 0..16 {
+            let mut stream = TcpStream::connect(&daemon.metrics).unwrap();
+            let tell = tell.clone();
+            scope.spawn(move || {
+                let mut answer = [0; 1024];
+                // Each asks well before its time is over, until it is told that this was its last.
+                while !done.load(Ordering::Relaxed) && stream.write_all(ask).is_ok() {
+                    let length = stream.read(&mut answer).unwrap_or(0);
+                    let _ = tell.send(());
+                    if length == 0 || contains(&answer[..length], "Connection: close") {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+        }
+        for _ in 0..64 {
+            told.recv_timeout(PATIENCE).unwrap();
+        }
+        let mut stream = TcpStream::connect(&daemon.metrics).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(ask).unwrap();
+        let mut answer = [0; 1024];
+        let length = stream.read(&mut answer);
+        done.store(true, Ordering::Relaxed);
+        assert!(contains(&answer[..length.unwrap()], "200 OK"));
+    });
+    stops(daemon);
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    String::from_utf8_lossy(bytes).contains(text)
 }
 
 #[test]

@@ -5,10 +5,11 @@ mod support;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Command, Output};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use support::{COMMAND, Daemon, SERVER, Scratch, config};
+use support::{COMMAND, Daemon, OldClient, SERVER, Scratch, config};
 
 const NEW: &str = "protocol_version = 2";
 const COMPATIBILITY: &str = "[compatibility]\nenable_legacy_support = false";
@@ -239,7 +240,7 @@ fn systemd_is_told_of_readiness_reload_and_the_end() {
         text(&bytes[..length])
     };
     let vars = [("NOTIFY_SOCKET", socket.to_str().unwrap())];
-    let daemon = start(&scratch, &config(&scratch, NEW, COMPATIBILITY), &vars);
+    let mut daemon = start(&scratch, &config(&scratch, NEW, COMPATIBILITY), &vars);
     assert_eq!(hear(), "READY=1");
     let legacy = "[compatibility]\nenable_legacy_support = true\n[limits]\nmax_connections = 7";
     scratch.write("lapce-ipc.toml", &config(&scratch, NEW, legacy));
@@ -257,7 +258,75 @@ fn systemd_is_told_of_readiness_reload_and_the_end() {
     while told != "STOPPING=1" {
         told = hear();
     }
-    assert_eq!(daemon.stop(), 0);
+    // A second signal would end it at once.
+    assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
+}
+
+/// Whoever has no patience for the answers in flight.
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    for (first, second) in [("-TERM", "-INT"), ("-INT", "-TERM")] {
+        let scratch = Scratch::new();
+        let sections = "[compatibility]\nenable_legacy_support = true\n[limits]\ndrain_ms = 3600000\nsend_stall_ms = 3600000";
+        let mut daemon = start(&scratch, &config(&scratch, NEW, sections), &[]);
+        let client = OldClient::connect(&daemon.address);
+        client.ask_much_and_read_nothing();
+        daemon.signal(first);
+        assert!(daemon.said("stopping"));
+        // A moment later it is heeded; until then it is a first one more.
+        let mut status = None;
+        for _ in 0..3000 {
+            daemon.signal(second);
+            std::thread::sleep(Duration::from_millis(10));
+            status = daemon.child.try_wait().unwrap();
+            if status.is_some() {
+                break;
+            }
+        }
+        assert!(status.expect("it ends").signal().is_some());
+        assert!(!daemon.control().exists());
+    }
+}
+
+#[test]
+fn output_that_cannot_be_written_is_said() {
+    let scratch = Scratch::new();
+    let file = scratch.write("old.toml", "[server]\n");
+    let file = file.to_str().unwrap();
+    for (program, arguments) in [
+        (SERVER, vec!["--config", file, "--check-config"]),
+        (SERVER, vec!["--help"]),
+        (SERVER, vec!["--version"]),
+        (COMMAND, vec!["migrate-config", file]),
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let (reader, unread) = std::io::pipe().unwrap();
+        drop(reader);
+        for stdout in [Stdio::from(full.unwrap()), Stdio::from(unread)] {
+            let mut command = Command::new(program);
+            let output = command.args(&arguments).stdout(stdout).output().unwrap();
+            let said = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+            assert!(said.contains("standard output"), "{arguments:?}: {said}");
+        }
+    }
+}
+
+/// Something that answers, and is no server of ours.
+#[test]
+fn check_is_not_content_with_any_answer() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+    let stranger = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 1024]).unwrap();
+        let answer = b"HTTP/1.0 200 OK\r\n\r\nprocess_resident_memory_bytes 1\n";
+        stream.write_all(answer).unwrap();
+    });
+    let output = run(COMMAND, &["check", "--metrics", &url]);
+    stranger.join().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("lapce_ipc_build_info"));
 }
 
 #[test]

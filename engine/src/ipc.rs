@@ -9,7 +9,7 @@ pub use crate::pool::{
 };
 pub use crate::process::{
     ProcessStats, keep_process_small, monotonic_ns, process_stats, release_startup_pages,
-    wait_for_port,
+    system_monotonic_us, wait_for_port,
 };
 pub use crate::server::{Server, ServerBuilder, ServerError, ServerHandle};
 pub use crate::stats::{Snapshot, Transport};

@@ -62,7 +62,13 @@ pub fn wait_for_port<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T
     }
 }
 
-/// Nanoseconds of a monotonic clock whose zero is CLOCK_MONOTONIC's; reading it costs a few.
+/// Microseconds of CLOCK_MONOTONIC, for those who compare them with another program's, as systemd does.
+pub fn system_monotonic_us() -> u64 {
+    crate::sys::clock::monotonic_ns() / 1000
+}
+
+/// Nanoseconds of a monotonic clock that begins with CLOCK_MONOTONIC's; reading it costs a few. It is for
+/// differences within a process: the two go apart, see [`system_monotonic_us`].
 pub fn monotonic_ns() -> u64 {
     crate::sys::clock::now_ns()
 }

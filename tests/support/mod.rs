@@ -224,6 +224,19 @@ impl OldClient {
         )
     }
 
+    /// Sends ECHO requests until neither side's sockets take any more.
+    pub fn ask_much_and_read_nothing(&self) {
+        let mut frame = b"LPAI\x01\x00\xF0".to_vec();
+        let payload = [7; 60_000];
+        frame.extend_from_slice(&(payload.len() as u32).to_be_bytes());
+        frame.extend_from_slice(&1_u64.to_be_bytes());
+        frame.extend_from_slice(&payload);
+        self.0
+            .set_write_timeout(Some(Duration::from_millis(300)))
+            .unwrap();
+        while (&self.0).write_all(&frame).is_ok() {}
+    }
+
     pub fn is_closed(&mut self) -> bool {
         matches!(self.0.read(&mut [0]), Ok(0))
     }

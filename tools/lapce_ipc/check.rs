@@ -4,11 +4,14 @@ use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use crate::Failure;
+use crate::{Failure, print};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// An answer may be this long.
 const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Every server says what it is.
+const BUILD_INFO: &str = "lapce_ipc_build_info{";
 
 const ERROR_RATIO_MAX: f64 = 0.001;
 const P99_SECONDS_MAX: f64 = 10e-6;
@@ -17,9 +20,14 @@ const POOL_REUSE_MIN: f64 = 0.95;
 
 pub fn run(url: &str) -> Result<(), Failure> {
     let text = fetch(url)?;
+    if !text.lines().any(|line| line.starts_with(BUILD_INFO)) {
+        return Err(Failure::Failed(format!(
+            "{url} has no metrics of lapce_ipc_server: {BUILD_INFO} is missing"
+        )));
+    }
     let mut broken = 0;
     for verdict in verdicts(&text) {
-        println!("{}", verdict.line);
+        print(&format!("{}\n", verdict.line))?;
         broken += usize::from(!verdict.kept);
     }
     match broken {
@@ -35,7 +43,7 @@ struct Verdict {
 }
 
 fn verdicts(text: &str) -> Vec<Verdict> {
-    let value = |name: &str| sample(text, name).filter(|value| !value.is_nan());
+    let value = |name: &str| sample(text, name);
     let mut verdicts = Vec::new();
     let mut judge = |what: &str,
                      value: Option<f64>,
@@ -43,7 +51,8 @@ fn verdicts(text: &str) -> Vec<Verdict> {
                      shown: &dyn Fn(f64) -> String,
                      limit: &str| {
         let (kept, word, shown) = match value {
-            None => (true, "no data", "none yet".to_owned()),
+            None => (false, "MISSING", "not among the metrics".to_owned()),
+            Some(value) if value.is_nan() => (true, "no data", "none yet".to_owned()),
             Some(value) if kept(value) => (true, "ok", shown(value)),
             Some(value) => (false, "BROKEN", shown(value)),
         };
@@ -138,17 +147,22 @@ mod tests {
 
     #[test]
     fn limits_are_compared() {
-        let good = "lapce_ipc_error_ratio 0.0005\nlapce_ipc_request_duration_seconds{transport=\"tcp\",quantile=\"0.99\"} 0.000005\nprocess_resident_memory_bytes 2500000\nlapce_ipc_pool_reuse_ratio NaN\n";
+        let good = "lapce_ipc_error_ratio 0.0005\nlapce_ipc_request_duration_seconds{transport=\"shm\",quantile=\"0.99\"} NaN\nlapce_ipc_request_duration_seconds{transport=\"tcp\",quantile=\"0.99\"} 0.000005\nprocess_resident_memory_bytes 2500000\nlapce_ipc_pool_reuse_ratio NaN\n";
         let kept = |text: &str| verdicts(text).iter().filter(|verdict| verdict.kept).count();
         assert_eq!(kept(good), 5);
         for (from, to) in [
             ("ratio 0.0005", "ratio 0.01"),
             ("0.000005", "0.00002"),
             ("2500000", "3000000"),
-            ("NaN", "0.9"),
+            ("reuse_ratio NaN", "reuse_ratio 0.9"),
+            // What is not there is not kept either.
+            ("lapce_ipc_error_ratio", "another_error_ratio"),
+            ("transport=\"shm\"", "transport=\"pigeon\""),
+            ("process_resident", "another_resident"),
         ] {
             assert_eq!(kept(&good.replace(from, to)), 4, "{to}");
         }
-        assert!(verdicts("")[0].line.contains("no data"));
+        assert!(verdicts(good)[1].line.contains("no data"));
+        assert_eq!(kept(""), 0);
     }
 }

@@ -2,6 +2,8 @@
 
 mod check;
 mod migrate;
+#[path = "../output.rs"]
+mod output;
 mod ping;
 
 use std::path::PathBuf;
@@ -47,6 +49,11 @@ enum Failure {
     Usage(String),
 }
 
+/// Prints on standard output. Where that cannot be, the command was called in a way that cannot work.
+fn print(text: &str) -> Result<(), Failure> {
+    output::print(text).map_err(Failure::Usage)
+}
+
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Ping(arguments) => ping::run(&arguments),
@@ -58,6 +65,6 @@ fn main() -> ExitCode {
         Err(Failure::Failed(text)) => (EXIT_FAILED, text),
         Err(Failure::Usage(text)) => (EXIT_USAGE, text),
     };
-    eprintln!("Error: {text}");
+    output::complain(&format!("Error: {text}"));
     ExitCode::from(code)
 }

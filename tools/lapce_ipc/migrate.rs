@@ -6,7 +6,8 @@ use std::path::Path;
 use lapce_ai::ipc::Config;
 use toml_edit::{DocumentMut, Item, Table, TableLike, value};
 
-use crate::Failure;
+use crate::output::complain;
+use crate::{Failure, print};
 
 pub fn run(old: &Path, output: Option<&Path>) -> Result<(), Failure> {
     let failed = |text: String| Failure::Failed(text);
@@ -17,13 +18,13 @@ pub fn run(old: &Path, output: Option<&Path>) -> Result<(), Failure> {
     let name = old.display().to_string();
     if let Err(error) = Config::parse(&new, &name) {
         // What is wrong besides stays for the user to decide, but is told.
-        eprintln!("note: after migration, {error}");
+        complain(&format!("note: after migration, {error}"));
     }
     for change in changes {
-        eprintln!("{change}");
+        complain(&change);
     }
     match output {
-        None => print!("{new}"),
+        None => print(&new)?,
         Some(output) => {
             let same = std::fs::canonicalize(output).ok() == std::fs::canonicalize(old).ok();
             if same && output.exists() {

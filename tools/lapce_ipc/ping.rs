@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lapce_ai::ipc::{Client, Error, IdleMode, Transport, msg_type};
 
-use crate::Failure;
+use crate::{Failure, print};
 
 /// Requests that are not measured, first.
 const WARM_UP: u64 = 1_000;
@@ -90,8 +90,7 @@ pub fn run(arguments: &PingArguments) -> Result<(), Failure> {
         });
     bar.finish_and_clear();
     let took = outcome.map_err(|error| failure(&error))?;
-    report(arguments, transport, &run.latency, took);
-    Ok(())
+    print(&report(arguments, transport, &run.latency, took))
 }
 
 fn connect(arguments: &PingArguments) -> Result<Client, Failure> {
@@ -245,7 +244,7 @@ fn report(
     transport: Transport,
     latency: &Histogram<u64>,
     took: Duration,
-) {
+) -> String {
     let quantile = |q: f64| latency.value_at_quantile(q);
     let per_second = arguments.count as f64 / took.as_secs_f64();
     if arguments.json {
@@ -261,11 +260,10 @@ fn report(
             "max_ns": latency.max(),
             "per_second": per_second,
         });
-        println!("{object}");
-        return;
+        return format!("{object}\n");
     }
-    println!(
-        "{} round trips of {} bytes over {transport}, {} in flight, every answer checked",
+    let mut text = format!(
+        "{} round trips of {} bytes over {transport}, {} in flight, every answer checked\n",
         arguments.count, arguments.size, arguments.window
     );
     for (name, nanos) in [
@@ -275,7 +273,7 @@ fn report(
         ("p99.9", quantile(0.999)),
         ("max", latency.max()),
     ] {
-        println!("{name:>6}  {:>12.3} µs", nanos as f64 / 1000.0);
+        text += &format!("{name:>6}  {:>12.3} µs\n", nanos as f64 / 1000.0);
     }
-    println!("{per_second:>20.0} per second");
+    text + &format!("{per_second:>20.0} per second\n")
 }

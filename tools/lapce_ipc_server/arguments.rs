@@ -14,7 +14,8 @@ usage: lapce_ipc_server [--config FILE] [--check-config]
   --version        print the version and exit
   --help           print this and exit
 
-SIGTERM, SIGINT: answer what is in flight, then exit. SIGHUP: read the configuration again.";
+SIGTERM, SIGINT: answer what is in flight, then exit; a second one ends it at once. SIGHUP: read the
+configuration again.";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {

@@ -23,7 +23,8 @@ const HEADERS_MAX: usize = 64;
 /// How long a request may take to arrive, a connection stay without one, and an answer take to be
 /// read.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections at a time; more wait for one of them to end, which all do if they do nothing.
+/// Connections at a time. More wait for one of them to end, which each does after its next answer then, or
+/// if it does nothing.
 const CONNECTIONS_MAX: usize = 16;
 /// How often it is looked whether one has.
 const LOOK: Duration = Duration::from_millis(20);
@@ -32,6 +33,8 @@ struct State {
     server: ServerHandle,
     draining: Arc<AtomicBool>,
     connections: Cell<usize>,
+    /// Somebody waits for one of them to end.
+    crowded: Cell<bool>,
 }
 
 /// Starts the thread and returns the address that it listens on; `None` if `address` is empty.
@@ -65,16 +68,13 @@ pub fn start(
             // a shortage of memory or descriptors.
             builder.start(async move {
                 let _ = started.send(());
-                let connections = Cell::new(0);
-                serve(
-                    listener,
-                    Rc::new(State {
-                        server,
-                        draining,
-                        connections,
-                    }),
-                )
-                .await;
+                let state = State {
+                    server,
+                    draining,
+                    connections: Cell::new(0),
+                    crowded: Cell::new(false),
+                };
+                serve(listener, Rc::new(state)).await;
             });
         })
         .map_err(|error| format!("metrics: no thread: {error}"))?;
@@ -88,11 +88,13 @@ async fn serve(listener: TcpListener, state: Rc<State>) {
     let listener = UringListener::from_std(listener);
     // Unbounded by design: ends with the process.
     loop {
-        while state.connections.get() >= CONNECTIONS_MAX {
-            tokio::time::sleep(LOOK).await;
-        }
         match listener.accept().await {
             Ok((stream, _)) => {
+                while state.connections.get() >= CONNECTIONS_MAX {
+                    state.crowded.set(true);
+                    tokio::time::sleep(LOOK).await;
+                }
+                state.crowded.set(false);
                 state.connections.set(state.connections.get() + 1);
                 let state = state.clone();
                 tokio_uring::spawn(async move {
@@ -140,7 +142,7 @@ async fn converse(stream: &TcpStream, state: &State) -> io::Result<()> {
                 close,
             } => {
                 let mut answer = route(&method, &path, state);
-                answer.close |= close;
+                answer.close |= close || state.crowded.get();
                 (head_bytes, answer)
             }
         };

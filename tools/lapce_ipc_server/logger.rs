@@ -1,13 +1,95 @@
 //! Log lines on stderr, one an event. Time stamps are left to whoever collects them: the journal
 //! and every container runtime add their own.
+//!
+//! A thread of its own writes them, since stderr may be a pipe that nobody reads: then it waits, and
+//! not the worker that has something to say. What has no place in its queue is counted, and left out.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::time::{Duration, Instant};
 
 use log::{LevelFilter, Log, Metadata, Record};
 
-struct Stderr;
+/// Lines that may wait.
+const LINES_MAX: usize = 256;
+/// How long the end of the process waits for what is in the queue to be written.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
+const FLUSH_LOOK: Duration = Duration::from_millis(1);
+const STACK_BYTES: usize = 64 * 1024;
 
-impl Log for Stderr {
+struct Queue {
+    lines: SyncSender<String>,
+    counts: &'static Counts,
+}
+
+struct Counts {
+    /// Lines that were put in the queue, and those of them that were written.
+    queued: AtomicU64,
+    written: AtomicU64,
+    /// Lines that were left out, and not told of so far.
+    left_out: AtomicU64,
+}
+
+impl Counts {
+    const fn new() -> Counts {
+        Counts {
+            queued: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            left_out: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Queue {
+    /// A queue, and what its thread takes.
+    fn new(counts: &'static Counts) -> (Queue, Receiver<String>) {
+        let (lines, queued) = sync_channel(LINES_MAX);
+        (Queue { lines, counts }, queued)
+    }
+
+    /// Never waits.
+    fn put(&self, line: String) {
+        // Before the line is there, so that whoever flushes waits for it. Relaxed, here and below: who
+        // flushes after its own lines sees its own counts.
+        self.counts.queued.fetch_add(1, Ordering::Relaxed);
+        if self.lines.try_send(line).is_err() {
+            self.counts.queued.fetch_sub(1, Ordering::Relaxed);
+            self.counts.left_out.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Writes lines for as long as there is a queue. Those that were left out came after all that are in the
+/// queue, so that is said when the queue is empty.
+fn write_all(queued: &Receiver<String>, counts: &Counts, out: &mut dyn Write) {
+    // Ends with the queue.
+    loop {
+        let line = match queued.try_recv() {
+            Ok(line) => line,
+            Err(TryRecvError::Disconnected) => return,
+            Err(TryRecvError::Empty) => {
+                let left_out = counts.left_out.load(Ordering::Relaxed);
+                if left_out > 0 {
+                    let line =
+                        format!("warn: {left_out} log lines were left out: nobody read stderr\n");
+                    let _ = out.write_all(line.as_bytes());
+                    counts.left_out.fetch_sub(left_out, Ordering::Relaxed);
+                }
+                match queued.recv() {
+                    Ok(line) => line,
+                    Err(_) => return,
+                }
+            }
+        };
+        // One write a line, so that it does not mix with what others write. There is nobody to tell
+        // if it fails.
+        let _ = out.write_all(line.as_bytes());
+        counts.written.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Log for Queue {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= log::max_level()
     }
@@ -15,17 +97,41 @@ impl Log for Stderr {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let level = record.level().as_str().to_ascii_lowercase();
-            // One write a line, so that lines of several threads do not mix. There is nobody to
-            // tell if it fails.
-            let line = format!("{level}: {}\n", record.args());
-            let _ = std::io::stderr().write_all(line.as_bytes());
+            self.put(format!("{level}: {}\n", record.args()));
         }
     }
 
-    fn flush(&self) {}
+    /// Waits until all is written, or it is clear that nobody reads it.
+    fn flush(&self) {
+        let start = Instant::now();
+        let is_left = || {
+            let counts = self.counts;
+            counts.left_out.load(Ordering::Relaxed) > 0
+                || counts.written.load(Ordering::Relaxed) < counts.queued.load(Ordering::Relaxed)
+        };
+        while is_left() && start.elapsed() < FLUSH_MAX {
+            std::thread::sleep(FLUSH_LOOK);
+        }
+    }
 }
 
-pub fn start() {
+/// Has what was logged last written, for a moment at most, when it is dropped.
+pub struct Flush;
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        log::logger().flush();
+    }
+}
+
+pub fn start() -> Result<Flush, String> {
+    static COUNTS: Counts = Counts::new();
+    let (queue, queued) = Queue::new(&COUNTS);
+    std::thread::Builder::new()
+        .name("lapce-ipc-log".into())
+        .stack_size(STACK_BYTES)
+        .spawn(move || write_all(&queued, &COUNTS, &mut std::io::stderr()))
+        .map_err(|error| format!("there is no thread for the log: {error}"))?;
     let asked = std::env::var("LAPCE_IPC_LOG").unwrap_or_default();
     let level = match asked.as_str() {
         "error" => Some(LevelFilter::Error),
@@ -35,8 +141,40 @@ pub fn start() {
         _ => None,
     };
     log::set_max_level(level.unwrap_or(LevelFilter::Info));
-    log::set_logger(&Stderr).expect("set once");
+    let queue: &'static Queue = Box::leak(Box::new(queue));
+    log::set_logger(queue).expect("set once");
     if level.is_none() {
         log::warn!("LAPCE_IPC_LOG={asked} is none of error, warn, info and debug: info is taken");
+    }
+    Ok(Flush)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_logs_waits_for_no_reader_and_what_is_left_out_is_counted() {
+        static COUNTS: Counts = Counts::new();
+        let (queue, queued) = Queue::new(&COUNTS);
+        for number in 0..LINES_MAX + 7 {
+            queue.put(format!("{number}\n"));
+        }
+        let writer = std::thread::spawn(move || {
+            let mut out = Vec::new();
+            write_all(&queued, &COUNTS, &mut out);
+            String::from_utf8(out).unwrap()
+        });
+        while COUNTS.left_out.load(Ordering::Relaxed) > 0 {
+            queue.flush();
+        }
+        queue.put("after\n".into());
+        drop(queue);
+        let written = writer.join().unwrap();
+        let lines: Vec<_> = written.lines().collect();
+        assert_eq!(lines.len(), LINES_MAX + 2);
+        assert_eq!((lines[0], lines[LINES_MAX - 1]), ("0", "255"));
+        assert!(lines[LINES_MAX].contains("7 log lines were left out"));
+        assert_eq!(lines[LINES_MAX + 1], "after");
     }
 }

@@ -8,76 +8,72 @@ mod control;
 mod logger;
 mod metrics;
 mod notify;
+#[path = "../output.rs"]
+mod output;
+mod source;
 mod supervise;
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use arguments::{Action, Arguments};
 use lapce_ai::ipc::Config;
+use output::{complain, print};
+use source::Source;
 
-/// Read where no file is named and this one exists.
-const DEFAULT_FILE: &str = "/etc/lapce-ipc.toml";
-
-/// The configuration cannot be used, or the arguments are wrong.
+/// The configuration cannot be used, or the arguments are wrong, or what was asked for cannot be printed.
 const EXIT_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     lapce_ai::ipc::keep_process_small();
-    logger::start();
     let Arguments { file, action } = match arguments::read() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            eprintln!("lapce_ipc_server: {error}\n{}", arguments::USAGE);
-            return ExitCode::from(EXIT_USAGE);
+        Err(error) => return wrong(&format!("{error}\n{}", arguments::USAGE)),
+    };
+    let text = match action {
+        Action::Help => format!("{}\n", arguments::HELP),
+        Action::Version => format!("lapce_ipc_server {}\n", env!("CARGO_PKG_VERSION")),
+        Action::CheckConfig | Action::Serve => {
+            let mut source = Source::new(file);
+            let config = match source.load() {
+                Ok(config) => config,
+                Err(error) => return wrong(&error),
+            };
+            if action == Action::Serve {
+                return serve(config, source);
+            }
+            for notice in &config.notices {
+                complain(notice);
+            }
+            format!("{config}\n")
         }
     };
-    match action {
-        Action::Help => {
-            println!("{}", arguments::HELP);
-            return ExitCode::SUCCESS;
-        }
-        Action::Version => {
-            println!("lapce_ipc_server {}", env!("CARGO_PKG_VERSION"));
-            return ExitCode::SUCCESS;
-        }
-        Action::CheckConfig | Action::Serve => {}
+    match print(&text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => wrong(&error),
     }
-    let file = file.or_else(|| {
-        Path::new(DEFAULT_FILE)
-            .exists()
-            .then(|| PathBuf::from(DEFAULT_FILE))
-    });
-    let config = match load(file.as_deref()) {
-        Ok(config) => config,
+}
+
+fn wrong(text: &str) -> ExitCode {
+    complain(&format!("lapce_ipc_server: {text}"));
+    ExitCode::from(EXIT_USAGE)
+}
+
+fn serve(config: Config, source: Source) -> ExitCode {
+    let _flush = match logger::start() {
+        Ok(flush) => flush,
         Err(error) => {
-            eprintln!("lapce_ipc_server: {error}");
-            return ExitCode::from(EXIT_USAGE);
+            complain(&format!("error: {error}"));
+            return ExitCode::FAILURE;
         }
     };
-    if action == Action::CheckConfig {
-        for notice in &config.notices {
-            eprintln!("{notice}");
-        }
-        println!("{config}");
-        return ExitCode::SUCCESS;
-    }
     for notice in &config.notices {
         log::warn!("{notice}");
     }
-    match supervise::run(config, file.as_deref()) {
+    match supervise::run(config, source) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");
             ExitCode::FAILURE
         }
-    }
-}
-
-/// The configuration in force: the file's, or the defaults.
-fn load(file: Option<&Path>) -> Result<Config, String> {
-    match file {
-        Some(file) => Config::load(file).map_err(|error| error.to_string()),
-        None => Ok(Config::default()),
     }
 }

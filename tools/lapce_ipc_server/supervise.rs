@@ -1,14 +1,17 @@
 //! Starts the server and its control plane, and heeds signals.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{Config, Server, ServerHandle, process_stats, release_startup_pages};
+use lapce_ai::ipc::{
+    Config, Server, ServerHandle, process_stats, release_startup_pages, system_monotonic_us,
+};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
+use crate::source::Source;
 use crate::{control, notify};
 
 /// Legacy clients are reported this often.
@@ -20,13 +23,12 @@ const CHORES: Duration = Duration::from_secs(5);
 const COMFORTABLE_BYTES: u64 = 2_500_000;
 
 /// Runs until a signal ends it.
-pub fn run(config: Config, file: Option<&Path>) -> Result<(), String> {
-    // Before any thread starts, so that none misses them.
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
-        .map_err(|error| format!("signals cannot be watched: {error}"))?;
+pub fn run(config: Config, mut source: Source) -> Result<(), String> {
+    let draining = Arc::new(AtomicBool::new(false));
+    let mut signals =
+        watch(&draining).map_err(|error| format!("signals cannot be watched: {error}"))?;
     let server = start(&config)?;
     let handle = server.handle();
-    let draining = Arc::new(AtomicBool::new(false));
     let metrics = control::start(
         &config.metrics_bind_address,
         handle.clone(),
@@ -61,17 +63,30 @@ pub fn run(config: Config, file: Option<&Path>) -> Result<(), String> {
         if signal != SIGHUP {
             break;
         }
-        notify::send(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_us()));
-        reload(&mut config, file, &handle);
+        notify::send(&format!(
+            "RELOADING=1\nMONOTONIC_USEC={}",
+            system_monotonic_us()
+        ));
+        reload(&mut config, &mut source, &handle);
         notify::send("READY=1");
     }
     log::info!("stopping: answering what is in flight");
     notify::send("STOPPING=1");
-    draining.store(true, Ordering::Release);
     let start = Instant::now();
+    // First, so that a second signal leaves no name behind.
+    handle.begin_stop();
+    draining.store(true, Ordering::Release);
     server.stop();
     log::info!("stopped after {} ms", start.elapsed().as_millis());
     Ok(())
+}
+
+/// The signals that are heeded. While `draining`, those that end a process do so at once.
+fn watch(draining: &Arc<AtomicBool>) -> std::io::Result<Signals> {
+    for signal in [SIGTERM, SIGINT] {
+        flag::register_conditional_default(signal, draining.clone())?;
+    }
+    Signals::new([SIGTERM, SIGINT, SIGHUP])
 }
 
 fn start(config: &Config) -> Result<Server, String> {
@@ -91,8 +106,8 @@ fn start(config: &Config) -> Result<Server, String> {
 }
 
 /// Applies what can change while running, and says what cannot.
-fn reload(config: &mut Config, file: Option<&Path>, handle: &ServerHandle) {
-    let new = match crate::load(file) {
+fn reload(config: &mut Config, source: &mut Source, handle: &ServerHandle) {
+    let new = match source.load() {
         Ok(new) => new,
         Err(error) => {
             return log::error!("reload: {error}; the configuration stays as it was");
@@ -151,7 +166,10 @@ fn reload(config: &mut Config, file: Option<&Path>, handle: &ServerHandle) {
             log::warn!("reload: {key} cannot change while running: restart to apply it");
         }
     }
-    log::info!("reloaded");
+    match source.file() {
+        Some(file) => log::info!("reloaded {}", file.display()),
+        None => log::info!("reloaded: there is no file, so the defaults stay"),
+    }
 }
 
 /// The chores: reports legacy clients once an hour, keeps the watchdog content and the process small.
@@ -193,10 +211,9 @@ fn report_legacy_clients(handle: &ServerHandle) {
     let total: u64 = clients.iter().map(|(_, count)| count).sum();
     log::info!("version 1 connections in the last hour: {total}");
     for (address, count) in clients.iter().take(32) {
-        log::info!("version 1 client {address}: {count} connections");
+        match address.is_unspecified() {
+            false => log::info!("version 1 client {address}: {count} connections"),
+            true => log::info!("version 1 clients at more addresses: {count} connections"),
+        }
     }
-}
-
-fn monotonic_us() -> u64 {
-    lapce_ai::ipc::monotonic_ns() / 1000
 }

@@ -2,7 +2,8 @@
 //!
 //! Where the processor's time stamp counter runs at a constant rate and the kernel itself trusts
 //! it, it is read directly and scaled; otherwise the clock is CLOCK_MONOTONIC. Both count from the
-//! same zero, so that times of two processes on one machine can be compared.
+//! same zero, but the scale is measured once, over a few milliseconds, and the kernel corrects its own all
+//! the time: the two, and those of two processes, go apart (by 0.1 µs a second where it was measured).
 
 use std::sync::OnceLock;
 
@@ -19,7 +20,7 @@ fn system_ns(clock: libc::clockid_t) -> u64 {
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC.
-fn monotonic_ns() -> u64 {
+pub(crate) fn monotonic_ns() -> u64 {
     system_ns(libc::CLOCK_MONOTONIC)
 }
 
@@ -40,8 +41,8 @@ struct Scale {
 
 static SCALE: OnceLock<Scale> = OnceLock::new();
 
-/// Nanoseconds since some fixed moment, the same for all processes of this machine to within a few
-/// microseconds. Never goes back within a thread.
+/// Nanoseconds since some fixed moment, for differences within this process. Never goes back within a
+/// thread.
 #[inline]
 pub(crate) fn now_ns() -> u64 {
     let scale = match SCALE.get() {
