@@ -164,7 +164,8 @@ impl ServerHandle {
     }
 
     /// Version 1 connections by address that came since the last call, so that an operator knows
-    /// when the support for them can be switched off.
+    /// when the support for them can be switched off. Those from more than 1,024 addresses come last, under
+    /// the address 0.0.0.0.
     pub fn take_legacy_clients(&self) -> Vec<(std::net::IpAddr, u64)> {
         self.shared.registry.take_legacy_clients()
     }

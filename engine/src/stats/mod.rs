@@ -2,6 +2,7 @@
 //! locks, merged by whoever reads.
 
 mod histogram;
+mod pools;
 mod registry;
 mod set;
 mod snapshot;

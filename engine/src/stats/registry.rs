@@ -4,32 +4,32 @@
 //! worker only tries their lock: if a reader holds it, the news waits for the next report.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::Transport;
 use super::histogram::SharedHistogram;
+use super::pools::Pools;
 use super::set::{ERROR_CODES, WorkerStats};
 use super::snapshot::{PerTransport, Snapshot};
 use crate::wire::ErrorCode;
 
-/// Tables stop growing here: what is beyond is counted together.
-const TABLE_MAX: usize = 1024;
+/// Addresses that are counted each for itself; what is beyond is counted together.
+const ADDRESSES_MAX: usize = 1024;
 
 #[derive(Default)]
-struct Pools {
-    /// Totals by the pool's own id.
-    live: HashMap<u64, (u64, u64)>,
-    /// Totals of pools that had to make room.
-    retired: (u64, u64),
+struct LegacyClients {
+    by_address: HashMap<IpAddr, u64>,
+    /// From addresses that found no place there.
+    beyond: u64,
 }
 
 /// Shared by the workers of a server and its control plane.
 pub(crate) struct Registry {
     workers: Vec<Arc<WorkerStats>>,
     pools: Mutex<Pools>,
-    legacy: Mutex<HashMap<IpAddr, u64>>,
+    legacy: Mutex<LegacyClients>,
     /// Shared-memory connections that were refused, by no worker.
     refused_attaching: AtomicU64,
 }
@@ -53,16 +53,7 @@ impl Registry {
         let Ok(mut pools) = self.pools.try_lock() else {
             return;
         };
-        let Pools { live, retired } = &mut *pools;
-        if live.len() >= TABLE_MAX && !live.contains_key(&pool) {
-            for (_, (acquired, reused)) in live.drain() {
-                retired.0 = retired.0.saturating_add(acquired);
-                retired.1 = retired.1.saturating_add(reused);
-            }
-        }
-        let totals = live.entry(pool).or_default();
-        // Reports over several connections may overtake each other; totals only grow.
-        *totals = (totals.0.max(acquired), totals.1.max(reused.min(acquired)));
+        pools.report(pool, (acquired, reused));
     }
 
     /// A connection turned out to speak version 1. Never blocks.
@@ -70,9 +61,13 @@ impl Registry {
         let Ok(mut legacy) = self.legacy.try_lock() else {
             return;
         };
-        if legacy.len() < TABLE_MAX || legacy.contains_key(&address) {
-            *legacy.entry(address).or_default() += 1;
-        }
+        let LegacyClients { by_address, beyond } = &mut *legacy;
+        let has_place = by_address.len() < ADDRESSES_MAX || by_address.contains_key(&address);
+        let count = match has_place {
+            true => by_address.entry(address).or_default(),
+            false => beyond,
+        };
+        *count += 1;
     }
 
     /// A shared-memory connection was refused with OVERLOADED.
@@ -81,13 +76,18 @@ impl Registry {
         self.refused_attaching.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Legacy connections by address since the last call.
+    /// Legacy connections by address since the last call; those beyond the addresses that are counted are
+    /// last, under the address that is none.
     pub(crate) fn take_legacy_clients(&self) -> Vec<(IpAddr, u64)> {
-        let mut clients: Vec<_> = match self.legacy.lock() {
-            Ok(mut legacy) => legacy.drain().collect(),
-            Err(_) => Vec::new(),
+        let LegacyClients { by_address, beyond } = match self.legacy.lock() {
+            Ok(mut legacy) => std::mem::take(&mut *legacy),
+            Err(_) => LegacyClients::default(),
         };
+        let mut clients: Vec<_> = by_address.into_iter().collect();
         clients.sort();
+        if beyond > 0 {
+            clients.push((Ipv4Addr::UNSPECIFIED.into(), beyond));
+        }
         clients
     }
 
@@ -113,11 +113,7 @@ impl Registry {
         }
         let (mut acquired, mut reused) = (0u64, 0u64);
         if let Ok(pools) = self.pools.lock() {
-            (acquired, reused) = pools.retired;
-            for (a, r) in pools.live.values() {
-                acquired = acquired.saturating_add(*a);
-                reused = reused.saturating_add(*r);
-            }
+            (acquired, reused) = pools.totals();
         }
         Snapshot::new(totals, latency, errors, legacy_requests, acquired, reused)
     }
@@ -151,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn pools_report_totals_and_never_count_twice() {
+    fn pools_report_totals() {
         let registry = Registry::new(1);
         registry.pool_report(1, 10, 5);
         registry.pool_report(1, 100, 96);
@@ -163,10 +159,26 @@ mod tests {
             (200, 196)
         );
         assert_eq!(snapshot.pool_reuse_ratio(), Some(0.98));
-        for pool in 0..5_000 {
-            registry.pool_report(1_000 + pool, 1, 0);
+    }
+
+    #[test]
+    fn legacy_clients_beyond_the_table_are_counted_together() {
+        let registry = Registry::new(1);
+        let many = 3 * ADDRESSES_MAX as u32;
+        for _ in 0..2 {
+            for number in 1..=many {
+                registry.legacy_client(IpAddr::from(number.to_be_bytes()));
+            }
+            let clients = registry.take_legacy_clients();
+            assert_eq!(clients.len(), ADDRESSES_MAX + 1);
+            let (last, beyond) = clients[ADDRESSES_MAX];
+            assert!(last.is_unspecified());
+            assert_eq!(beyond, 2 * ADDRESSES_MAX as u64);
+            assert!(
+                clients[..ADDRESSES_MAX]
+                    .iter()
+                    .all(|(_, count)| *count == 1)
+            );
         }
-        assert_eq!(registry.snapshot().pool_acquired(), 5_200);
-        assert!(registry.pools.lock().unwrap().live.len() <= TABLE_MAX);
     }
 }
