@@ -41,6 +41,8 @@ const AT_WORKER_CPU: usize = 4;
 pub(crate) const WORKERS_MAX: usize = 16;
 /// Connections of one worker.
 pub(crate) const READY_BITS: usize = 1024;
+// A server's own, with its control segment.
+const _: () = assert!(WORKERS_MAX * READY_BITS < segment::MAPPED_MAX);
 const SLOTS_AT: usize = 2 * 4096;
 const CONTROL_BYTES: usize = SLOTS_AT + SLOTS * SLOT_BYTES;
 
@@ -74,7 +76,7 @@ impl std::fmt::Display for ShmError {
                 "{path}: another server, pid {pid}, is using it; stop it, or give this one another shm.instance"
             ),
             ShmError::Refused(code) if *code == ErrorCode::Overloaded as u32 => f.write_str(
-                "the server has no place for another shared-memory connection: its limits.max_connections is reached or /dev/shm is full (its log says which); close some, or connect to HOST:PORT",
+                "the server has no place for another shared-memory connection: its limits.max_connections is reached, each of its workers has 1,024, it is out of descriptors, or /dev/shm is full (its log says which); close some, or connect to HOST:PORT",
             ),
             ShmError::Refused(code) => {
                 write!(

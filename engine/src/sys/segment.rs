@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::sigbus;
 
+/// Segments that a process can have mapped.
+pub(crate) const MAPPED_MAX: usize = sigbus::PLACES;
+
 /// Where segments live.
 pub(crate) const DIRECTORY: &str = "/dev/shm";
 

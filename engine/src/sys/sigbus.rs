@@ -11,8 +11,9 @@ use std::sync::Once;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
-/// Mappings guarded at a time.
-const PLACES: usize = 4096;
+/// Mappings guarded at a time: all connections of the largest server, and as many clients' and other servers'
+/// as one process is likely to have besides.
+pub(super) const PLACES: usize = 16 * 1024 + 4096;
 /// Signals that may come while a file is made long again: each makes that fail once.
 const INTERRUPTED_MAX: u32 = 64;
 
@@ -72,7 +73,9 @@ pub(super) fn guard(base: usize, bytes: usize) -> io::Result<Guard> {
     }
     Err(io::Error::new(
         io::ErrorKind::OutOfMemory,
-        "too many shared segments are mapped",
+        format!(
+            "this process has {PLACES} shared-memory segments mapped, the most it can: close some"
+        ),
     ))
 }
 
@@ -128,8 +131,13 @@ fn install() {
 }
 
 extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel passes a valid record for a fault.
-    let (address, code) = unsafe { ((*info).si_addr() as usize, (*info).si_code) };
+    // SAFETY: the kernel passes a valid record.
+    let code = unsafe { (*info).si_code };
+    if code <= 0 || code == libc::BUS_MCEERR_AO {
+        return pass_on_sent(signal, info, context);
+    }
+    // SAFETY: of a fault the record has the address.
+    let address = unsafe { (*info).si_addr() as usize };
     for place in &TABLE {
         // Acquire: pairs with the release in `guard`.
         let base = place.base.load(Ordering::Acquire);
@@ -198,6 +206,24 @@ fn fill_again(fd: RawFd, bytes: usize) -> bool {
     }
 }
 
+/// A signal that somebody has sent (or that tells of broken memory which nobody has touched). Nothing runs
+/// again when the handler returns, so that a handler before us that goes back to the default, counting on
+/// that, would leave a process that lives on without us: then the signal is sent once more, and ends it.
+fn pass_on_sent(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    if BEFORE.get().map(|before| before.sa_sigaction) == Some(libc::SIG_IGN) {
+        return;
+    }
+    pass_on(signal, info, context);
+    // SAFETY: reads what is set into a record of ours; to this thread, once it returns from here.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGBUS, std::ptr::null(), &mut now);
+        if now.sa_sigaction == libc::SIG_DFL {
+            libc::raise(libc::SIGBUS);
+        }
+    }
+}
+
 /// The fault is not ours: the handler before us gets it, or the default, which ends the process.
 fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let before = BEFORE.get();
@@ -219,5 +245,45 @@ fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) 
         _ => unsafe {
             libc::signal(libc::SIGBUS, libc::SIG_DFL);
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of a child of this process that sends itself a SIGBUS after `prepare`, or exits with 7.
+    fn sent_to_child(prepare: fn()) -> i32 {
+        install();
+        // SAFETY: the child makes a few system calls and nothing else; the status is ours.
+        unsafe {
+            let child = libc::fork();
+            if child == 0 {
+                prepare();
+                libc::kill(libc::getpid(), libc::SIGBUS);
+                libc::_exit(7);
+            }
+            assert!(child > 0);
+            let mut status = 0;
+            assert_eq!(libc::waitpid(child, &mut status, 0), child);
+            status
+        }
+    }
+
+    #[test]
+    fn a_signal_that_somebody_sends_ends_the_process() {
+        let status = sent_to_child(|| {});
+        assert!(libc::WIFSIGNALED(status), "{status:#x}");
+        assert_eq!(libc::WTERMSIG(status), libc::SIGBUS);
+    }
+
+    #[test]
+    fn there_is_a_place_for_each_connection_of_a_server() {
+        // Where nothing is mapped.
+        let base = |index: usize| usize::MAX / 2 + 4096 * index;
+        let guards: Vec<_> = (0..16 * 1024 + 1)
+            .map(|index| guard(base(index), 4096).unwrap())
+            .collect();
+        drop(guards);
     }
 }
