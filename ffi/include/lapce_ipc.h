@@ -107,6 +107,8 @@ enum lapce_ipc_code {
  *   EEXIST           the server cannot offer shared memory; the text says why
  *   ENOSYS           there is no io_uring for the server; the text names the remedy
  *   EMFILE           too many handles or descriptors
+ *   ENFILE, ENOMEM, EAGAIN
+ *                    the system has not enough descriptors, memory or threads for a server
  *   ENOTRECOVERABLE  a mistake in this library; please report the text
  */
 

@@ -109,6 +109,7 @@ impl From<ServerError> for Fault {
     fn from(error: ServerError) -> Fault {
         let code = match &error {
             ServerError::Bind { source, .. } => errno_of(source, libc::EIO),
+            ServerError::Shortage { source, .. } => errno_of(source, libc::ENOMEM),
             ServerError::Thread(source) => errno_of(source, libc::EAGAIN),
             ServerError::BadAddress { .. }
             | ServerError::ReservedType(_)

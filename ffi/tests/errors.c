@@ -162,6 +162,39 @@ static void wrong_options(void) {
           lapce_ipc_connect(nowhere, (lapce_ipc_client_options *)(void *)(place + (((uintptr_t)place % 8) == 1 ? 1 : 9 - (uintptr_t)place % 8)), &client));
 }
 
+/* A server that finds no descriptors: for its socket, its rings, its segment. */
+static void out_of_descriptors(void) {
+    lapce_ipc_server_options options = LAPCE_IPC_SERVER_OPTIONS_INIT;
+    struct rlimit limit, few;
+    lapce_ipc_server *server;
+    char instance[32];
+    int code, last = -1, first_free;
+
+    snprintf(instance, sizeof instance, "ffi_few_%ld", (long)getpid());
+    options.bind = "127.0.0.1:0";
+    options.shm = instance;
+    options.workers = 2;
+    options.idle = IDLE;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    few = limit;
+    first_free = dup(0);
+    CHECK(first_free >= 0 && close(first_free) == 0);
+    for (int more = 0; more < 16 && last != 0; more++) {
+        OK(lapce_ipc_server_new(&options, &server));
+        few.rlim_cur = (rlim_t)(first_free + more);
+        CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+        code = lapce_ipc_server_start(server);
+        CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+        if (code != 0) {
+            CODE(-EMFILE, code);
+            CHECK(strstr(lapce_ipc_last_error(), "Too many open files") != NULL);
+        }
+        last = code;
+        OK(lapce_ipc_server_stop(server));
+    }
+    CHECK(last == 0);
+}
+
 static void guarded(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
     (void)context;
     lapce_ipc_reply(responder, request->payload, request->payload_bytes);
@@ -329,6 +362,8 @@ int main(void) {
     no_server();
     wrong_options();
     misbehaving_servers();
+    /* valgrind has descriptors of its own. */
+    if (getenv("LAPCE_IPC_TEST_SPIN") == NULL) out_of_descriptors();
     wrong_arguments();
     texts_per_thread();
     return 0;

@@ -147,11 +147,7 @@ impl ServerBuilder {
             .map_err(ServerError::Thread)?;
         let control = match &self.shm {
             None => None,
-            Some(instance) => {
-                Some(Arc::new(Control::create(instance).map_err(|error| {
-                    ServerError::SharedMemory(error.to_string())
-                })?))
-            }
+            Some(instance) => Some(Arc::new(Control::create(instance)?)),
         };
         let cpus = affinity::allowed_cpus();
         let workers = match self.workers {
@@ -223,7 +219,7 @@ impl ServerBuilder {
             server.threads.push(thread);
             match outcome.recv() {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(ServerError::IoUring(error.to_string())),
+                Ok(Err(error)) => return Err(error.into()),
                 Err(_) => return Err(ServerError::Thread(io::Error::other("a worker panicked"))),
             }
         }
@@ -264,7 +260,7 @@ impl ServerBuilder {
 }
 
 fn features() -> Result<Features, ServerError> {
-    let features = uring::probe().map_err(|error| ServerError::IoUring(error.to_string()))?;
+    let features = uring::probe()?;
     match std::env::var(WITHOUT) {
         Ok(names) => features
             .without(&names)

@@ -4,6 +4,9 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
+use crate::shm::ShmError;
+use crate::uring::RingError;
+
 /// Why a server does not start.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -30,6 +33,13 @@ pub enum ServerError {
     BadSetting(String),
     /// Shared memory cannot be offered; the text says why and what to do.
     SharedMemory(String),
+    /// The system has not enough descriptors or memory.
+    Shortage {
+        /// What they are needed for.
+        what: String,
+        /// What there is not enough of.
+        source: io::Error,
+    },
     /// A thread cannot be started.
     Thread(io::Error),
 }
@@ -54,9 +64,47 @@ impl fmt::Display for ServerError {
                 "message type 0x{msg_type:04X} belongs to the protocol: applications use those outside 0x0000, 0x0004, 0x0005 and 0x0010 to 0x00FF"
             ),
             ServerError::BadSetting(text) | ServerError::SharedMemory(text) => f.write_str(text),
+            ServerError::Shortage { what, source } => {
+                write!(f, "{what}: {source}")?;
+                if let Some(libc::EMFILE | libc::ENFILE) = source.raw_os_error() {
+                    f.write_str("; raise the limit of open descriptors (ulimit -n, or LimitNOFILE in a unit)")?;
+                }
+                Ok(())
+            }
             ServerError::Thread(source) => write!(f, "cannot start a thread: {source}"),
         }
     }
+}
+
+impl From<RingError> for ServerError {
+    fn from(error: RingError) -> ServerError {
+        match error {
+            RingError::Setup(source) if is_shortage(&source) => ServerError::Shortage {
+                what: "io_uring could not be set up".into(),
+                source,
+            },
+            error => ServerError::IoUring(error.to_string()),
+        }
+    }
+}
+
+impl From<ShmError> for ServerError {
+    fn from(error: ShmError) -> ServerError {
+        match error {
+            ShmError::Failed { path, source } if is_shortage(&source) => ServerError::Shortage {
+                what: format!("{path} cannot be made"),
+                source,
+            },
+            error => ServerError::SharedMemory(error.to_string()),
+        }
+    }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN];
+    error
+        .raw_os_error()
+        .is_some_and(|errno| shortages.contains(&errno))
 }
 
 impl std::error::Error for ServerError {
@@ -64,6 +112,7 @@ impl std::error::Error for ServerError {
         match self {
             ServerError::BadAddress { source, .. }
             | ServerError::Bind { source, .. }
+            | ServerError::Shortage { source, .. }
             | ServerError::Thread(source) => Some(source),
             _ => None,
         }

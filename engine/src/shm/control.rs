@@ -61,6 +61,8 @@ pub(crate) enum ShmError {
     TimedOut,
     /// What is there is not what it should be.
     Unusable { path: String, reason: String },
+    /// The system does not do what it should for a server's segment.
+    Failed { path: String, source: io::Error },
 }
 
 impl std::fmt::Display for ShmError {
@@ -92,6 +94,13 @@ impl std::fmt::Display for ShmError {
             ),
             ShmError::Unusable { path, reason } => {
                 write!(f, "Failed to open shared memory: {path}: {reason}")
+            }
+            ShmError::Failed { path, source } => {
+                write!(f, "Failed to open shared memory: {path}: {source}")?;
+                match source.kind() {
+                    io::ErrorKind::StorageFull => Ok(()),
+                    _ => f.write_str("; remove it, or choose another shm.instance"),
+                }
             }
         }
     }
@@ -132,12 +141,9 @@ impl Control {
     pub(crate) fn create(instance: &str) -> Result<Control, ShmError> {
         let name = control_segment_name(instance);
         let path = segment::path(&name);
-        let unusable = |error: io::Error| ShmError::Unusable {
+        let unusable = |source: io::Error| ShmError::Failed {
             path: path.clone(),
-            reason: match error.kind() {
-                io::ErrorKind::StorageFull => error.to_string(),
-                _ => format!("{error}; remove it, or choose another shm.instance"),
-            },
+            source,
         };
         // It gets its name when it is filled in and locked, so that nobody sees it half made.
         let (segment, file) =
