@@ -355,12 +355,13 @@ typedef struct lapce_ipc_server lapce_ipc_server;
 #define LAPCE_IPC_LEGACY 1u /* serve version 1 connections too */
 #define LAPCE_IPC_NO_PIN 2u /* do not keep each worker on a CPU of its own */
 
-/* 0 or NULL is the default of every field; bind, shm or both must be set. */
+/* 0 or NULL is the default of every field; bind, shm or both must be set. Times are a day at most. A limit
+ * that cannot be kept is refused by lapce_ipc_server_start. */
 typedef struct lapce_ipc_server_options {
     size_t size;
     const char *bind;       /* "HOST:PORT"; port 0 lets the system choose one */
     const char *shm;        /* the instance's name, "" for the default one */
-    const void *auth_token; /* every client must show it; copied */
+    const void *auth_token; /* 1 to 65535 bytes that every client must show; copied */
     size_t auth_token_bytes;
     uint64_t drain_ms;           /* how long stopping waits for answers in flight; default 5000 */
     uint64_t max_buffered_bytes; /* messages on their way; default 64 MiB */
