@@ -77,48 +77,41 @@ impl Context {
     }
 
     pub fn verdict(&mut self, promise: impl Into<String>, measured: String, kept: bool) {
-        self.verdicts.push(Verdict {
-            promise: promise.into(),
-            measured,
-            outcome: if kept { Outcome::Kept } else { Outcome::Broken },
-        });
+        self.say(promise, measured, Outcome::of(kept, false, false));
     }
 
-    /// A verdict on a figure that a restless machine spoils: if it spoilt every run, only a promise
-    /// that is kept all the same is judged.
+    /// A verdict on a figure that a restless machine spoils, beside what it is held against, if
+    /// anything: both by the runs that nothing disturbed, and only if both had such.
     pub fn judge(
         &mut self,
         promise: impl Into<String>,
-        measured: String,
-        judged: Judged,
-        kept: bool,
+        mut measured: String,
+        own: Judged,
+        against: Option<Judged>,
+        keeps: bool,
     ) {
-        self.judge_beside(promise, measured, judged, kept, true);
+        let doubt = own.doubt(against);
+        let outcome = Outcome::of(keeps, doubt.is_some(), against.is_some());
+        if let Some(why) = doubt {
+            measured += &format!(" ({why})");
+        }
+        self.say(promise, measured, outcome);
     }
 
-    /// As [`Context::judge`], beside something else: where a floor that was measured in turn with it
-    /// does not keep the promise either, or the machine was in another state for what it is held
-    /// against, it says nothing that the engine does not.
-    pub fn judge_beside(
-        &mut self,
-        promise: impl Into<String>,
-        measured: String,
-        judged: Judged,
-        kept: bool,
-        floor_keeps: bool,
-    ) {
-        self.verdict(promise, measured + judged.remark(), kept);
-        let can_judge = kept || judged.was_calm && floor_keeps;
-        if let Some(verdict) = self.verdicts.last_mut().filter(|_| !can_judge) {
-            verdict.outcome = Outcome::NotJudged;
-        }
+    /// The machine itself kept the promise from being kept.
+    pub fn not_judged(&mut self, promise: impl Into<String>, measured: impl Into<String>) {
+        self.say(promise, measured, Outcome::NotJudged);
     }
 
     pub fn not_measured(&mut self, promise: impl Into<String>, why: impl Into<String>) {
+        self.say(promise, why, Outcome::NotMeasured);
+    }
+
+    fn say(&mut self, promise: impl Into<String>, measured: impl Into<String>, outcome: Outcome) {
         self.verdicts.push(Verdict {
             promise: promise.into(),
-            measured: why.into(),
-            outcome: Outcome::NotMeasured,
+            measured: measured.into(),
+            outcome,
         });
     }
 

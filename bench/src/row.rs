@@ -13,9 +13,7 @@ pub struct Metric {
 
 impl Metric {
     pub fn median(&self) -> f64 {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+        median(self.values.clone()).unwrap_or(f64::NAN)
     }
 
     /// The least and the greatest of the runs.
@@ -88,11 +86,7 @@ impl Row {
 
     /// The state of the machine during the runs: the median of the cache line's floors, in ns.
     pub fn line_ns(&self) -> Option<f64> {
-        let floors = self.floors.iter();
-        let both = floors.flat_map(|(before, after)| [before.line, after.line]);
-        let mut values: Vec<f64> = both.collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied()
+        median_line_ns(self.floors.iter())
     }
 
     /// Runs in which the machine stalled or changed.
@@ -103,23 +97,13 @@ impl Row {
     /// What a promise is judged by: the median of the runs that nothing disturbed.
     pub fn judged(&self, name: &str) -> Option<Judged> {
         let metric = self.metrics.iter().find(|metric| metric.name == name)?;
-        let calm: Vec<f64> = metric
-            .values
-            .iter()
-            .zip(&self.disturbed_runs)
-            .filter(|&(_, &disturbed)| !disturbed)
-            .map(|(&value, _)| value)
-            .collect();
-        let was_calm = !calm.is_empty();
-        let values = if was_calm {
-            calm
-        } else {
-            metric.values.clone()
-        };
-        let (name, unit) = (metric.name, metric.unit);
+        let was_calm = self.disturbed_runs.contains(&false);
+        let counts = |run: &usize| !was_calm || self.disturbed_runs.get(*run) == Some(&false);
+        let runs: Vec<usize> = (0..metric.values.len()).filter(counts).collect();
         Some(Judged {
-            value: Metric { name, unit, values }.median(),
+            value: median(runs.iter().map(|&run| metric.values[run]).collect())?,
             was_calm,
+            line_ns: median_line_ns(runs.iter().filter_map(|&run| self.floors.get(run))),
         })
     }
 
@@ -129,20 +113,46 @@ impl Row {
     }
 }
 
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+fn median_line_ns<'a>(floors: impl Iterator<Item = &'a (Floors, Floors)>) -> Option<f64> {
+    let both = floors.flat_map(|(before, after)| [before.line, after.line]);
+    median(both.collect())
+}
+
+/// The machine is in one state as long as a cache line takes no more than so many times as long.
+const SAME_STATE: f64 = 1.5;
+
 /// A figure to judge a promise by.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Judged {
     pub value: f64,
-    /// False: every run was disturbed. What is kept all the same is kept; the rest says nothing.
+    /// False: every run was disturbed.
     pub was_calm: bool,
+    /// The state of the machine in these runs: what a cache line took there and back.
+    pub line_ns: Option<f64>,
 }
 
 impl Judged {
-    pub fn remark(self) -> &'static str {
-        match self.was_calm {
-            true => "",
-            false => " (every run was disturbed: run again on a quiet machine)",
+    /// Why it tells nothing, beside what it is held against; none: it does.
+    pub fn doubt(self, against: Option<Judged>) -> Option<String> {
+        if !self.was_calm {
+            return Some("every run was disturbed: run again on a quiet machine".to_owned());
         }
+        let against = against?;
+        if !against.was_calm {
+            return Some("every run of the other was disturbed: run again".to_owned());
+        }
+        let (own_ns, other_ns) = (self.line_ns?, against.line_ns?);
+        let same = (1.0 / SAME_STATE..=SAME_STATE).contains(&(own_ns / other_ns));
+        (!same).then(|| {
+            format!(
+                "the machine changed in between: cache line {own_ns:.0} ns against {other_ns:.0}"
+            )
+        })
     }
 }
 
@@ -161,6 +171,17 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// The one rule for figures that a restless machine spoils. `doubtful`: see [`Judged::doubt`].
+    /// A bound that is kept although every run was disturbed is kept; beside another figure, which
+    /// may have been disturbed, nothing is certain.
+    pub fn of(keeps: bool, doubtful: bool, beside_another: bool) -> Outcome {
+        match keeps {
+            _ if doubtful && (beside_another || !keeps) => Outcome::NotJudged,
+            true => Outcome::Kept,
+            false => Outcome::Broken,
+        }
+    }
+
     pub fn word(self) -> &'static str {
         match self {
             Outcome::Kept => "kept",
@@ -200,13 +221,58 @@ mod tests {
             row.push("p99", "ns", value);
         }
         row.disturbed_runs = vec![true, false, true, false];
+        let floors = |line| {
+            (
+                Floors {
+                    line,
+                    ..Floors::default()
+                },
+                Floors {
+                    line,
+                    ..Floors::default()
+                },
+            )
+        };
+        row.floors = [500.0, 100.0, 500.0, 120.0].map(floors).to_vec();
         let judged = row.judged("p99").unwrap();
         assert_eq!((judged.value, judged.was_calm), (7.0, true));
+        assert_eq!(judged.line_ns, Some(120.0));
         row.disturbed_runs = vec![true; 4];
         let judged = row.judged("p99").unwrap();
         assert_eq!((judged.value, judged.was_calm), (7.0, false));
         assert_eq!(row.judged("p50"), None);
         assert_eq!(row.disturbed(), 4);
+    }
+
+    #[test]
+    fn nothing_is_judged_by_a_figure_that_was_never_calm() {
+        let figure = |was_calm, line_ns| Judged {
+            value: 1.0,
+            was_calm,
+            line_ns: Some(line_ns),
+        };
+        let (calm, disturbed, far) = (
+            figure(true, 100.0),
+            figure(false, 100.0),
+            figure(true, 400.0),
+        );
+        assert_eq!(calm.doubt(None), None);
+        assert_eq!(calm.doubt(Some(calm)), None);
+        for (own, against) in [
+            (disturbed, None),
+            (disturbed, Some(calm)),
+            (calm, Some(disturbed)),
+            (calm, Some(far)),
+        ] {
+            assert!(own.doubt(against).is_some(), "{own:?} {against:?}");
+        }
+        // Kept or not, certain or not, alone and beside another.
+        let outcome =
+            |keeps, doubtful| [false, true].map(|beside| Outcome::of(keeps, doubtful, beside));
+        assert_eq!(outcome(true, false), [Outcome::Kept; 2]);
+        assert_eq!(outcome(false, false), [Outcome::Broken; 2]);
+        assert_eq!(outcome(true, true), [Outcome::Kept, Outcome::NotJudged]);
+        assert_eq!(outcome(false, true), [Outcome::NotJudged; 2]);
     }
 
     #[test]

@@ -19,10 +19,10 @@ mod tokio;
 mod uring;
 mod zmq;
 
-use std::fmt::Write;
+use std::cmp::Ordering;
 
 use crate::context::{Context, Failure};
-use crate::row::Row;
+use crate::row::{Judged, Row};
 
 /// The other process of a peer that is a library.
 pub fn serve(kind: &str, name: &str) -> Result<(), Failure> {
@@ -140,67 +140,62 @@ fn verdicts(context: &mut Context) {
         ] {
             let promise = format!("{transport} ahead of every peer: {metric}, {case}");
             let own = context.find(ours.0, &ours.1, ours.2);
-            let Some(judged) = own.and_then(|row| row.judged(metric)) else {
+            let Some(own) = own.and_then(|row| row.judged(metric)) else {
                 context.not_measured(promise, "needs the scenarios latency and throughput");
                 continue;
             };
-            let state = own.and_then(Row::line_ns);
-            let own = judged.value;
-            let less_is_better = metric != "requests";
-            let Some((row, best)) = best(context, transport, case, metric, less_is_better) else {
+            let peers = context.rows.iter().filter(|row| {
+                row.scenario == "peers"
+                    && row.case == case
+                    && (transport == "shm" || OVER_TCP.contains(&row.subject.as_str()))
+            });
+            let Some((peer, best)) = best(peers, metric) else {
                 context.not_measured(promise, "no peer ran");
                 continue;
             };
-            let kept = if less_is_better {
-                own < best
-            } else {
-                own > best
-            };
-            let mut measured = format!("{own:.0} against {best:.0} of {}", row.subject);
-            let state_of_best = row.line_ns();
-            let mut fair = true;
-            if let (false, Some(own), Some(best)) =
-                (same_state(state, state_of_best), state, state_of_best)
-            {
-                // It tells something only if the machine helped the one that lost.
-                fair = kept == (own > best);
-                let _ = write!(
-                    measured,
-                    ", the machine having changed in between: cache line {own:.0} ns against {best:.0}"
-                );
-            }
-            context.judge_beside(promise, measured, judged, kept && fair, fair);
+            let measured = format!("{:.0} against {:.0} of {peer}", own.value, best.value);
+            let ahead = better(metric, own, best).is_lt();
+            context.judge(promise, measured, own, Some(best), ahead);
         }
     }
 }
 
-/// Whether the machine was in one state for both rows, so that they can be compared.
-fn same_state(one: Option<f64>, other: Option<f64>) -> bool {
-    match (one, other) {
-        (Some(one), Some(other)) => (1.0 / 1.5..=1.5).contains(&(one / other)),
-        _ => true,
+/// The better one first.
+fn better(metric: &str, one: Judged, other: Judged) -> Ordering {
+    match metric {
+        "requests" => other.value.total_cmp(&one.value),
+        _ => one.value.total_cmp(&other.value),
     }
 }
 
-fn best<'a>(
-    context: &'a Context,
-    transport: &str,
-    case: &str,
-    metric: &str,
-    less_is_better: bool,
-) -> Option<(&'a Row, f64)> {
-    context
-        .rows
-        .iter()
-        .filter(|row| row.scenario == "peers" && row.case == case)
-        .filter(|row| transport == "shm" || OVER_TCP.contains(&row.subject.as_str()))
-        .filter_map(|row| Some((row, row.median(metric)?)))
-        .min_by(|a, b| {
-            let order = a.1.total_cmp(&b.1);
-            if less_is_better {
-                order
-            } else {
-                order.reverse()
+/// The best of them, by the same runs as ours are judged by.
+fn best<'a>(rows: impl Iterator<Item = &'a Row>, metric: &str) -> Option<(&'a str, Judged)> {
+    rows.filter_map(|row| Some((row.subject.as_str(), row.judged(metric)?)))
+        .min_by(|(_, one), (_, other)| better(metric, *one, *other))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_is_faster_in_the_calm_runs_is_ahead() {
+        let row = |subject: &str, p99: [f64; 3]| {
+            let mut row = Row::new("peers", subject, "round trip", 1.0);
+            for ns in p99 {
+                row.push("p99", "ns", ns);
             }
-        })
+            row.disturbed_runs = vec![false, true, true];
+            row
+        };
+        let own = row("ours", [150.0, 400.0, 400.0]).judged("p99").unwrap();
+        let peers = [
+            row("slow", [160.0, 160.0, 160.0]),
+            row("fast", [140.0, 500.0, 500.0]),
+        ];
+        let (name, best) = best(peers.iter(), "p99").unwrap();
+        assert_eq!((name, best.value), ("fast", 140.0));
+        assert!(better("p99", own, best).is_gt());
+        assert!(better("requests", own, best).is_lt(), "more is better");
+    }
 }

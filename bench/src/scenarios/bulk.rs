@@ -108,6 +108,7 @@ fn promises(context: &mut Context) {
                 engine.value, floor.value
             ),
             engine,
+            Some(floor),
             ratio >= RATIO_MIN,
         );
     }

@@ -64,7 +64,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     let row = context.find("c-client", "shm spin", "64 B");
     if let Some(judged) = row.and_then(|row| row.judged("C to Rust")) {
         let measured = format!("{:.3} times", judged.value);
-        context.judge(promise, measured, judged, judged.value <= RATIO_MAX);
+        context.judge(promise, measured, judged, None, judged.value <= RATIO_MAX);
     }
     Ok(())
 }

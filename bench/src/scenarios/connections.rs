@@ -101,6 +101,7 @@ fn in_turn(context: &mut Context) -> Result<(), Failure> {
         format!("p99 below 10 µs with {ATTACHED} attached over shm, {ACTIVE} active in turn"),
         format!("{:.2} µs", judged.value / 1000.0),
         judged,
+        None,
         judged.value < P99_NS_MAX,
     );
     Ok(())

@@ -57,5 +57,5 @@ fn promise(context: &mut Context, transport: Transport) {
             floor_tcp / 1000.0
         ),
     };
-    context.judge(text, measured, judged, p99 < P99_NS_MAX);
+    context.judge(text, measured, judged, None, p99 < P99_NS_MAX);
 }
