@@ -14,10 +14,11 @@ use rusteron_media_driver::{AeronDriver, AeronDriverContext};
 
 use super::round_trips::RoundTrips;
 use super::scratch::Scratch;
-use super::tcp::{self, WINDOW};
+use super::tcp;
+use super::window::{Clock, WINDOW, Window};
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
-use crate::payloads::{Payloads, payload, stamp};
+use crate::payloads::{payload, stamp};
 use crate::row::Row;
 
 const BYTES: usize = 64;
@@ -210,28 +211,13 @@ fn one_by_one(
 }
 
 fn window(side: &Side, image: &AeronImage, row: &mut Row, duration: u64) -> Result<(), Failure> {
-    let (mut message, mut expected) = (Payloads::new(BYTES), Payloads::new(BYTES));
-    let (mut sent, mut answered) = (0u64, 0u64);
-    let (mut begun, mut counted) = (0, 0);
-    let mut wrong = false;
+    let mut window = Window::new(BYTES, Clock::new(WARM_UP, duration));
     loop {
-        while sent < answered + WINDOW as u64 {
-            side.send(message.of(sent))?;
-            sent += 1;
+        while let Some(request) = window.next_request() {
+            side.send(request)?;
         }
-        receive(image, |bytes| {
-            wrong |= bytes != expected.of(answered);
-            answered += 1;
-        })?;
-        if wrong {
-            return Err(wrong_answer().into());
-        }
-        let now = monotonic_ns();
-        if begun == 0 && answered >= WARM_UP {
-            (begun, counted) = (now, answered);
-        }
-        if begun > 0 && now - begun > duration {
-            let rate = (answered - counted) as f64 / ((now - begun) as f64 / 1e9);
+        receive(image, |bytes| window.take(bytes))?;
+        if let Some(rate) = window.rate()? {
             row.push("requests", "/s", rate);
             return Ok(());
         }

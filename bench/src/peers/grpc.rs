@@ -22,8 +22,9 @@ use tonic::{Request, Response, Status};
 
 use super::round_trips::RoundTrips;
 use super::scratch::Scratch;
-use super::tcp::{self, WINDOW};
+use super::tcp;
 use super::tokio::spinning;
+use super::window::{Clock, WINDOW};
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
 use crate::payloads::{payload, stamp};
@@ -200,25 +201,22 @@ async fn window(
 ) -> Result<(), Failure> {
     let mut calls = FuturesUnordered::new();
     let mut message = payload(64);
-    let begun = monotonic_ns();
-    let mut answered = 0u64;
-    let mut number = 0;
-    while monotonic_ns() - begun < duration {
+    let mut clock = Clock::new(WARM_UP, duration);
+    let (mut number, mut answered) = (0, 0);
+    loop {
         while calls.len() < WINDOW {
             number += 1;
             stamp(&mut message, number);
             calls.push(call(client.clone(), message.clone()));
         }
-        let Some(result) = calls.next().await else {
-            break;
-        };
-        let (sent, answer) = result?;
+        let (sent, answer) = calls.next().await.ok_or("no call is on its way")??;
         if answer != sent {
             return Err(wrong_answer().into());
         }
         answered += 1;
+        if let Some(rate) = clock.rate(answered, monotonic_ns()) {
+            row.push("requests", "/s", rate);
+            return Ok(());
+        }
     }
-    let took = (monotonic_ns() - begun) as f64 / 1e9;
-    row.push("requests", "/s", answered as f64 / took);
-    Ok(())
 }

@@ -11,7 +11,8 @@ use lapce_ai::ipc::monotonic_ns;
 
 use super::round_trips::RoundTrips;
 use super::scratch::Scratch;
-use super::tcp::{self, WINDOW};
+use super::tcp;
+use super::window::{Clock, WINDOW, Window};
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
 use crate::payloads::stamp;
@@ -174,32 +175,20 @@ fn window(
     send: impl Fn(&Message) -> Result<(), Failure>,
     receive: impl Fn() -> Result<Option<Message>, Failure>,
 ) -> Result<(), Failure> {
-    let mut message: Message = [5; 64];
-    let (mut sent, mut answered) = (0u64, 0u64);
-    let (mut begun, mut counted) = (0, 0);
+    let clock = Clock::new(WARM_UP, duration.as_nanos() as u64);
+    let mut window = Window::new(size_of::<Message>(), clock);
     loop {
-        while sent < answered + WINDOW as u64 {
-            stamp(&mut message, sent);
-            send(&message)?;
-            sent += 1;
+        while let Some(request) = window.next_request() {
+            send(request.try_into()?)?;
         }
         // At least one, and what came with it.
         let mut next = Some(until_some(&receive)?);
         while let Some(got) = next {
-            stamp(&mut message, answered);
-            if got != message {
-                return Err(wrong_answer().into());
-            }
-            answered += 1;
+            window.take(&got);
             next = receive()?;
         }
-        let now = monotonic_ns();
-        if begun == 0 && answered > WARM_UP {
-            (begun, counted) = (now, answered);
-        }
-        if begun > 0 && now - begun > duration.as_nanos() as u64 {
-            let took = (now - begun) as f64 / 1e9;
-            row.push("requests", "/s", (answered - counted) as f64 / took);
+        if let Some(rate) = window.rate()? {
+            row.push("requests", "/s", rate);
             return Ok(());
         }
     }

@@ -17,6 +17,7 @@ mod scratch;
 mod tcp;
 mod tokio;
 mod uring;
+mod window;
 mod zmq;
 
 use std::cmp::Ordering;

@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 use lapce_ai::ipc::monotonic_ns;
 
 use super::program::Program;
-use super::tcp::{self, WINDOW};
+use super::round_trips::RoundTrips;
+use super::tcp;
+use super::window::{Clock, Window};
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
 use crate::floors::write_spinning;
 use crate::payloads::{payload, stamp};
-use crate::row::{Row, latencies};
+use crate::row::Row;
 
 const PATIENCE: Duration = Duration::from_secs(10);
+const BYTES: usize = 64;
 const WARM_UP: u64 = 300;
 const ARGUMENTS: [&str; 3] = ["-a", "127.0.0.1", "-p"];
 
@@ -142,63 +145,64 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
             let _served = Served::start(&["--kind", "nats", "--cpu", &cpu, "--name", &port])?;
             let mut connection = Connection::open(stream, true)?;
             connection.subscribe("answers")?;
-            let window = if windowed { WINDOW } else { 1 };
-            call(&mut connection, row, window as u64, duration)
+            match windowed {
+                true => window(&mut connection, row, duration),
+                false => one_by_one(&mut connection, row, duration),
+            }
         })?;
     }
     Ok(())
 }
 
-fn call(
-    connection: &mut Connection,
-    row: &mut Row,
-    window: u64,
-    duration: u64,
-) -> Result<(), Failure> {
-    let mut histogram = latencies();
-    let mut message = payload(64);
-    let mut answer = Vec::new();
-    let mut out = Vec::new();
-    let (mut sent, mut answered) = (0u64, 0u64);
-    let (mut begun, mut counted) = (monotonic_ns(), 0u64);
-    loop {
+fn request(payload: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"PUB bench answers 64\r\n");
+    out.extend_from_slice(payload);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn one_by_one(connection: &mut Connection, row: &mut Row, duration: u64) -> Result<(), Failure> {
+    let mut trips = RoundTrips::new(WARM_UP, duration);
+    let mut message = payload(BYTES);
+    let (mut out, mut answer) = (Vec::new(), Vec::new());
+    for number in 0u64.. {
+        stamp(&mut message, number);
         let start = monotonic_ns();
         out.clear();
-        while sent < answered + window {
-            stamp(&mut message, sent);
-            out.extend_from_slice(b"PUB bench answers 64\r\n");
-            out.extend_from_slice(&message);
-            out.extend_from_slice(b"\r\n");
-            sent += 1;
+        request(&message, &mut out);
+        connection.send(&out)?;
+        connection.message(&mut answer)?;
+        let now = monotonic_ns();
+        if answer != message {
+            return Err(wrong_answer().into());
+        }
+        if trips.took(start, now)? {
+            break;
+        }
+    }
+    row.push_latencies(trips.into_histogram());
+    Ok(())
+}
+
+fn window(connection: &mut Connection, row: &mut Row, duration: u64) -> Result<(), Failure> {
+    let mut window = Window::new(BYTES, Clock::new(WARM_UP, duration));
+    let (mut out, mut answer) = (Vec::new(), Vec::new());
+    loop {
+        out.clear();
+        while let Some(payload) = window.next_request() {
+            request(payload, &mut out);
         }
         connection.send(&out)?;
         // At least one, and what came with it.
         loop {
             connection.message(&mut answer)?;
-            stamp(&mut message, answered);
-            if answer != message {
-                return Err(wrong_answer().into());
-            }
-            answered += 1;
-            if answered == sent || connection.from.buffer().is_empty() {
+            window.take(&answer);
+            if window.is_empty() || connection.from.buffer().is_empty() {
                 break;
             }
         }
-        let now = monotonic_ns();
-        if answered < WARM_UP {
-            (begun, counted) = (now, answered);
-            continue;
-        }
-        histogram.record(now - start)?;
-        if now - begun > duration {
-            break;
+        if let Some(rate) = window.rate()? {
+            row.push("requests", "/s", rate);
+            return Ok(());
         }
     }
-    if window > 1 {
-        let took = (monotonic_ns() - begun) as f64 / 1e9;
-        row.push("requests", "/s", (answered - counted) as f64 / took);
-    } else {
-        row.push_latencies(histogram);
-    }
-    Ok(())
 }

@@ -13,7 +13,8 @@ use nng::{Aio, AioResult, Context as Lane, Message, Protocol, Socket};
 
 use super::round_trips::RoundTrips;
 use super::scratch::Scratch;
-use super::tcp::{self, WINDOW};
+use super::tcp;
+use super::window::WINDOW;
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
 use crate::payloads::{payload, stamp};

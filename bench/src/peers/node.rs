@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use super::tcp;
+use super::window::WINDOW;
 use crate::context::{Context, Failure};
 use crate::row::latencies;
 
@@ -13,7 +14,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     let client = context.host.client_cpu.to_string();
     let server = context.host.server_cpu.to_string();
     let milliseconds = context.duration.as_millis().to_string();
-    let window = tcp::WINDOW.to_string();
+    let window = WINDOW.to_string();
     for windowed in [false, true] {
         let count = if windowed { window.as_str() } else { "1" };
         context.measure(tcp::row("Node.js child process", windowed), |row| {
