@@ -1,5 +1,7 @@
 //! What a scenario runs in: how long, how often, between which floors, and where its rows go.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -9,7 +11,7 @@ use crate::floors::{Floors, Probe};
 use crate::host::{self, Host};
 use crate::row::{Judged, Outcome, Row, Verdict};
 
-pub type Failure = Box<dyn std::error::Error>;
+pub type Failure = Box<dyn Error>;
 
 /// The part of a run for which the client may wait for its CPU before the run is marked.
 const WAITED_MAX: f64 = 0.01;
@@ -54,7 +56,7 @@ impl Context {
                 let steal = host::steal_ticks();
                 let waited = host::waited_ns();
                 let begun = Instant::now();
-                run(&mut self.probe, index, row).map_err(|error| format!("{name}: {error}"))?;
+                run(&mut self.probe, index, row).map_err(|cause| FailedIn { name, cause })?;
                 let stolen = host::steal_ticks() > steal;
                 let waited = (host::waited_ns() - waited) as f64;
                 let crowded = waited > WAITED_MAX * begun.elapsed().as_nanos() as f64;
@@ -155,6 +157,62 @@ pub fn bytes_text(bytes: usize) -> String {
     }
 }
 
+/// What failed in a row.
+#[derive(Debug)]
+struct FailedIn {
+    name: String,
+    cause: Failure,
+}
+
+impl fmt::Display for FailedIn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.cause)
+    }
+}
+
+impl Error for FailedIn {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&*self.cause)
+    }
+}
+
+/// Whether the machine has too little of something: that says nothing of the engine.
+pub fn is_shortage(error: &(dyn Error + 'static)) -> bool {
+    let short = [
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOMEM,
+        libc::ENOSPC,
+        libc::EADDRNOTAVAIL,
+    ];
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let errno = error.downcast_ref().and_then(io::Error::raw_os_error);
+        if errno.is_some_and(|errno| short.contains(&errno)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 pub fn wrong_answer() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "an answer's bytes are wrong")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_machine_lacks_is_a_shortage() {
+        let in_row = |cause: io::Error| {
+            let (name, cause) = ("connections: tcp, 10".to_owned(), cause.into());
+            is_shortage(&FailedIn { name, cause })
+        };
+        assert!(in_row(io::Error::from_raw_os_error(libc::EMFILE)));
+        assert!(!in_row(io::Error::from_raw_os_error(libc::ECONNRESET)));
+        assert!(!in_row(wrong_answer()));
+        assert!(!in_row(io::ErrorKind::TimedOut.into()));
+    }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use lapce_ai::ipc::{Client, IdleMode, Transport, monotonic_ns, msg_type};
 
-use crate::context::{Context, Failure, wrong_answer};
+use crate::context::{Context, Failure, is_shortage, wrong_answer};
 use crate::payloads;
 use crate::row::{Row, latencies};
 use crate::{engine, host, sys};
@@ -48,8 +48,15 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
             let row = Row::new("connections", name, count.to_string(), count as f64);
             let result = context.measure(row, |row| one(row, cpu, transport, count, duration));
             context.runs = runs;
-            if let Err(error) = result {
-                context.note(format!("connections: {error}"));
+            match result {
+                Err(error) if is_shortage(&*error) => context.note(error.to_string()),
+                // The other rows are measured all the same.
+                Err(error) => context.verdict(
+                    format!("{count} connections over {name} are all served"),
+                    error.to_string(),
+                    false,
+                ),
+                Ok(()) => {}
             }
         }
     }
