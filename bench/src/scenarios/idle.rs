@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lapce_ai::ipc::{IdleMode, msg_type};
 
-use crate::context::{Context, Failure};
+use crate::context::{Context, Failure, wrong_answer};
 use crate::row::Row;
 use crate::{engine, host};
 
@@ -37,6 +37,13 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
         std::thread::sleep(Duration::from_secs(1));
     }
     let used = host::cpu_seconds(served.pid()) - before;
+    // A dead server is idle, too.
+    for (client, number) in clients.iter().zip(0u64..) {
+        let sent = number.to_le_bytes();
+        if client.call(msg_type::ECHO, &sent)? != sent {
+            return Err(wrong_answer().into());
+        }
+    }
     let mut row = Row::new("idle", "server, adaptive", "100 connections", 0.0);
     row.push(
         if seconds == SECONDS {
