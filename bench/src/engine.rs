@@ -1,7 +1,7 @@
 //! The engine as the scenarios use it: the one place that knows how both transports are reached.
 
 use std::io::{self, BufRead};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lapce_ai::ipc::{Client, ClientBuilder, IdleMode, Limits, Server, ServerBuilder, Transport};
 
@@ -10,8 +10,6 @@ use crate::context::{Context, Failure};
 
 /// Connections that the bench's server allows.
 const CONNECTIONS_MAX: u32 = 12_000;
-/// How long a server tries to listen on the port of its predecessor.
-const BIND_PATIENCE: Duration = Duration::from_secs(2);
 
 pub const TRANSPORTS: [Transport; 2] = [Transport::Shm, Transport::Tcp];
 
@@ -97,18 +95,7 @@ pub fn connect(
 /// The server process.
 pub fn serve(idle: IdleMode, bind: &str, instance: &str) -> Result<(), Failure> {
     lapce_ai::ipc::keep_process_small();
-    let begun = Instant::now();
-    let server = loop {
-        match server(idle, bind, instance).start() {
-            Ok(server) => break server,
-            // The kernel takes a moment to close what a killed process had in its rings, and
-            // keeps the port until then.
-            Err(_) if !bind.ends_with(":0") && begun.elapsed() < BIND_PATIENCE => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(error) => return Err(error.into()),
-        }
-    };
+    let server = server(idle, bind, instance).start()?;
     let address = server.local_addr().ok_or("no address")?;
     println!("ready {address}");
     lapce_ai::ipc::release_startup_pages();
