@@ -9,7 +9,7 @@ use lapce_ai::ipc::{IdleMode, Transport, monotonic_ns};
 use crate::bare::{self, Bare, until};
 use crate::context::{Context, Failure, bytes_text, wrong_answer};
 use crate::payloads;
-use crate::row::Row;
+use crate::row::{Judged, Row};
 use crate::sys::Shared;
 use crate::{engine, load};
 
@@ -55,7 +55,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     let rows = ways.iter().map(|way| match *way {
         Way::Floor { piece: MESSAGE, .. } => Row::new(SCENARIO, PLAIN, "whole", 1.0),
         Way::Floor { piece, step } => {
-            let mut case = format!("pieces of {}, overlapping", bytes_text(piece));
+            let mut case = format!("in pieces of {}, overlapping", bytes_text(piece));
             if step < piece {
                 case += &format!(", {} a memcpy", bytes_text(step));
             }
@@ -89,14 +89,15 @@ fn case(window: u64) -> String {
 }
 
 fn promises(context: &mut Context) {
-    let rate =
-        |case: &str, subject: &str| context.find(SCENARIO, subject, case)?.judged("messages");
-    let Some(floor) = rate("whole", PLAIN) else {
+    let Some((way, floor)) = fastest(&context.rows) else {
         return;
     };
-    let engine = WINDOWS.map(|window| (window, rate(&case(window), ENGINE)));
-    for (window, engine) in engine {
-        let Some(engine) = engine else { continue };
+    let way = way.to_owned();
+    for window in WINDOWS {
+        let row = context.find(SCENARIO, ENGINE, &case(window));
+        let Some(engine) = row.and_then(|row| row.judged("messages")) else {
+            continue;
+        };
         let ratio = engine.value / floor.value;
         context.judge(
             format!(
@@ -104,7 +105,7 @@ fn promises(context: &mut Context) {
                 case(window)
             ),
             format!(
-                "{ratio:.2} times: {:.0} against {:.0} a second",
+                "{ratio:.2} times: {:.0} against {:.0} a second, copied {way}",
                 engine.value, floor.value
             ),
             engine,
@@ -112,6 +113,14 @@ fn promises(context: &mut Context) {
             ratio >= RATIO_MIN,
         );
     }
+}
+
+/// The floor of the promise: the throughput of the copies is that of the fastest way to make them.
+fn fastest(rows: &[Row]) -> Option<(&str, Judged)> {
+    rows.iter()
+        .filter(|row| row.scenario == SCENARIO && row.subject == PLAIN)
+        .filter_map(|row| Some((row.case.as_str(), row.judged("messages")?)))
+        .max_by(|(_, one), (_, other)| one.value.total_cmp(&other.value))
 }
 
 /// Round trips of a message that each side copies into shared memory and out of it: how many a
@@ -217,4 +226,27 @@ pub fn serve(name: &str) -> io::Result<()> {
         }
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_floor_is_the_fastest_way_to_copy() {
+        let rows = [
+            ("whole", 12e3),
+            ("in pieces", 23e3),
+            ("2 KiB a memcpy", 21e3),
+        ];
+        let mut rows = rows.map(|(case, rate)| {
+            let mut row = Row::new(SCENARIO, PLAIN, case, 1.0);
+            row.push("messages", "/s", rate);
+            row
+        });
+        let found = |rows: &[Row]| fastest(rows).map(|(way, floor)| (way.to_owned(), floor.value));
+        assert_eq!(found(&rows), Some(("in pieces".to_owned(), 23e3)));
+        rows[1].subject = ENGINE.to_owned();
+        assert_eq!(found(&rows), Some(("2 KiB a memcpy".to_owned(), 21e3)));
+    }
 }
