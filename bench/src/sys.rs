@@ -228,6 +228,15 @@ pub fn futex_wake(word: &AtomicU32) {
     }
 }
 
+/// Sends a signal to a process of ours.
+pub fn signal(pid: u32, signal: i32) -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    match unsafe { libc::kill(pid as libc::pid_t, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Clock ticks a second, the unit of CPU time in /proc.
 pub fn ticks_per_second() -> f64 {
     // SAFETY: takes no pointer.

@@ -12,6 +12,7 @@ mod memory;
 mod open_loop;
 mod peers;
 mod reconnect;
+mod senders;
 mod throughput;
 
 use crate::context::{Context, Failure};
