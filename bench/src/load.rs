@@ -9,6 +9,7 @@ use lapce_ai::ipc::{AnswerRef, Client, monotonic_ns, msg_type};
 use crate::context::{Failure, wrong_answer};
 use crate::payloads::{Payloads, payload, stamp};
 use crate::row::latencies;
+use crate::tally::Tally;
 
 /// Calls before the clock starts.
 const WARM_UP: u64 = 500;
@@ -52,15 +53,18 @@ pub fn closed(
     let mut histogram = latencies();
     let warm_up = warm_up(bytes);
     let mut end = u64::MAX;
+    let mut tally = Tally::default();
     // Ends when the time is over; each call has the client's timeout.
     for number in 0.. {
         stamp(&mut sent, number);
+        tally.sent += 1;
         let start = monotonic_ns();
         client.call_into(msg_type::ECHO, &sent, &mut answer)?;
         let now = monotonic_ns();
         if answer != sent {
             return Err(wrong_answer().into());
         }
+        tally.right += 1;
         if number >= warm_up {
             histogram.record(now - start)?;
         } else if number + 1 == warm_up {
@@ -77,12 +81,28 @@ pub fn closed(
 struct InOrder {
     expected: Payloads,
     next: u64,
-    wrong: bool,
+    tally: Tally,
     /// Of large messages only samples are compared now.
     samples: bool,
 }
 
 impl InOrder {
+    fn new(bytes: usize) -> InOrder {
+        InOrder {
+            expected: Payloads::new(bytes),
+            next: 0,
+            tally: Tally::default(),
+            samples: false,
+        }
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        match self.tally.right == self.next {
+            true => Ok(()),
+            false => Err(wrong_answer().into()),
+        }
+    }
+
     fn take(&mut self, answer: &AnswerRef<'_>) {
         let expected = self.expected.of(self.next);
         self.next += 1;
@@ -90,7 +110,7 @@ impl InOrder {
             true => samples_match(got, expected),
             false => *got == expected,
         });
-        self.wrong |= !right;
+        self.tally.right += u64::from(right);
     }
 }
 
@@ -103,24 +123,16 @@ pub fn windowed(
     duration: Duration,
 ) -> Result<f64, Failure> {
     let mut sent = Payloads::new(bytes);
-    let mut check = InOrder {
-        expected: Payloads::new(bytes),
-        next: 0,
-        wrong: false,
-        samples: false,
-    };
-    let mut submitted = 0;
+    let mut check = InOrder::new(bytes);
     let warm_up = warm_up(bytes).max(2 * window);
     let mut begun: Option<(u64, u64)> = None;
     loop {
-        while submitted < check.next + window {
-            client.submit(msg_type::ECHO, sent.of(submitted))?;
-            submitted += 1;
+        while check.tally.sent < check.next + window {
+            client.submit(msg_type::ECHO, sent.of(check.tally.sent))?;
+            check.tally.sent += 1;
         }
         client.wait_with(|answer| check.take(&answer))?;
-        if check.wrong {
-            return Err(wrong_answer().into());
-        }
+        check.check()?;
         let now = monotonic_ns();
         match begun {
             None if check.next >= warm_up => {
@@ -128,19 +140,17 @@ pub fn windowed(
                 check.samples = bytes > LARGE;
             }
             Some((start, first)) if now - start >= duration.as_nanos() as u64 => {
-                while check.next < submitted {
+                while check.next < check.tally.sent {
                     client.wait_with(|answer| check.take(&answer))?;
                 }
                 let answers = (check.next - first) as f64;
                 let end = monotonic_ns();
                 check.samples = false;
-                client.submit(msg_type::ECHO, sent.of(submitted))?;
+                client.submit(msg_type::ECHO, sent.of(check.tally.sent))?;
+                check.tally.sent += 1;
                 client.wait_with(|answer| check.take(&answer))?;
-                return if check.wrong {
-                    Err(wrong_answer().into())
-                } else {
-                    Ok(answers / ((end - start) as f64 / 1e9))
-                };
+                check.check()?;
+                return Ok(answers / ((end - start) as f64 / 1e9));
             }
             _ => {}
         }
@@ -168,16 +178,10 @@ pub fn at_rate(
 ) -> Result<Histogram<u64>, Failure> {
     closed(client, bytes, Duration::from_millis(1))?;
     let mut sent = Payloads::new(bytes);
-    let mut check = InOrder {
-        expected: Payloads::new(bytes),
-        next: 0,
-        wrong: false,
-        samples: false,
-    };
+    let mut check = InOrder::new(bytes);
     let total = (rate * duration.as_secs_f64()).ceil().max(1.0) as u64;
     let mut due = VecDeque::with_capacity(inflight_max);
     let mut histogram = latencies();
-    let mut submitted = 0;
     let start = monotonic_ns();
     let give_up = start + duration.as_nanos() as u64 + 20_000_000_000;
     while check.next < total {
@@ -185,13 +189,13 @@ pub fn at_rate(
         if now > give_up {
             return Err("the rate was not reached by far".into());
         }
-        while submitted < total && due.len() < inflight_max {
-            let at = start + due_ns(submitted, rate);
+        while check.tally.sent < total && due.len() < inflight_max {
+            let at = start + due_ns(check.tally.sent, rate);
             if at > now {
                 break;
             }
-            client.submit(msg_type::ECHO, sent.of(submitted))?;
-            submitted += 1;
+            client.submit(msg_type::ECHO, sent.of(check.tally.sent))?;
+            check.tally.sent += 1;
             due.push_back(at);
         }
         client.poll_with(|answer| {
@@ -200,9 +204,7 @@ pub fn at_rate(
             histogram.saturating_record(monotonic_ns() - at);
         })?;
     }
-    if check.wrong {
-        return Err(wrong_answer().into());
-    }
+    check.check()?;
     Ok(histogram)
 }
 

@@ -20,6 +20,7 @@ mod row;
 mod scenarios;
 mod serve;
 mod sys;
+mod tally;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -99,6 +100,7 @@ fn run(cli: &Cli) -> Result<bool, Failure> {
     }
     context.bar.finish_and_clear();
     engine::sweep();
+    tally::promise(&mut context);
     report::print(&context);
     println!("took {:.0} s", started.elapsed().as_secs_f64());
     if let Some(path) = &cli.json {

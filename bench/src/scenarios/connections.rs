@@ -7,6 +7,7 @@ use lapce_ai::ipc::{Client, IdleMode, Transport, monotonic_ns, msg_type};
 use crate::context::{Context, Failure, is_shortage, wrong_answer};
 use crate::payloads;
 use crate::row::{Row, latencies};
+use crate::tally::Tally;
 use crate::{engine, host, sys};
 
 const COUNTS: [usize; 5] = [1, 10, 100, 1000, 10_000];
@@ -83,11 +84,13 @@ fn in_turn(context: &mut Context) -> Result<(), Failure> {
         let mut answer = Vec::with_capacity(BYTES);
         let mut sent = payloads::payload(BYTES);
         let end = Instant::now() + duration;
+        let mut tally = Tally::default();
         let mut number = 0;
         while Instant::now() < end {
             for client in &clients[..ACTIVE] {
                 number += 1;
                 payloads::stamp(&mut sent, number);
+                tally.sent += 1;
                 let start = monotonic_ns();
                 client.call_into(msg_type::ECHO, &sent, &mut answer)?;
                 // The first round is not measured: their pages were never touched.
@@ -97,6 +100,7 @@ fn in_turn(context: &mut Context) -> Result<(), Failure> {
                 if answer != sent {
                     return Err(wrong_answer().into());
                 }
+                tally.right += 1;
             }
         }
         row.push_latencies(histogram);
@@ -142,6 +146,7 @@ fn one(
     let mut answer = Vec::with_capacity(BYTES);
     let mut sent = payloads::payload(BYTES);
     let end = Instant::now() + duration;
+    let mut tally = Tally::default();
     let mut turn = 0;
     let mut number = 0;
     while Instant::now() < end {
@@ -151,21 +156,25 @@ fn one(
             .collect();
         turn += loaded;
         for client in &busy {
+            tally.sent += 1;
             client.submit(msg_type::ECHO, &payloads::payload(BYTES))?;
             client.flush()?;
         }
         number += 1;
         payloads::stamp(&mut sent, number);
+        tally.sent += 1;
         let start = monotonic_ns();
         probe.call_into(msg_type::ECHO, &sent, &mut answer)?;
         histogram.record(monotonic_ns() - start)?;
         if answer != sent {
             return Err(wrong_answer().into());
         }
+        tally.right += 1;
         for client in &busy {
             if client.wait_any()?.result? != payloads::payload(BYTES) {
                 return Err(wrong_answer().into());
             }
+            tally.right += 1;
         }
     }
     row.push_latencies(histogram);

@@ -3,6 +3,7 @@
 use lapce_ai::ipc::IdleMode;
 
 use crate::context::{Context, Failure, bytes_text};
+use crate::report::grouped;
 use crate::row::Row;
 use crate::{engine, load};
 
@@ -38,6 +39,24 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
                 })?;
             }
         }
+        promise(context, engine::transport_name(transport));
     }
     Ok(())
+}
+
+/// What the design promises, with a window in flight.
+const MESSAGES_MIN: f64 = 1e6;
+
+fn promise(context: &mut Context, name: &str) {
+    let row = context.find("throughput", &format!("{name} spin 64 B"), "window 256");
+    let Some(own) = row.and_then(|row| row.judged("requests")) else {
+        return;
+    };
+    context.judge(
+        format!("more than 1,000,000 messages of 64 B a second over {name}, 256 in flight"),
+        grouped(own.value),
+        own,
+        None,
+        own.value > MESSAGES_MIN,
+    );
 }
