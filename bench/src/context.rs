@@ -79,11 +79,12 @@ impl Context {
     }
 
     pub fn verdict(&mut self, promise: impl Into<String>, measured: String, kept: bool) {
-        self.say(promise, measured, Outcome::of(kept, false, false));
+        let outcome = if kept { Outcome::Kept } else { Outcome::Broken };
+        self.say(promise, measured, outcome);
     }
 
     /// A verdict on a figure that a restless machine spoils, beside what it is held against, if
-    /// anything: both by the runs that nothing disturbed, and only if both had such.
+    /// anything, by the rule of [`Outcome::of`].
     pub fn judge(
         &mut self,
         promise: impl Into<String>,
@@ -92,9 +93,8 @@ impl Context {
         against: Option<Judged>,
         keeps: bool,
     ) {
-        let doubt = own.doubt(against);
-        let outcome = Outcome::of(keeps, doubt.is_some(), against.is_some());
-        if let Some(why) = doubt {
+        let (outcome, excuse) = Outcome::of(own, against, keeps);
+        if let Some(why) = excuse {
             measured += &format!(" ({why})");
         }
         self.say(promise, measured, outcome);

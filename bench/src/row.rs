@@ -137,20 +137,19 @@ pub struct Judged {
 }
 
 impl Judged {
-    /// Why it tells nothing, beside what it is held against; none: it does.
-    pub fn doubt(self, against: Option<Judged>) -> Option<String> {
+    /// Why a loss tells nothing: the machine was worse to the one that lost than to the winner, if
+    /// there is one. None: it tells something.
+    fn excuse(self, winner: Option<Judged>) -> Option<String> {
         if !self.was_calm {
-            return Some("every run was disturbed: run again on a quiet machine".to_owned());
+            return Some(
+                "every run of the one behind was disturbed: run again on a quiet machine"
+                    .to_owned(),
+            );
         }
-        let against = against?;
-        if !against.was_calm {
-            return Some("every run of the other was disturbed: run again".to_owned());
-        }
-        let (own_ns, other_ns) = (self.line_ns?, against.line_ns?);
-        let same = (1.0 / SAME_STATE..=SAME_STATE).contains(&(own_ns / other_ns));
-        (!same).then(|| {
+        let (own_ns, other_ns) = (self.line_ns?, winner?.line_ns?);
+        (own_ns > SAME_STATE * other_ns).then(|| {
             format!(
-                "the machine changed in between: cache line {own_ns:.0} ns against {other_ns:.0}"
+                "the machine was worse to the one behind: cache line {own_ns:.0} ns against {other_ns:.0}"
             )
         })
     }
@@ -171,14 +170,19 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The one rule for figures that a restless machine spoils. `doubtful`: see [`Judged::doubt`].
-    /// A bound that is kept although every run was disturbed is kept; beside another figure, which
-    /// may have been disturbed, nothing is certain.
-    pub fn of(keeps: bool, doubtful: bool, beside_another: bool) -> Outcome {
-        match keeps {
-            _ if doubtful && (beside_another || !keeps) => Outcome::NotJudged,
-            true => Outcome::Kept,
-            false => Outcome::Broken,
+    /// The one rule for figures that a restless machine spoils. It makes them only worse: so whoever
+    /// is behind, ours or what it is held against, must have had a calm run in no worse a state of the
+    /// machine. Else nothing is judged, and it is said why.
+    pub fn of(own: Judged, against: Option<Judged>, keeps: bool) -> (Outcome, Option<String>) {
+        let excuse = match (keeps, against) {
+            (false, against) => own.excuse(against),
+            (true, Some(against)) => against.excuse(Some(own)),
+            (true, None) => None,
+        };
+        match (&excuse, keeps) {
+            (Some(_), _) => (Outcome::NotJudged, excuse),
+            (None, true) => (Outcome::Kept, None),
+            (None, false) => (Outcome::Broken, None),
         }
     }
 
@@ -245,34 +249,28 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_judged_by_a_figure_that_was_never_calm() {
+    fn nothing_is_judged_where_the_machine_was_worse_to_the_one_behind() {
         let figure = |was_calm, line_ns| Judged {
             value: 1.0,
             was_calm,
             line_ns: Some(line_ns),
         };
-        let (calm, disturbed, far) = (
-            figure(true, 100.0),
-            figure(false, 100.0),
-            figure(true, 400.0),
-        );
-        assert_eq!(calm.doubt(None), None);
-        assert_eq!(calm.doubt(Some(calm)), None);
-        for (own, against) in [
-            (disturbed, None),
-            (disturbed, Some(calm)),
-            (calm, Some(disturbed)),
-            (calm, Some(far)),
-        ] {
-            assert!(own.doubt(against).is_some(), "{own:?} {against:?}");
-        }
-        // Kept or not, certain or not, alone and beside another.
-        let outcome =
-            |keeps, doubtful| [false, true].map(|beside| Outcome::of(keeps, doubtful, beside));
-        assert_eq!(outcome(true, false), [Outcome::Kept; 2]);
-        assert_eq!(outcome(false, false), [Outcome::Broken; 2]);
-        assert_eq!(outcome(true, true), [Outcome::Kept, Outcome::NotJudged]);
-        assert_eq!(outcome(false, true), [Outcome::NotJudged; 2]);
+        let (calm, disturbed) = (figure(true, 100.0), figure(false, 100.0));
+        let far = figure(true, 400.0);
+        // What is judged if ours is ahead, and if it is behind.
+        let judged = |own, against| {
+            [true, false].map(|keeps| Outcome::of(own, against, keeps).0 != Outcome::NotJudged)
+        };
+        assert_eq!(judged(calm, None), [true, true]);
+        assert_eq!(judged(disturbed, None), [true, false]);
+        assert_eq!(judged(calm, Some(calm)), [true, true]);
+        assert_eq!(judged(calm, Some(disturbed)), [false, true]);
+        assert_eq!(judged(disturbed, Some(calm)), [true, false]);
+        assert_eq!(judged(disturbed, Some(disturbed)), [false, false]);
+        assert_eq!(judged(calm, Some(far)), [false, true]);
+        assert_eq!(judged(far, Some(calm)), [true, false]);
+        assert_eq!(Outcome::of(calm, Some(calm), true).0, Outcome::Kept);
+        assert_eq!(Outcome::of(calm, Some(calm), false).0, Outcome::Broken);
     }
 
     #[test]
