@@ -4,10 +4,12 @@
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::Ordering::{Acquire, Release};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use lapce_ai::bench_internals::futex;
 
 use crate::bare::{self, Bare, until};
-use crate::sys::{Shared, futex_wait, futex_wake};
+use crate::sys::Shared;
 
 /// Bytes of an echo: a header of 24 bytes and a payload of 64.
 pub const ECHO_BYTES: usize = 88;
@@ -20,6 +22,8 @@ pub const REQUEST: usize = Shared::PAGE;
 pub const ANSWER: usize = 2 * Shared::PAGE;
 /// Memory of the floors.
 pub const BYTES: usize = 3 * Shared::PAGE;
+/// The longest sleep on a futex: the other side may have ended.
+pub const WAIT_MAX: Option<Duration> = Some(Duration::from_secs(1));
 /// Spins on a socket before the CPU is offered to others.
 const SPINS_MAX: u32 = 100_000;
 
@@ -118,10 +122,10 @@ impl Probe {
         let (mine, other) = self.bare.shared.words();
         Ok(median(FUTEX_ROUNDS, |round| {
             mine.store(round, Release); // pairs with the load in `serve`
-            futex_wake(mine);
+            futex::wake(mine, 1);
             // Ends when the other side answers; each wait lasts at most a second.
             while other.load(Acquire) != round {
-                futex_wait(other, round - 1);
+                futex::wait(other, round - 1, WAIT_MAX);
             }
         }))
     }
@@ -209,10 +213,10 @@ pub fn serve(name: &str) -> io::Result<()> {
                 }
                 _ => {
                     while theirs.load(Acquire) != round {
-                        futex_wait(theirs, round - 1);
+                        futex::wait(theirs, round - 1, WAIT_MAX);
                     }
                     mine.store(round, Release);
-                    futex_wake(mine);
+                    futex::wake(mine, 1);
                 }
             }
         }

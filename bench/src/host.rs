@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use lapce_ai::bench_internals::affinity;
+
 /// The machine, in the words of the report.
 pub struct Host {
     pub cpu: String,
@@ -13,7 +15,7 @@ pub struct Host {
 
 impl Host {
     pub fn look() -> Host {
-        let cpus = crate::sys::allowed_cpus();
+        let cpus = affinity::allowed_cpus();
         let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = info
             .lines()

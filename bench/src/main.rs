@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use lapce_ai::bench_internals::affinity;
 
 use cli::{Cli, Command};
 use context::{Context, Failure};
@@ -63,7 +64,7 @@ fn run(cli: &Cli) -> Result<bool, Failure> {
     let chosen = scenarios::choose(&cli.scenario)?;
     let host = host::Host::look();
     // Threads and processes started from here on inherit this; servers pin themselves anew.
-    sys::pin(host.client_cpu)?;
+    affinity::pin_current_thread(host.client_cpu)?;
     if host.cpus.len() < 2 {
         eprintln!("note: client and server share one CPU; figures say little");
     }

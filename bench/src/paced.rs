@@ -7,14 +7,14 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use lapce_ai::bench_internals::futex;
 use lapce_ai::ipc::monotonic_ns;
 
 use crate::bare::until;
 use crate::context::{Failure, wrong_answer};
-use crate::floors::{ANSWER, ECHO_BYTES, Probe, REQUEST};
+use crate::floors::{ANSWER, ECHO_BYTES, Probe, REQUEST, WAIT_MAX};
 use crate::load::due_ns;
 use crate::row::latencies;
-use crate::sys::{futex_wait, futex_wake};
 
 /// Round trips before the clock starts.
 const WARM_UP: u32 = 1000;
@@ -50,10 +50,10 @@ impl Probe {
         self.at_rate("futex", 10, rate, duration, |probe, round| {
             let (mine, other) = probe.bare.shared.words();
             mine.store(round, Release); // pairs with the load in `floors::serve`
-            futex_wake(mine);
+            futex::wake(mine, 1);
             // Ends when the other side answers; each wait lasts at most a second.
             while other.load(Acquire) != round {
-                futex_wait(other, round - 1);
+                futex::wait(other, round - 1, WAIT_MAX);
             }
             Ok(monotonic_ns())
         })

@@ -1,11 +1,13 @@
 //! The hidden subcommand: the other process of a run.
 
+use lapce_ai::bench_internals::affinity;
+
 use crate::cli::Serve;
 use crate::context::Failure;
 
 pub fn serve(arguments: &Serve) -> Result<(), Failure> {
     crate::sys::end_with_parent();
-    crate::sys::pin(arguments.cpu)?;
+    affinity::pin_current_thread(arguments.cpu)?;
     match arguments.kind.as_str() {
         "engine" => crate::engine::serve(arguments.idle, &arguments.bind, &arguments.name),
         "floor" => Ok(crate::floors::serve(&arguments.name)?),

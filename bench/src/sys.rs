@@ -1,5 +1,5 @@
-//! The only unsafe code of the bench: shared memory and futexes for the floors, pinning, and the
-//! allocator that counts.
+//! The unsafe code of the bench: shared memory for the floors, the allocator that counts, and some
+//! calls of the system.
 
 #![allow(unsafe_code)]
 
@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use lapce_ai::bench_internals::prefetch;
 
 /// Counts every allocation of this process.
 pub struct Counting;
@@ -43,39 +45,6 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         // SAFETY: as above.
         unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-/// The CPUs that this process may use.
-pub fn allowed_cpus() -> Vec<usize> {
-    // SAFETY: a cpu_set_t is a plain bit set; all zeroes is the empty one.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `set` is writable for the size given, and lives through the call.
-    let result = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) };
-    if result != 0 {
-        return vec![0];
-    }
-    (0..libc::CPU_SETSIZE as usize)
-        // SAFETY: `cpu` is below the size of the set.
-        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
-        .collect()
-}
-
-/// Keeps the calling thread, and those it starts from now on, on one CPU.
-pub fn pin(cpu: usize) -> io::Result<()> {
-    if cpu >= libc::CPU_SETSIZE as usize {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    // SAFETY: as in `allowed_cpus`.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `cpu` is below the size of the set.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: `set` is readable for the size given, and lives through the call.
-    let result = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
     }
 }
 
@@ -167,25 +136,14 @@ impl Shared {
     #[inline]
     pub fn prefetch(&self, offset: usize) {
         assert!(offset < self.bytes);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: inside the mapping by the check above; and only a hint.
-        unsafe {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(self.base.add(offset).cast());
-        }
+        prefetch::to_read(self.base.wrapping_add(offset));
     }
 
     /// Asks the processor for a line that is about to be written, as the engine's ring does.
     #[inline]
     pub fn prefetch_to_write(&self, offset: usize) {
         assert!(offset < self.bytes);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: inside the mapping by the check above; and only a hint, for which the intrinsic
-        // would only be used if the whole program were compiled for newer processors.
-        unsafe {
-            let address = self.base.add(offset);
-            core::arch::asm!("prefetchw [{0}]", in(reg) address, options(nostack, preserves_flags));
-        }
+        prefetch::to_write(self.base.wrapping_add(offset));
     }
 }
 
@@ -200,32 +158,6 @@ impl Drop for Shared {
 pub fn end_with_parent() {
     // SAFETY: takes no pointer.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-}
-
-/// Sleeps while the word has this value, for at most a second.
-pub fn futex_wait(word: &AtomicU32, value: u32) {
-    let timeout = libc::timespec {
-        tv_sec: 1,
-        tv_nsec: 0,
-    };
-    // SAFETY: the word and the timeout live through the call; the kernel only reads them.
-    unsafe {
-        libc::syscall(
-            libc::SYS_futex,
-            word.as_ptr(),
-            libc::FUTEX_WAIT,
-            value,
-            &raw const timeout,
-        );
-    }
-}
-
-/// Wakes one that sleeps on the word.
-pub fn futex_wake(word: &AtomicU32) {
-    // SAFETY: the word lives through the call; waking does not touch it.
-    unsafe {
-        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, 1);
-    }
 }
 
 /// Sends a signal to a process of ours.

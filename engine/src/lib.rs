@@ -19,9 +19,10 @@ mod worker;
 
 pub mod ipc;
 
-/// Parts that the benchmarks measure by themselves. Not part of the public face: no promise of
+/// Parts that the benchmarks measure by themselves, or build their floors of. Not part of the public face: no promise of
 /// any kind is made about it.
 #[doc(hidden)]
 pub mod bench_internals {
+    pub use crate::sys::{affinity, futex, prefetch};
     pub use crate::wire::crc;
 }

@@ -3,7 +3,7 @@
 use std::io;
 
 /// The CPUs that this process may use, in order.
-pub(crate) fn allowed_cpus() -> Vec<usize> {
+pub fn allowed_cpus() -> Vec<usize> {
     // SAFETY: an all-zero cpu_set_t is an empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: writes at most the size given into ours.
@@ -26,7 +26,7 @@ pub(crate) fn current_cpu() -> Option<u32> {
 }
 
 /// Keeps the calling thread on one CPU.
-pub(crate) fn pin_current_thread(cpu: usize) -> io::Result<()> {
+pub fn pin_current_thread(cpu: usize) -> io::Result<()> {
     if cpu >= libc::CPU_SETSIZE as usize {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }

@@ -6,16 +6,17 @@ use std::time::Duration;
 
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waited {
+pub enum Waited {
     /// Somebody woke us, or a signal did: look again.
     Woken,
     /// The word was not what the caller expected.
     Changed,
+    /// Nobody did within the limit.
     TimedOut,
 }
 
 /// Sleeps while `word` is `expected`, until woken, for at most `limit`.
-pub(crate) fn wait(word: &AtomicU32, expected: u32, limit: Option<Duration>) -> Waited {
+pub fn wait(word: &AtomicU32, expected: u32, limit: Option<Duration>) -> Waited {
     let time = limit.map(|limit| libc::timespec {
         tv_sec: limit.as_secs().min(i64::MAX as u64) as libc::time_t,
         tv_nsec: limit.subsec_nanos() as libc::c_long,
@@ -42,7 +43,7 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, limit: Option<Duration>) -> 
 }
 
 /// Wakes up to `count` sleepers and says how many there were.
-pub(crate) fn wake(word: &AtomicU32, count: u32) -> usize {
+pub fn wake(word: &AtomicU32, count: u32) -> usize {
     // SAFETY: the word's address is only used to find sleepers.
     let woken = unsafe {
         libc::syscall(

@@ -1,11 +1,11 @@
 //! The operating system, one subject a file, each with a safe face.
 #![allow(unsafe_code)]
 
-pub(crate) mod affinity;
+pub mod affinity;
 pub(crate) mod clock;
-pub(crate) mod futex;
+pub mod futex;
 pub(crate) mod memory;
-pub(crate) mod prefetch;
+pub mod prefetch;
 pub(crate) mod process;
 pub(crate) mod record_lock;
 pub(crate) mod segment;

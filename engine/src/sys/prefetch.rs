@@ -5,7 +5,7 @@
 
 /// Fetches the line of `address`, to be read.
 #[inline(always)]
-pub(crate) fn to_read<T>(address: *const T) {
+pub fn to_read<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint, which accesses nothing as far as the program can tell.
     unsafe {
@@ -18,7 +18,7 @@ pub(crate) fn to_read<T>(address: *const T) {
 
 /// Fetches the line of `address` and takes it away from other cores, to be written.
 #[inline(always)]
-pub(crate) fn to_write<T>(address: *mut T) {
+pub fn to_write<T>(address: *mut T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: as in `to_read`. Processors that lack it take it for a NOP. (The intrinsic for it
     // becomes a prefetch for reading unless the whole program is compiled for such processors.)
