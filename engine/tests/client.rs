@@ -242,6 +242,12 @@ fn a_server_that_ends_in_the_middle_of_an_answer() {
 fn no_answer_in_time() {
     let (address, server) = fake(|mut peer| {
         let late = peer.receive();
+        let cancelled = peer.receive();
+        assert_eq!((cancelled.flags, cancelled.msg_type), (0, CANCEL));
+        assert_eq!(
+            (cancelled.msg_id, &cancelled.payload[..]),
+            (late.msg_id, &b""[..])
+        );
         let next = peer.receive();
         // The answer that nobody waits for any more is not taken for another.
         peer.send(&response(WORK, late.msg_id, b"late"));

@@ -82,7 +82,10 @@ enum lapce_ipc_code {
 /*
  * System codes, each the negative of a value of <errno.h>:
  *
- *   EAGAIN           lapce_ipc_poll: no answer is here
+ *   EAGAIN           lapce_ipc_poll: no answer is here; of what sends: nothing was queued, because as many
+ *                    requests as may be were in flight, or the server did not read, for timeout_ms
+ *   ENOTCONN         the server is gone, and it is too early to try again, as lapce_ipc_submit and
+ *                    lapce_ipc_send do; nothing was sent; try again within 80 ms
  *   ECONNRESET       the connection was lost; the request may or may not have been carried out
  *   EPIPE            the connection was lost before the request was sent; of a responder: the
  *                    requester is gone
@@ -181,7 +184,10 @@ typedef struct lapce_ipc_client_options {
  * be NULL. On success *client is a handle to be closed with lapce_ipc_close, else NULL.
  *
  * A lost connection is made anew by the next function that sends (unless LAPCE_IPC_NO_RECONNECT). What
- * was not sent is then sent; what may have been carried out fails with -ECONNRESET. */
+ * was not sent is then sent; what may have been carried out fails with -ECONNRESET. While the server is
+ * gone, lapce_ipc_submit, lapce_ipc_submit_part and lapce_ipc_send make one attempt (connect_timeout_ms at
+ * most) and do not wait: they fail with that attempt's code, or with -ENOTCONN in the pause of at most 80 ms
+ * after it. The others that send try again and again until timeout_ms. */
 int lapce_ipc_connect(const char *address, const lapce_ipc_client_options *options,
                       lapce_ipc_client **client);
 
@@ -199,8 +205,8 @@ int lapce_ipc_call(lapce_ipc_client *client, uint16_t msg_type, const void *payl
 int lapce_ipc_call_idempotent(lapce_ipc_client *client, uint16_t msg_type, const void *payload,
                               size_t payload_bytes, lapce_ipc_buffer *answer);
 
-/* Sends a message that gets no answer. Waits only while the system takes no more; whether it arrives
- * is not known. */
+/* Sends a message that gets no answer. Waits only while the system takes no more, for timeout_ms at most,
+ * and not for a server that is gone; whether it arrives is not known. */
 int lapce_ipc_send(lapce_ipc_client *client, uint16_t msg_type, const void *payload,
                    size_t payload_bytes);
 
@@ -212,7 +218,9 @@ int lapce_ipc_ping(lapce_ipc_client *client, uint64_t *took_ns);
 #define LAPCE_IPC_MORE 2u     /* lapce_ipc_submit_part continues this request */
 
 /* Queues a request; *id becomes its id. It is sent by lapce_ipc_flush, or when an answer is polled or
- * waited for, or when much is queued. Waits only if max_inflight requests are in flight. */
+ * waited for, or when much is queued. Waits only if max_inflight requests are in flight, or much is queued
+ * that the server does not read, and then for timeout_ms: after that, -EAGAIN, and nothing was queued.
+ * -EINVAL for a message type that is not LAPCE_IPC_HEARTBEAT, LAPCE_IPC_ECHO or the application's. */
 int lapce_ipc_submit(lapce_ipc_client *client, uint32_t flags, uint16_t msg_type,
                      const void *payload, size_t payload_bytes, uint64_t *id);
 
@@ -220,7 +228,7 @@ int lapce_ipc_submit(lapce_ipc_client *client, uint32_t flags, uint16_t msg_type
 int lapce_ipc_submit_part(lapce_ipc_client *client, uint32_t flags, uint64_t id, uint16_t msg_type,
                           const void *payload, size_t payload_bytes);
 
-/* Sends what is queued. Waits while the system takes no more. */
+/* Sends what is queued. Waits while the system takes no more, or the server is gone. */
 int lapce_ipc_flush(lapce_ipc_client *client);
 
 /* Memory in which the program makes a request's payload, instead of making it elsewhere and having it
@@ -257,7 +265,7 @@ int lapce_ipc_commit(lapce_ipc_client *client, size_t length, uint64_t *id);
 int lapce_ipc_abort(lapce_ipc_client *client);
 
 /* Tells the server that the answer to this request is no longer wanted, and forgets it. Whether it is
- * carried out is not known. An id that is not in flight is fine. */
+ * carried out is not known. An id that is not in flight is fine. Does not wait. */
 int lapce_ipc_cancel(lapce_ipc_client *client, uint64_t id);
 
 /* ------------------------------------------------------------- clients: answers to what was submitted */

@@ -89,10 +89,13 @@ pub(crate) fn code_of(error: &Error) -> c_int {
         Error::SharedMemory(_) => -libc::ENOENT,
         Error::Timeout { .. } => -libc::ETIMEDOUT,
         Error::ServerViolation(_) => -libc::EPROTO,
-        Error::InvalidAddress { .. } | Error::InvalidRequest(_) => -libc::EINVAL,
+        Error::InvalidAddress { .. } | Error::InvalidRequest(_) | Error::ReservedType(_) => {
+            -libc::EINVAL
+        }
         Error::TooLarge { .. } => -libc::EMSGSIZE,
         Error::Unread { .. } => -libc::ENOBUFS,
-        Error::PoolExhausted { .. } => -libc::EAGAIN,
+        Error::PoolExhausted { .. } | Error::NotSent { .. } => -libc::EAGAIN,
+        Error::Unavailable { .. } => -libc::ENOTCONN,
         Error::Closed => -libc::ESHUTDOWN,
         _ => -libc::EIO,
     }

@@ -37,6 +37,15 @@ impl Address {
     }
 }
 
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Address::Tcp(address) => f.write_str(address),
+            Address::Shm(instance) => write!(f, "shm:{instance}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +62,7 @@ mod tests {
             ("shm:a", shm("a")),
         ] {
             assert_eq!(Address::parse(text).unwrap(), address);
+            assert_eq!(address.to_string(), text);
         }
         for text in [
             "",

@@ -12,6 +12,8 @@ const MAX: Duration = Duration::from_millis(80);
 pub(super) struct Backoff {
     /// Zero: the connection has carried an answer since it was made.
     pause: Duration,
+    /// When the pause that has begun ends; 0: none has.
+    ends_ns: u64,
 }
 
 impl Backoff {
@@ -21,24 +23,36 @@ impl Backoff {
         self.pause = Duration::ZERO;
     }
 
-    /// How long to wait now that an attempt has failed. Half of it is left to chance, so that
-    /// clients do not come in step.
-    pub(super) fn next(&mut self, now_ns: u64) -> Duration {
+    /// An attempt has failed: a pause begins.
+    pub(super) fn failed(&mut self, now_ns: u64) {
+        self.ends_ns = now_ns + self.next(now_ns).as_nanos() as u64;
+    }
+
+    /// What is left of the pause before the next attempt; `None`: it may be made now. There is none if
+    /// the last connection worked, and the next is not called in vain before it had its chance.
+    pub(super) fn left(&mut self, now_ns: u64) -> Option<Duration> {
+        if self.pause.is_zero() {
+            // Until an answer comes, the new connection counts as a first attempt.
+            self.pause = MIN / 2;
+            self.ends_ns = 0;
+            return None;
+        }
+        if self.ends_ns == 0 {
+            self.failed(now_ns);
+        }
+        let left_ns = self.ends_ns.saturating_sub(now_ns);
+        if left_ns == 0 {
+            self.ends_ns = 0;
+        }
+        (left_ns > 0).then(|| Duration::from_nanos(left_ns))
+    }
+
+    /// The next pause. Half of it is left to chance, so that clients do not come in step.
+    fn next(&mut self, now_ns: u64) -> Duration {
         self.pause = (self.pause * 2).clamp(MIN, MAX);
         let half_ns = self.pause.as_nanos() as u64 / 2;
         // The low bits of the clock differ between clients.
         Duration::from_nanos(half_ns + now_ns.wrapping_mul(0x9E37_79B9_7F4A_7C15) % half_ns)
-    }
-
-    /// As [`Backoff::next`], between two connections: none if the last one worked, and the next is
-    /// not called in vain before it had its chance.
-    pub(super) fn pause_between_connections(&mut self, now_ns: u64) -> Option<Duration> {
-        if self.pause.is_zero() {
-            // Until an answer comes, the new connection counts as a first attempt.
-            self.pause = MIN / 2;
-            return None;
-        }
-        Some(self.next(now_ns))
     }
 }
 
@@ -49,14 +63,26 @@ mod tests {
     #[test]
     fn pauses_grow_to_the_cap_and_begin_anew_after_success() {
         let mut backoff = Backoff::default();
-        assert_eq!(backoff.pause_between_connections(1), None);
-        for now_ns in 0..100 {
-            let pause = backoff.next(now_ns);
+        assert_eq!(backoff.left(1), None);
+        let mut now_ns = 1;
+        let mut pause = Duration::ZERO;
+        for _ in 0..100 {
+            backoff.failed(now_ns);
+            pause = backoff.left(now_ns).unwrap();
             assert!(pause >= MIN / 2 && pause <= MAX, "{pause:?}");
+            assert_eq!(
+                backoff.left(now_ns + 1),
+                Some(pause - Duration::from_nanos(1))
+            );
+            now_ns += pause.as_nanos() as u64;
+            assert_eq!(backoff.left(now_ns), None);
         }
-        assert!(backoff.pause_between_connections(5).unwrap() >= MAX / 2);
+        assert!(pause >= MAX / 2);
         backoff.worked();
-        assert_eq!(backoff.pause_between_connections(1), None);
-        assert!(backoff.pause_between_connections(1).is_some());
+        assert_eq!(backoff.left(now_ns), None);
+        // A connection in vain: a pause, then the next.
+        let pause = backoff.left(now_ns).unwrap();
+        assert!(pause >= MIN / 2);
+        assert_eq!(backoff.left(now_ns + pause.as_nanos() as u64), None);
     }
 }

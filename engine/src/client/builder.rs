@@ -25,6 +25,7 @@ pub(super) struct Options {
     pub(super) auth_token: Option<Vec<u8>>,
     pub(super) shm_upgrade: bool,
     pub(super) reconnect: bool,
+    pub(super) reconnect_timeout: Duration,
     pub(super) max_inflight: usize,
     pub(super) max_message_bytes: u32,
     pub(super) max_unread_bytes: usize,
@@ -42,6 +43,7 @@ impl std::fmt::Debug for Options {
             .field("auth_token", &self.auth_token.as_ref().map(|_| "..."))
             .field("shm_upgrade", &self.shm_upgrade)
             .field("reconnect", &self.reconnect)
+            .field("reconnect_timeout", &self.reconnect_timeout)
             .field("max_inflight", &self.max_inflight)
             .field("max_message_bytes", &self.max_message_bytes)
             .field("max_unread_bytes", &self.max_unread_bytes)
@@ -59,6 +61,7 @@ impl Default for Options {
             auth_token: None,
             shm_upgrade: true,
             reconnect: true,
+            reconnect_timeout: Duration::MAX,
             max_inflight: 1024,
             max_message_bytes: Limits::default().max_message_bytes,
             max_unread_bytes: MAX_UNREAD_BYTES,
@@ -130,6 +133,34 @@ impl ClientBuilder {
     /// Whether a lost connection is made anew when the next request comes. On by default.
     pub fn reconnect(mut self, reconnect: bool) -> ClientBuilder {
         self.options.reconnect = reconnect;
+        self
+    }
+
+    /// How long a call may go on trying to reach a server that is gone, within its timeout. As long as that
+    /// by default. Zero: a call makes one attempt, as [`Client::submit`] does, and none so soon after one that
+    /// failed ([`Error::Unavailable`]).
+    ///
+    /// ```
+    /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
+    /// # let address = server.local_addr().unwrap().to_string();
+    /// use std::time::Duration;
+    /// use lapce_ai::ipc::{Client, msg_type};
+    ///
+    /// let client = Client::builder().reconnect_timeout(Duration::ZERO).connect(&address)?;
+    /// client.ping()?;
+    /// server.stop();
+    /// // At once, although a call may take 30 s.
+    /// let error = loop {
+    ///     match client.call(msg_type::ECHO, b"x") {
+    ///         Err(error) if error.is_safe_to_repeat() => break error,
+    ///         _ => {}
+    ///     }
+    /// };
+    /// assert!(error.is_retryable());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn reconnect_timeout(mut self, timeout: Duration) -> ClientBuilder {
+        self.options.reconnect_timeout = timeout;
         self
     }
 

@@ -13,6 +13,7 @@ const TIMEOUT_NS_MAX: u64 = u64::MAX / 4;
 pub(super) struct Deadline {
     timeout_ns: u64,
     at_ns: u64,
+    waits_for_server: bool,
 }
 
 impl Deadline {
@@ -27,7 +28,20 @@ impl Deadline {
         Deadline {
             timeout_ns,
             at_ns: 0,
+            waits_for_server: true,
         }
+    }
+
+    /// As this one, of a caller who does not wait for a server that is gone.
+    pub(super) fn with_server_only(self) -> Deadline {
+        Deadline {
+            waits_for_server: false,
+            ..self
+        }
+    }
+
+    pub(super) fn waits_for_server(&self) -> bool {
+        self.waits_for_server
     }
 
     /// Starts the time, if it does not run yet, and returns its end.

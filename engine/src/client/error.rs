@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use crate::wire::{ErrorCode, Refusal};
+use crate::wire::{ErrorCode, Refusal, msg_type};
 
 /// An error of a [`crate::ipc::Client`] or a [`crate::ipc::ConnectionPool`].
 ///
@@ -18,7 +18,7 @@ use crate::wire::{ErrorCode, Refusal};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The server answered with an error. It is shown in the server's own words.
+    /// The server answered this request with an error. It is shown in the server's own words.
     Remote {
         /// The protocol's code, or `None` if the server used one that this version does not know.
         code: Option<ErrorCode>,
@@ -30,7 +30,8 @@ pub enum Error {
         /// True: the request had been sent, and may or may not have been carried out. False: it
         /// was not, so it may be sent again.
         may_have_run: bool,
-        /// What the system said, if it said anything.
+        /// What the system said, if it said anything; or the server, when it closed the connection
+        /// because of another message: then [`Error::code`] is its code.
         source: Option<io::Error>,
     },
     /// No connection could be made.
@@ -42,6 +43,22 @@ pub enum Error {
     },
     /// Shared memory cannot be opened; the text names the file and what to do.
     SharedMemory(String),
+    /// There is no connection, and it is too early to try again. Only from functions that do not wait
+    /// for a server that is gone, [`crate::ipc::Client::submit`] for one. Nothing was sent.
+    Unavailable {
+        /// Where to.
+        address: String,
+        /// When the next attempt is made, by whoever sends then.
+        retry_after: Duration,
+    },
+    /// What was sent before kept this request, or message, from being queued in time. Nothing of it was
+    /// sent.
+    NotSent {
+        /// The time allowed.
+        after: Duration,
+        /// What kept it.
+        why: &'static str,
+    },
     /// No answer came in time. The request may or may not have been carried out; its answer, if it
     /// still comes, is discarded.
     Timeout {
@@ -78,6 +95,8 @@ pub enum Error {
         /// How many connections the pool may have.
         max_connections: usize,
     },
+    /// The message type is invalid, or the protocol's own. Nothing was sent.
+    ReservedType(u16),
     /// The caller asked for something that cannot be; the text says what.
     InvalidRequest(&'static str),
     /// The client was closed by its owner.
@@ -90,6 +109,10 @@ impl Error {
         match self {
             Error::Remote { code, .. } => *code,
             Error::ServerViolation(refusal) => Some(refusal.code()),
+            Error::ConnectionLost {
+                source: Some(source),
+                ..
+            } => said_by_server(source).and_then(Error::code),
             _ => None,
         }
     }
@@ -103,8 +126,11 @@ impl Error {
             Error::ConnectionLost { may_have_run, .. } => !may_have_run,
             Error::ConnectFailed { .. }
             | Error::SharedMemory(_)
+            | Error::Unavailable { .. }
+            | Error::NotSent { .. }
             | Error::PoolExhausted { .. }
-            | Error::TooLarge { .. } => true,
+            | Error::TooLarge { .. }
+            | Error::ReservedType(_) => true,
             _ => false,
         }
     }
@@ -125,6 +151,8 @@ impl Error {
             Error::ConnectionLost { .. }
             | Error::ConnectFailed { .. }
             | Error::SharedMemory(_)
+            | Error::Unavailable { .. }
+            | Error::NotSent { .. }
             | Error::Timeout { .. }
             | Error::Unread { .. }
             | Error::PoolExhausted { .. } => true,
@@ -132,18 +160,16 @@ impl Error {
         }
     }
 
-    /// Whether the connection is of no more use.
+    /// Whether the connection is of no more use. An answer that is an error says nothing of that, since a
+    /// handler may choose any code: [`crate::ipc::Client::is_connected`] tells.
     pub fn is_connection_lost(&self) -> bool {
-        match self {
-            Error::ConnectionLost { .. } | Error::ServerViolation(_) | Error::Closed => true,
-            Error::Remote {
-                code: Some(code), ..
-            } => code.closes_connection(),
-            _ => false,
-        }
+        matches!(
+            self,
+            Error::ConnectionLost { .. } | Error::ServerViolation(_) | Error::Closed
+        )
     }
 
-    /// The same error once more, for each of the requests that it ended.
+    /// The same error once more, for each of the requests that it ended. What the server said is kept whole.
     pub(super) fn copy(&self) -> Error {
         match self {
             Error::Remote { code, message } => Error::Remote {
@@ -155,12 +181,20 @@ impl Error {
                 source,
             } => Error::ConnectionLost {
                 may_have_run: *may_have_run,
-                source: source.as_ref().map(copy_io),
+                source: source.as_ref().map(copy_source),
             },
             Error::ConnectFailed { address, source } => Error::ConnectFailed {
                 address: address.clone(),
-                source: copy_io(source),
+                source: copy_source(source),
             },
+            Error::Unavailable {
+                address,
+                retry_after,
+            } => Error::Unavailable {
+                address: address.clone(),
+                retry_after: *retry_after,
+            },
+            Error::NotSent { after, why } => Error::NotSent { after: *after, why },
             Error::SharedMemory(text) => Error::SharedMemory(text.clone()),
             Error::Timeout { after } => Error::Timeout { after: *after },
             Error::ServerViolation(refusal) => Error::ServerViolation(*refusal),
@@ -180,17 +214,28 @@ impl Error {
                 after: *after,
                 max_connections: *max_connections,
             },
+            Error::ReservedType(msg_type) => Error::ReservedType(*msg_type),
             Error::InvalidRequest(what) => Error::InvalidRequest(what),
             Error::Closed => Error::Closed,
         }
     }
 }
 
+/// What the server said when it closed a connection.
+pub(super) fn closed_by_server(error: &Error) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, error.copy())
+}
+
+fn said_by_server(source: &io::Error) -> Option<&Error> {
+    source.get_ref()?.downcast_ref()
+}
+
 /// With the system's number where there is one, of which several are one kind.
-fn copy_io(error: &io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(errno) => io::Error::from_raw_os_error(errno),
-        None => io::Error::new(error.kind(), error.to_string()),
+pub(super) fn copy_source(source: &io::Error) -> io::Error {
+    match (said_by_server(source), source.raw_os_error()) {
+        (Some(error), _) => io::Error::new(source.kind(), error.copy()),
+        (None, Some(errno)) => io::Error::from_raw_os_error(errno),
+        (None, None) => io::Error::new(source.kind(), source.to_string()),
     }
 }
 
@@ -219,6 +264,16 @@ impl fmt::Display for Error {
                 Ok(())
             }
             Error::SharedMemory(text) => f.write_str(text),
+            Error::Unavailable {
+                address,
+                retry_after,
+            } => write!(
+                f,
+                "There is no connection to {address}, and the last attempt to make one failed: nothing was sent; try again in {retry_after:?}"
+            ),
+            Error::NotSent { after, why } => {
+                write!(f, "Not sent within {after:?}: {why}")
+            }
             Error::Timeout { after } => write!(
                 f,
                 "No answer within {after:?}: the request may or may not have been carried out"
@@ -243,6 +298,12 @@ impl fmt::Display for Error {
             } => write!(
                 f,
                 "No connection became free within {after:?}: all {max_connections} of the pool are in use"
+            ),
+            Error::ReservedType(msg_type) => write!(
+                f,
+                "Message type 0x{msg_type:04X} is not for programs to send: use 0x0100 and above, 0x{:04X} (HEARTBEAT) or 0x{:04X} (ECHO); nothing was sent",
+                msg_type::HEARTBEAT,
+                msg_type::ECHO
             ),
             Error::InvalidRequest(what) => f.write_str(what),
             Error::Closed => f.write_str("The client is closed"),

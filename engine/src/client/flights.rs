@@ -140,6 +140,14 @@ impl Flights {
         all
     }
 
+    /// The only request in flight, if none was begun after it.
+    pub(super) fn only_and_last(&self) -> Option<(u64, Flight)> {
+        let last = self.next_id.checked_sub(1)?;
+        self.get(last)
+            .filter(|_| self.count == 1)
+            .map(|&flight| (last, flight))
+    }
+
     /// All frames begin this much later in the stream.
     pub(super) fn shift(&mut self, by: u64) {
         for flight in self.places.iter_mut().filter(|flight| flight.id != 0) {
@@ -171,6 +179,11 @@ mod tests {
         }
         assert_eq!(flights.count(), 1);
         assert_eq!(flights.all()[0].0, stays);
+        assert!(flights.only_and_last().is_none());
+        let last = flights.begin(1, 0);
+        assert!(flights.only_and_last().is_none());
+        flights.end(stays);
+        assert_eq!(flights.only_and_last().map(|(id, _)| id), Some(last));
         assert!(!flights.contains(0));
     }
 }

@@ -52,6 +52,8 @@ pub(super) struct Inner {
     timeout_ns: u64,
     /// By the coarse clock.
     last_used_ns: u64,
+    /// Where the last one-way message begins in the stream of bytes sent.
+    pub(super) last_one_way_at: u64,
     pub(super) closed: bool,
     pub(super) transport: Transport,
 }
@@ -79,6 +81,7 @@ impl Inner {
             inflated: Vec::new(),
             reserved: None,
             last_used_ns: clock::coarse_ns(),
+            last_one_way_at: 0,
             closed: false,
         })
     }
@@ -104,7 +107,8 @@ impl Inner {
             self.look_for_the_end();
         }
         if self.channel.is_none() {
-            self.reconnect(deadline)?;
+            self.reconnect(deadline)
+                .map_err(|error| not_sent(error, NO_SERVER))?;
         }
         Ok(self.channel.as_mut().expect("connected above"))
     }
@@ -177,7 +181,8 @@ impl Inner {
                     "more answers than max_unread_bytes wait: collect some first",
                 ));
             }
-            self.wait_some(deadline, &mut |_| Keep::Queue)?;
+            self.wait_some(deadline, &mut |_| Keep::Queue)
+                .map_err(|error| not_sent(error, WINDOW_IS_FULL))?;
         }
         if self.flights.count() == 0 || self.channel.is_none() {
             self.ready_to_send(deadline)?;
@@ -289,10 +294,25 @@ impl Inner {
         self.channel.as_ref().map_or(0, Channel::received_bytes)
     }
 
-    /// Nobody wants the answer to this request any more.
+    /// Nobody wants the answer to this request any more. Tells the server, as far as that goes without
+    /// waiting: what is left goes with what is sent next.
     pub(super) fn forget(&mut self, id: u64) {
-        self.flights.end(id);
         self.ready.forget(id);
+        if self.flights.end(id) {
+            self.queue_cancel(id);
+            if let Some(channel) = &mut self.channel {
+                // A connection that is broken is met by whoever uses it next.
+                let _ = channel.flush();
+            }
+        }
+    }
+
+    fn queue_cancel(&mut self, id: u64) {
+        if let Some(channel) = self.channel.as_mut().filter(|channel| !channel.is_v1()) {
+            self.last_one_way_at = channel.next_begins_at();
+            channel.queue(Flags::NONE, msg_type::CANCEL, id, &[]);
+            self.stats.sent += 1;
+        }
     }
 
     /// Forgets whatever the last user left behind. False: the connection cannot be handed on.
@@ -300,6 +320,7 @@ impl Inner {
         if self.flights.count() > 0 {
             for (id, _) in self.flights.all() {
                 self.flights.end(id);
+                self.queue_cancel(id);
             }
         }
         self.ready.clear();
@@ -344,6 +365,21 @@ pub(super) enum Keep {
     Queue,
     /// Keep it, however long it is, for who takes it next.
     Held,
+}
+
+/// What may keep a request from being queued.
+const WINDOW_IS_FULL: &str = "as many requests as may be are in flight (max_inflight), and none was answered; collect answers, or allow more";
+const NO_SERVER: &str = "there is no connection to the server, and none could be made";
+pub(super) const UNREAD: &str =
+    "the server does not read what was sent before; try again when it does";
+
+/// An error that came before anything of a request was queued.
+#[cold]
+pub(super) fn not_sent(error: Error, why: &'static str) -> Error {
+    match error {
+        Error::Timeout { after } => Error::NotSent { after, why },
+        other => other,
+    }
 }
 
 pub(super) fn timeout(deadline: &Deadline) -> Error {

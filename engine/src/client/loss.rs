@@ -5,6 +5,7 @@ use std::io;
 use super::Error;
 use super::answer::{Answer, AnswerRef};
 use super::channel::Channel;
+use super::error::{closed_by_server, copy_source};
 use super::inner::{Inner, Keep};
 use crate::wire::{Flags, Header, msg_type};
 
@@ -16,25 +17,37 @@ impl Inner {
             return;
         };
         let kept = self.keep_unsent(&mut channel);
-        let kind = match channel.link.lacks_memory() {
+        let source = match channel.link.lacks_memory() {
             true => {
                 // The next connection would lack it too.
                 self.options.shm_upgrade = false;
-                Some(io::ErrorKind::StorageFull)
+                Some(io::ErrorKind::StorageFull.into())
             }
-            false => source.as_ref().map(io::Error::kind),
+            false => source,
         };
         for (id, _) in self.flights.all() {
             if kept.binary_search(&id).is_err() {
-                self.fail(id, lost_error(true, kind));
+                self.fail(id, lost_error(true, source.as_ref()));
             }
         }
         // The frames stay: whoever sends next is told that they could not be sent.
         if !self.options.reconnect {
             for id in kept {
-                self.fail(id, lost_error(false, kind));
+                self.fail(id, lost_error(false, source.as_ref()));
             }
         }
+    }
+
+    /// The server says why it closes the connection, and names no request. It may mean any frame that it
+    /// had not answered, so only a request that was the last frame, with no other in flight, was refused by
+    /// this for certain: all others may have been carried out.
+    pub(super) fn closed_by_server(&mut self, error: &Error) {
+        if let Some((id, flight)) = self.flights.only_and_last()
+            && flight.begins_at >= self.last_one_way_at
+        {
+            self.fail(id, error.copy());
+        }
+        self.lost(Some(closed_by_server(error)));
     }
 
     /// Copies the frames that can be sent over another connection; returns the ids of the requests
@@ -95,13 +108,14 @@ impl Inner {
 
     /// No connection could be had for what was not sent.
     pub(super) fn fail_unsent(&mut self, why: &Error) {
-        let kind = match why {
-            Error::ConnectFailed { source, .. } => Some(source.kind()),
-            Error::Timeout { .. } => Some(io::ErrorKind::TimedOut),
+        let source = match why {
+            Error::ConnectFailed { source, .. } => Some(copy_source(source)),
+            Error::Timeout { .. } => Some(io::ErrorKind::TimedOut.into()),
+            Error::Remote { .. } => Some(closed_by_server(why)),
             _ => None,
         };
         debug_assert!(self.channel.is_none(), "the rest was lost before");
-        self.fail_all(&lost_error(false, kind));
+        self.fail_all(&lost_error(false, source.as_ref()));
     }
 
     /// Gives failures that wait to be collected to `sink`, once each.
@@ -129,9 +143,9 @@ impl Inner {
     }
 }
 
-fn lost_error(may_have_run: bool, kind: Option<io::ErrorKind>) -> Error {
+fn lost_error(may_have_run: bool, source: Option<&io::Error>) -> Error {
     Error::ConnectionLost {
         may_have_run,
-        source: kind.map(io::Error::from),
+        source: source.map(copy_source),
     }
 }

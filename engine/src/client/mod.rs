@@ -60,7 +60,15 @@ use crate::wire::{Flags, ProtocolVersion, Refusal, msg_type};
 /// [`Error::ConnectionLost`], which says so.
 ///
 /// Every method that waits does so for at most the builder's timeout. A request that is not
-/// answered in time is forgotten, and its answer is thrown away should it still come.
+/// answered in time is forgotten: the server is told (CANCEL), and its answer is thrown away should it still
+/// come.
+///
+/// While the server is gone, methods that wait for an answer ([`Client::call`], [`Client::wait`],
+/// [`Client::ping`] and the like), and those that send what is queued ([`Client::flush`], [`Client::poll`]),
+/// try again and again to reach it, until the timeout or [`ClientBuilder::reconnect_timeout`].
+/// [`Client::submit`], [`Client::submit_part`] and [`Client::send`] do not wait for it: they make one attempt,
+/// which lasts at most the builder's connect timeout, and in the pause that follows a failed one, 80 ms at
+/// most, they fail at once with [`Error::Unavailable`]. Either error is safe to repeat.
 ///
 /// ```
 /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
@@ -185,7 +193,7 @@ impl Client {
     }
 
     /// Sends a message that gets no answer. It is handed to the system when this returns; whether
-    /// it arrives is not known.
+    /// it arrives is not known. Waits while the system takes no more, but not for a server that is gone.
     ///
     /// ```
     /// # let server = lapce_ai::ipc::Server::builder()
@@ -200,12 +208,12 @@ impl Client {
     /// ```
     pub fn send(&self, msg_type: u16, payload: &[u8]) -> Result<(), Error> {
         let inner = &mut *self.inner.borrow_mut();
-        let mut deadline = inner.deadline();
-        inner.send_one_way(msg_type, 0, payload, &mut deadline)
+        let mut deadline = inner.deadline().with_server_only();
+        inner.send_one_way(msg_type, payload, &mut deadline)
     }
 
     /// Sends a request whose answer is a stream, and returns its parts one by one as they come.
-    /// Dropping the iterator early forgets the rest.
+    /// Dropping the iterator early cancels the rest, as [`Client::cancel`].
     ///
     /// ```
     /// # let server = lapce_ai::ipc::Server::builder()
@@ -223,14 +231,25 @@ impl Client {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn call_stream(&self, msg_type: u16, payload: &[u8]) -> Result<Parts<'_>, Error> {
-        let id = self.submit(msg_type, payload)?;
-        let parts = Parts::new(self, id);
-        self.flush()?;
-        Ok(parts)
+        let inner = &mut *self.inner.borrow_mut();
+        let mut deadline = inner.deadline();
+        let id = inner.submit_within(Flags::NONE, msg_type, payload, &mut deadline)?;
+        match inner.send_queued(&mut deadline) {
+            Ok(()) => Ok(Parts::new(self, id)),
+            Err(error) => {
+                inner.forget(id);
+                Err(error)
+            }
+        }
     }
 
     /// Queues a request and returns its id. It is sent by [`Client::flush`], or when an answer is
-    /// waited for, or when much is queued. Waits for answers if too many requests are in flight.
+    /// waited for, or when much is queued. Waits for answers if too many requests are in flight, and for
+    /// the server to read if much is queued, but not for a server that is gone.
+    ///
+    /// # Errors
+    /// [`Error::NotSent`] if that took longer than the timeout, and [`Error::Unavailable`] or
+    /// [`Error::ConnectFailed`] if there is no server: it was not queued, and may be submitted again.
     pub fn submit(&self, msg_type: u16, payload: &[u8]) -> Result<u64, Error> {
         self.submit_with(Flags::NONE, msg_type, payload)
     }
@@ -275,11 +294,11 @@ impl Client {
         if inner.options.version == ProtocolVersion::V1 {
             return Err(Error::InvalidRequest("version 1 has no streams"));
         }
-        let mut deadline = inner.deadline();
+        let mut deadline = inner.deadline().with_server_only();
         inner.submit_part(id, msg_type, payload, last, &mut deadline)
     }
 
-    /// Sends what is queued.
+    /// Sends what is queued. Waits while the system takes no more, and for a server that is gone.
     pub fn flush(&self) -> Result<(), Error> {
         let inner = &mut *self.inner.borrow_mut();
         let mut deadline = inner.deadline();
@@ -408,17 +427,10 @@ impl Client {
     }
 
     /// Tells the server that the answer to this request is no longer wanted, and forgets it.
-    /// Whether it is carried out is not known.
+    /// Whether it is carried out is not known. Does not wait.
     pub fn cancel(&self, id: u64) -> Result<(), Error> {
-        let inner = &mut *self.inner.borrow_mut();
-        let was_in_flight = inner.flights.contains(id);
-        inner.forget(id);
-        if !was_in_flight || inner.channel.is_none() || inner.options.version == ProtocolVersion::V1
-        {
-            return Ok(());
-        }
-        let mut deadline = inner.deadline();
-        inner.send_one_way(msg_type::CANCEL, id, &[], &mut deadline)
+        self.inner.borrow_mut().forget(id);
+        Ok(())
     }
 
     /// One HEARTBEAT there and back; returns how long it took.

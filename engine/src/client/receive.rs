@@ -110,12 +110,15 @@ impl Inner {
             let payload = channel.payload(&incoming);
             let is_error = header.msg_type == msg_type::ERROR;
             if is_error && !v1 && !header.flags.contains(Flags::RESPONSE) {
-                if let Some(error) = about_the_connection(payload) {
-                    self.channel = None;
-                    self.fail_all(&error);
-                    return Err(error);
-                }
-                continue;
+                let Some(error) = about_the_connection(payload) else {
+                    continue;
+                };
+                let somebody_is_told = self.flights.count() > 0;
+                self.closed_by_server(&error);
+                return match somebody_is_told {
+                    true => Ok(answers + self.take_failed(sink)),
+                    false => Err(error),
+                };
             }
             // An answer that nobody waits for any more, or something that is none.
             if !(v1 || header.flags.contains(Flags::RESPONSE)) {

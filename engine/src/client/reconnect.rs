@@ -10,7 +10,8 @@ use crate::sys::clock;
 use crate::wire::{ErrorCode, ProtocolVersion, Unsealed};
 
 impl Inner {
-    /// Connects again: at once, then after pauses that double, until the deadline.
+    /// Connects again: at once, then after pauses that double, until the deadline. For a caller who does
+    /// not wait for a server that is gone: one attempt, and none while a pause lasts.
     pub(super) fn reconnect(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
         if !self.options.reconnect {
             let error = Error::ConnectionLost {
@@ -20,31 +21,59 @@ impl Inner {
             self.fail_unsent(&error);
             return Err(error);
         }
-        self.pause_if_in_vain(deadline)?;
-        let connect_ns = Deadline::after(self.options.connect_timeout).at_ns();
-        let mut connect_ns = connect_ns.min(deadline.at_ns());
+        if !deadline.waits_for_server() || self.options.reconnect_timeout.is_zero() {
+            return self.reconnect_now(deadline);
+        }
+        let mut patience = Deadline::after(self.options.reconnect_timeout);
+        // Ends with a connection, a refusal, or the deadline.
         loop {
-            let error = match connect::open(&self.options, &self.address, connect_ns) {
-                Ok(opened) => {
-                    self.adopt(opened);
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
-            // Refused for good: trying again would not help.
-            let for_good = matches!(
-                error.code(),
-                Some(ErrorCode::Unauthorized | ErrorCode::VersionMismatch)
-            );
             let now_ns = clock::now_ns();
-            let left = deadline.left(now_ns).filter(|_| !for_good);
-            let Some(left) = left else {
+            let left = deadline.left(now_ns).zip(patience.left(now_ns));
+            let Some(left) = left.map(|(one, other)| one.min(other)) else {
+                self.fail_unsent(&timeout(deadline));
+                return Err(timeout(deadline));
+            };
+            if let Some(pause) = self.backoff.left(now_ns) {
+                std::thread::sleep(pause.min(left));
+            }
+            let Err(error) = self.attempt(deadline) else {
+                return Ok(());
+            };
+            let now_ns = clock::now_ns();
+            let is_over = deadline.left(now_ns).is_none() || patience.left(now_ns).is_none();
+            if is_over || is_for_good(&error) {
                 self.fail_unsent(&error);
                 return Err(error);
-            };
-            std::thread::sleep(self.backoff.next(now_ns).min(left));
-            let limit = Deadline::after(self.options.connect_timeout).at_ns();
-            connect_ns = limit.min(deadline.at_ns());
+            }
+        }
+    }
+
+    /// One attempt, unless it is too early for one. What waits to be sent goes on waiting if it fails.
+    fn reconnect_now(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
+        if let Some(left) = self.backoff.left(clock::now_ns()) {
+            return Err(Error::Unavailable {
+                address: self.address.to_string(),
+                retry_after: left,
+            });
+        }
+        self.attempt(deadline).inspect_err(|error| {
+            if is_for_good(error) {
+                self.fail_unsent(error);
+            }
+        })
+    }
+
+    fn attempt(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
+        let limit_ns = Deadline::after(self.options.connect_timeout).at_ns();
+        match connect::open(&self.options, &self.address, limit_ns.min(deadline.at_ns())) {
+            Ok(opened) => {
+                self.adopt(opened);
+                Ok(())
+            }
+            Err(error) => {
+                self.backoff.failed(clock::now_ns());
+                Err(error)
+            }
         }
     }
 
@@ -55,25 +84,21 @@ impl Inner {
         channel.queue_encoded(&self.unsent);
         self.unsent = Vec::new();
         self.flights.shift(base);
+        self.last_one_way_at = channel.next_begins_at();
         self.transport = channel.link.transport();
         self.lengths = Lengths::new(&self.options, &peer);
         self.peer = peer;
         self.channel = Some(channel);
         self.stats.reconnects += 1;
     }
+}
 
-    /// A connection that ended without having carried an answer is not replaced at once.
-    fn pause_if_in_vain(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
-        let now_ns = clock::now_ns();
-        let Some(left) = deadline.left(now_ns) else {
-            self.fail_unsent(&timeout(deadline));
-            return Err(timeout(deadline));
-        };
-        if let Some(pause) = self.backoff.pause_between_connections(now_ns) {
-            std::thread::sleep(pause.min(left));
-        }
-        Ok(())
-    }
+/// Refused for good: trying again would not help.
+fn is_for_good(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Some(ErrorCode::Unauthorized | ErrorCode::VersionMismatch)
+    )
 }
 
 /// How long payloads may be.

@@ -5,6 +5,7 @@ use super::Error;
 use super::deadline::Deadline;
 use super::histogram;
 use super::inner::Inner;
+use super::send::check_type;
 use super::shm::Held;
 use crate::shm::Reservation;
 use crate::wire::{Flags, Header};
@@ -65,6 +66,7 @@ impl Inner {
         if self.reserved.is_some() {
             return Err(Error::InvalidRequest("a reservation is open already"));
         }
+        check_type(msg_type)?;
         self.check_length(length)?;
         self.ready_to_submit(deadline)?;
         let mut place = None;
@@ -93,7 +95,7 @@ impl Inner {
             Place::Ring(reservation) => reservation,
             Place::Memory { bytes, lead } => {
                 let payload = &bytes[lead..][..length];
-                return self.submit(Flags::NONE, msg_type, payload);
+                return self.submit_within(Flags::NONE, msg_type, payload, deadline);
             }
         };
         if self.flights.count() == 0 || self.channel.is_none() {
@@ -109,7 +111,7 @@ impl Inner {
             }
             _ => {
                 let payload = reservation.copy_out(length);
-                return self.submit(Flags::NONE, msg_type, &payload);
+                return self.submit_within(Flags::NONE, msg_type, &payload, deadline);
             }
         }
         let began_ns = histogram::clock_ns(&self.round_trips);

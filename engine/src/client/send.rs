@@ -4,9 +4,9 @@ use super::Error;
 use super::channel::Channel;
 use super::deadline::Deadline;
 use super::histogram;
-use super::inner::{Inner, Keep, timeout};
+use super::inner::{Inner, Keep, UNREAD, not_sent, timeout};
 use crate::sys::clock;
-use crate::wire::{Flags, HEADER_BYTES};
+use crate::wire::{Flags, HEADER_BYTES, msg_type as types};
 
 /// Queued requests are sent when they pass this, without waiting for a flush.
 const QUEUE_BYTES: usize = 32 * 1024;
@@ -28,6 +28,7 @@ impl Inner {
         let began_ns = histogram::clock_ns(&self.round_trips);
         if let Some(channel) = &mut self.channel
             && payload.len() < self.lengths.short_end
+            && types::is_often_sent(msg_type)
             && let Some(id) = self
                 .flights
                 .begin_beside_others(channel.next_begins_at(), began_ns)
@@ -68,15 +69,28 @@ impl Inner {
     fn send_if_much(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
         let channel = self.channel.as_ref();
         match channel.is_some_and(|channel| channel.queued_bytes() >= QUEUE_BYTES) {
-            true => self.send_queued(deadline),
+            true => self
+                .send_queued(deadline)
+                .map_err(|error| not_sent(error, UNREAD)),
             false => Ok(()),
         }
     }
 
     #[inline(never)]
     fn submit_other(&mut self, flags: Flags, msg_type: u16, payload: &[u8]) -> Result<u64, Error> {
-        let mut deadline = self.deadline();
-        self.begin(flags, msg_type, payload, When::Later, &mut deadline)
+        let mut deadline = self.deadline().with_server_only();
+        self.submit_within(flags, msg_type, payload, &mut deadline)
+    }
+
+    /// As [`Inner::submit`], within a time of the caller's.
+    pub(super) fn submit_within(
+        &mut self,
+        flags: Flags,
+        msg_type: u16,
+        payload: &[u8],
+        deadline: &mut Deadline,
+    ) -> Result<u64, Error> {
+        self.begin(flags, msg_type, payload, When::Later, deadline)
     }
 
     /// As [`Inner::submit`], and sends it if that is possible at once: somebody is about to wait for
@@ -101,6 +115,7 @@ impl Inner {
         when: When,
         deadline: &mut Deadline,
     ) -> Result<u64, Error> {
+        check_type(msg_type)?;
         self.check_length(payload.len())?;
         self.ready_to_submit(deadline)?;
         let must_send = |channel: &Channel| {
@@ -108,7 +123,8 @@ impl Inner {
             channel.takes_lent(payload.len()) || channel.queued_bytes() >= QUEUE_BYTES
         };
         if self.channel.as_ref().is_some_and(must_send) {
-            self.send_queued(deadline)?;
+            self.send_queued(deadline)
+                .map_err(|error| not_sent(error, UNREAD))?;
             self.ready_to_submit(deadline)?;
         }
         let began_ns = histogram::clock_ns(&self.round_trips);
@@ -140,6 +156,7 @@ impl Inner {
         last: bool,
         deadline: &mut Deadline,
     ) -> Result<(), Error> {
+        check_type(msg_type)?;
         self.check_length(payload.len())?;
         if !self.flights.contains(id) {
             return Err(Error::InvalidRequest("no such request is in flight"));
@@ -161,17 +178,19 @@ impl Inner {
     pub(super) fn send_one_way(
         &mut self,
         msg_type: u16,
-        msg_id: u64,
         payload: &[u8],
         deadline: &mut Deadline,
     ) -> Result<(), Error> {
+        check_type(msg_type)?;
         self.check_length(payload.len())?;
         self.send_if_much(deadline)?;
         let channel = self.ready_to_send(deadline)?;
         if channel.is_v1() {
             return Err(Error::InvalidRequest("version 1 has no one-way messages"));
         }
-        channel.queue(Flags::NONE, msg_type, msg_id, payload);
+        let begins_at = channel.next_begins_at();
+        channel.queue(Flags::NONE, msg_type, 0, payload);
+        self.last_one_way_at = begins_at;
         self.stats.sent += 1;
         self.send_queued(deadline)
     }
@@ -252,6 +271,16 @@ impl Inner {
                 self.broken_while_sending(error)?;
             }
         }
+    }
+}
+
+/// Refuses what is invalid, or the protocol's own: the server would close the connection, or take it for
+/// what it is not.
+#[inline(always)]
+pub(super) fn check_type(msg_type: u16) -> Result<(), Error> {
+    match types::may_be_sent(msg_type) {
+        true => Ok(()),
+        false => Err(Error::ReservedType(msg_type)),
     }
 }
 

@@ -22,5 +22,20 @@ pub const ECHO: u16 = 0x00F0;
 
 /// Whether a type belongs to the protocol, so that no application may serve it. 0 does, too.
 pub const fn is_protocol(msg_type: u16) -> bool {
-    matches!(msg_type, 0 | ERROR | HEARTBEAT | 0x0010..=0x00FF)
+    matches!(msg_type, 0 | ERROR | HEARTBEAT | RANGE_BEGIN..=HIGHEST)
+}
+
+/// Where the protocol's range begins, and its highest type.
+const RANGE_BEGIN: u16 = 0x0010;
+const HIGHEST: u16 = 0x00FF;
+
+/// Whether a program may send it: an application's, or one of the protocol's that it may ask for.
+pub(crate) const fn may_be_sent(msg_type: u16) -> bool {
+    is_often_sent(msg_type) || msg_type == HEARTBEAT || !is_protocol(msg_type)
+}
+
+/// Of those that may be sent the ones that two comparisons tell.
+#[inline(always)]
+pub(crate) const fn is_often_sent(msg_type: u16) -> bool {
+    msg_type > HIGHEST || msg_type == ECHO
 }

@@ -142,6 +142,16 @@ impl Stream {
         }
     }
 
+    /// As [`Stream::next`], past what only says that an answer is not wanted any more.
+    pub(super) fn next_request(&mut self) -> Option<Frame> {
+        loop {
+            let frame = self.next()?;
+            if frame.header.msg_type != msg_type::CANCEL {
+                return Some(frame);
+            }
+        }
+    }
+
     pub(super) fn take(&mut self, count: usize) -> Vec<Frame> {
         (0..count).map(|_| self.next().unwrap()).collect()
     }
