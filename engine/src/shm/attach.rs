@@ -11,7 +11,10 @@ use crossbeam::queue::ArrayQueue;
 
 use super::control::{Control, READY_BITS, random};
 use super::ends::Ends;
-use super::layout::{self, AT_CAPACITY, AT_READY_BIT, AT_SERVER_PID, AT_VERSION, AT_WORKER};
+use super::layout::{
+    self, AT_CAPACITY, AT_DELIVERED, AT_READY_BIT, AT_SERVER_PID, AT_VERSION, AT_WORKER,
+};
+use super::leftovers::connection_name;
 use super::slots::{SLOTS, Slot, Stage, State, UNSEEN};
 use crate::sys::process::PidFd;
 use crate::sys::segment::{self, Segment};
@@ -246,6 +249,10 @@ impl<P: Placement> AttachServer<P> {
             Ok(pidfd) => {
                 // Both sides have it mapped: from here on a crash leaves nothing behind.
                 let _ = segment::unlink(&pending.name);
+                // The slot alone proves nothing to the client: anybody may write there.
+                let delivered = pending.ends.segment.word32(AT_DELIVERED);
+                // Release: pairs with the acquire in `ClientEnd::is_delivered`.
+                delivered.store(1, Ordering::Release);
                 let _ = slot.step(state, Stage::Free);
                 let end = Box::new(ServerEnd {
                     ends: pending.ends,
@@ -268,8 +275,7 @@ impl<P: Placement> AttachServer<P> {
         worker: usize,
         ready_bit: usize,
     ) -> std::io::Result<Pending> {
-        let instance = self.control.name.trim_end_matches("control");
-        let name = format!("{instance}conn_{:016x}", random());
+        let name = connection_name(&self.control.name, random());
         let (segment, file) = Segment::create(&name, layout::SEGMENT_BYTES, layout::PAGE)?;
         segment
             .word32(AT_VERSION)

@@ -20,8 +20,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::doorbell;
 use super::slots::{SLOT_BYTES, SLOTS, Slot};
+use super::{doorbell, leftovers};
 use crate::sys::segment::{self, Segment};
 use crate::sys::{futex, process};
 use crate::wire::{ErrorCode, control_segment_name};
@@ -159,7 +159,10 @@ impl Control {
         // Each turn either gives it its name or takes a dead one's away; others may do the same.
         for _ in 0..8 {
             match segment::publish(&file, &name) {
-                Ok(()) => return Ok(Control::owned(segment, file, name, header)),
+                Ok(()) => {
+                    leftovers::remove(&name);
+                    return Ok(Control::owned(segment, file, name, header));
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(unusable(error)),
             }

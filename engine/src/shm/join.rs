@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::control::{Control, READY_BITS, ShmError, WORKERS_MAX};
 use super::ends::Ends;
-use super::layout::{self, AT_CAPACITY, AT_READY_BIT, AT_VERSION, AT_WORKER};
+use super::layout::{self, AT_CAPACITY, AT_DELIVERED, AT_READY_BIT, AT_VERSION, AT_WORKER};
 use super::slots::{SLOTS, Slot, Stage, State, UNSEEN};
 use crate::sys::process::PidFd;
 use crate::sys::segment::{self, Segment};
@@ -15,6 +15,8 @@ use crate::sys::{affinity, futex, record_lock};
 
 /// The longest sleep between two looks whether a server that is to answer lives.
 const ANSWER_WAIT: Duration = Duration::from_millis(50);
+/// How long a slot is waited for by who could stay on TCP.
+const SLOT_WAIT: Duration = Duration::from_millis(75);
 
 /// The client's end of a connection.
 #[derive(Debug)]
@@ -48,6 +50,13 @@ impl ClientEnd {
     #[cfg(test)]
     pub(super) fn wake_server_anyway(&self) {
         self.control.ring(self.worker, self.ready_bit);
+    }
+
+    /// Whether the server's worker has this connection.
+    fn is_delivered(&self) -> bool {
+        let delivered = self.ends.segment.word32(AT_DELIVERED);
+        // Acquire: pairs with the release in `AttachServer::deliver`.
+        delivered.load(Ordering::Acquire) != 0
     }
 
     /// What another thread needs to sleep until there is something in this connection.
@@ -124,21 +133,30 @@ struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    /// Goes on, and calls the server.
-    fn step(&mut self, stage: Stage) -> Result<(), ShmError> {
-        // Failure: the server has taken the slot back, since this took too long.
-        let state = self.slot.step(self.state, stage);
-        self.state = state.ok_or(ShmError::TimedOut)?;
+    /// Goes on, and calls the server. False: the slot is not this client's any more.
+    fn step(&mut self, stage: Stage) -> bool {
+        let Some(state) = self.slot.step(self.state, stage) else {
+            return false;
+        };
+        self.state = state;
         self.control.call_server();
-        Ok(())
+        true
     }
 
-    /// Sleeps until the server has answered; fails with its refusal. `None`: it has given the slot
-    /// to others.
-    fn answer(&mut self, server: &PidFd, deadline: Instant) -> Result<Option<Stage>, ShmError> {
+    /// Sleeps until the slot's state has changed, or `is_done`. `None`: it is not this client's any more.
+    /// Fails with the server's refusal.
+    fn answer(
+        &mut self,
+        server: &PidFd,
+        deadline: Instant,
+        is_done: impl Fn() -> bool,
+    ) -> Result<Option<Stage>, ShmError> {
         // Ends with an answer, the server's end, or the deadline.
         loop {
             let state = self.slot.state();
+            if is_done() {
+                return Ok(None);
+            }
             if !state.is_same_turn(self.state) {
                 return Ok(None);
             }
@@ -168,51 +186,81 @@ impl Drop for Claim<'_> {
 }
 
 /// Attaches to the server whose control segment has this name. With a `host_id`, only if the
-/// segment is the one that the server means.
+/// segment is the one that the server means; then there is another way to it, and a slot is not waited
+/// for for long.
 pub(crate) fn join(
     name: &str,
     host_id: Option<&[u8]>,
     limit: Duration,
 ) -> Result<ClientEnd, ShmError> {
-    let deadline = Instant::now() + limit;
+    let begin = Instant::now();
+    let deadline = begin + limit;
     let control = Arc::new(Control::open(name)?);
-    let unusable = |reason: String| ShmError::Unusable {
-        path: segment::path(name),
-        reason,
+    let slot_deadline = match host_id {
+        Some(id) if id != control.host_id() => {
+            return Err(unusable(name, "it belongs to another server"));
+        }
+        Some(_) => deadline.min(begin + SLOT_WAIT),
+        None => deadline,
     };
-    if host_id.is_some_and(|id| id != control.host_id()) {
-        return Err(unusable("it belongs to another server".into()));
+    // Each turn begins with a free slot; another follows only if somebody took that away.
+    loop {
+        let claim = claim(&control, slot_deadline)?;
+        if let Some(end) = attach(name, &control, claim, deadline)? {
+            return Ok(end);
+        }
     }
+}
+
+fn unusable(name: &str, reason: impl std::fmt::Display) -> ShmError {
+    ShmError::Unusable {
+        path: segment::path(name),
+        reason: reason.to_string(),
+    }
+}
+
+/// Attaches by a slot. `None`: it was changed by somebody other than the server, or the server took it
+/// back, since this took too long.
+fn attach(
+    name: &str,
+    control: &Arc<Control>,
+    mut claim: Claim<'_>,
+    deadline: Instant,
+) -> Result<Option<ClientEnd>, ShmError> {
     let server = PidFd::open(control.server_pid())
-        .map_err(|error| unusable(format!("its server cannot be watched: {error}")))?;
-    let mut claim = claim(&control, deadline)?;
-    claim.step(Stage::Requested)?;
-    if claim.answer(&server, deadline)? != Some(Stage::Ready) {
-        return Err(ShmError::TimedOut);
+        .map_err(|error| unusable(name, format!("its server cannot be watched: {error}")))?;
+    let is_ready = claim.step(Stage::Requested)
+        && claim.answer(&server, deadline, || false)? == Some(Stage::Ready);
+    if !is_ready {
+        return Ok(None);
     }
     let connection = claim
         .slot
         .name()
-        .ok_or_else(|| unusable("a slot without a name".into()))?;
-    let (segment, file) = Segment::open(&connection)
-        .map_err(|error| unusable(format!("{}: {error}", segment::path(&connection))))?;
+        .ok_or_else(|| unusable(name, "a slot without a name"))?;
+    let no_connection = |error: io::Error| {
+        let path = segment::path(&connection);
+        unusable(name, format!("{path}: {error}"))
+    };
+    let (segment, file) = Segment::open(&connection).map_err(no_connection)?;
     // Acquire: pairs with the release in `AttachServer::make_segment`.
     if segment.bytes() != layout::SEGMENT_BYTES
         || segment.word64(layout::AT_MAGIC).load(Ordering::Acquire) != layout::MAGIC
         || segment.word32(AT_VERSION).load(Ordering::Relaxed) != layout::VERSION
         || segment.word32(AT_CAPACITY).load(Ordering::Relaxed) as usize != layout::CAPACITY
     {
-        return Err(unusable("a connection of another layout".into()));
+        return Err(unusable(name, "a connection of another layout"));
     }
     let worker = segment.word32(AT_WORKER).load(Ordering::Relaxed) as usize;
     let ready_bit = segment.word32(AT_READY_BIT).load(Ordering::Relaxed) as usize;
     if worker >= WORKERS_MAX || ready_bit >= READY_BITS {
-        return Err(unusable("a connection to no worker".into()));
+        return Err(unusable(name, "a connection to no worker"));
     }
     // By this lock the server knows whom to watch; it must last until the server has looked.
-    record_lock::hold(&file)
-        .map_err(|error| unusable(format!("{}: {error}", segment::path(&connection))))?;
-    claim.step(Stage::Mapped)?;
+    record_lock::hold(&file).map_err(no_connection)?;
+    if !claim.step(Stage::Mapped) {
+        return Ok(None);
+    }
     let end = ClientEnd {
         ends: Ends::new(Arc::new(segment), &layout::TO_SERVER, &layout::TO_CLIENT),
         control: control.clone(),
@@ -223,10 +271,8 @@ pub(crate) fn join(
         file: file.try_clone().expect("a descriptor more"),
     };
     // If the server does not say in time that it has seen it, dropping the end says that we went.
-    match claim.answer(&end.server, deadline)? {
-        None => Ok(end),
-        Some(_) => Err(ShmError::TimedOut),
-    }
+    claim.answer(&end.server, deadline, || end.is_delivered())?;
+    Ok(end.is_delivered().then_some(end))
 }
 
 fn claim(control: &Control, deadline: Instant) -> Result<Claim<'_>, ShmError> {

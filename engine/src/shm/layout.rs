@@ -1,7 +1,8 @@
 //! Where everything lies in a connection's segment.
 //!
 //! ```text
-//! page 0    0  magic u64, version u32, capacity u32, server pid u32, worker u32, ready bit u32
+//! page 0    0  magic u64, version u32, capacity u32, server pid u32, worker u32, ready bit u32,
+//!              delivered u32: not 0 once the worker has the connection
 //!          64  how far the server has consumed    (u64, written by the server)
 //!         128  the server's flags                 (written by the server)
 //!         192  how far the client has consumed    (u64, written by the client)
@@ -22,7 +23,7 @@ pub(super) use super::sizes::{CAPACITY, HOT, PAGE};
 /// "LAPSHM02" as a number.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"LAPSHM02");
 /// Changes whenever anything here does.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 pub(super) const AT_MAGIC: usize = 0;
 pub(super) const AT_VERSION: usize = 8;
@@ -30,6 +31,7 @@ pub(super) const AT_CAPACITY: usize = 12;
 pub(super) const AT_SERVER_PID: usize = 16;
 pub(super) const AT_WORKER: usize = 20;
 pub(super) const AT_READY_BIT: usize = 24;
+pub(super) const AT_DELIVERED: usize = 28;
 
 /// Bytes of a connection's segment.
 pub(super) const SEGMENT_BYTES: usize = PAGE + 2 * (CAPACITY - HOT);

@@ -4,7 +4,7 @@
 //! it, which [`producer`] and [`consumer`] carry out, [`ends`] both as one side has them, [`mod@copy`] how bytes get there and [`reserve`] how
 //! they are sent without, [`doorbell`] is how a sleeping worker is woken, [`control`] the segment by
 //! which clients find a server and [`slots`] how they ask it for a connection, [`attach`] the server's side of making a connection and [`join`]
-//! the client's.
+//! the client's, [`leftovers`] what a killed server left of that.
 #![allow(unsafe_code)]
 
 mod attach;
@@ -15,6 +15,7 @@ pub(crate) mod doorbell;
 mod ends;
 mod join;
 mod layout;
+mod leftovers;
 #[cfg(all(test, loom))]
 mod loom_models;
 mod producer;

@@ -1,6 +1,10 @@
 //! Who gets which segment: servers and clients that meet by a name.
 
-use super::super::slots::{SLOTS, Stage};
+use std::sync::atomic::Ordering;
+
+use super::super::layout;
+use super::super::leftovers::connection_name;
+use super::super::slots::{SLOTS, Slot, Stage};
 use super::super::{Control, join};
 use super::instance;
 use super::scene::{PATIENCE, Scene, answer, frame, until};
@@ -241,6 +245,95 @@ fn a_client_that_comes_too_late_finds_its_slot_gone() {
     assert_eq!(slot.step(late, Stage::Requested), None);
     assert_eq!(slot.state(), other);
     scene.is_unharmed();
+}
+
+/// The first slot in this stage, once there is one.
+fn slot_in(control: &Control, stage: Stage) -> Slot<'_> {
+    let find = || {
+        (0..SLOTS)
+            .map(|index| control.slot(index))
+            .find(|slot| slot.state().stage() == Some(stage))
+    };
+    until("a slot has come so far", || find().is_some());
+    find().unwrap()
+}
+
+/// Anybody may free a slot: the client believes the server's word in the connection's own segment.
+#[test]
+fn a_slot_that_somebody_frees_is_no_connection() {
+    let instance = instance();
+    // The server is played by hand.
+    let control = Control::create(&instance).unwrap();
+    let name = control_segment_name(&instance);
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| join(&name, None, PATIENCE));
+        for (turn, freed_too_early) in [(0, true), (1, true), (2, false)] {
+            let slot = slot_in(&control, Stage::Requested);
+            let connection = connection_name(&name, turn);
+            let (segment, _) =
+                Segment::create(&connection, layout::SEGMENT_BYTES, layout::PAGE).unwrap();
+            for (at, value) in [
+                (layout::AT_VERSION, layout::VERSION),
+                (layout::AT_CAPACITY, layout::CAPACITY as u32),
+            ] {
+                segment.word32(at).store(value, Ordering::Relaxed);
+            }
+            let magic = segment.word64(layout::AT_MAGIC);
+            magic.store(layout::MAGIC, Ordering::Release);
+            slot.set_name(&connection);
+            slot.step(slot.state(), Stage::Ready).unwrap();
+            let slot = slot_in(&control, Stage::Mapped);
+            if !freed_too_early {
+                let delivered = segment.word32(layout::AT_DELIVERED);
+                delivered.store(1, Ordering::Release);
+            }
+            // The client frees it itself if it was quicker to see that.
+            let _ = slot.step(slot.state(), Stage::Free);
+            segment::unlink(&connection).unwrap();
+        }
+        client.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn what_a_killed_server_left_of_connections_is_removed() {
+    let instance = instance();
+    let name = control_segment_name(&instance);
+    let longer = control_segment_name(&format!("{instance}_x"));
+    let with_pid = |pid: u32| {
+        let mut bytes = vec![0; 4096];
+        bytes[layout::AT_SERVER_PID..][..4].copy_from_slice(&pid.to_ne_bytes());
+        bytes
+    };
+    // A number that no process can have, our own, and one that was not written yet.
+    let left = [
+        (connection_name(&name, 1), with_pid(u32::MAX)),
+        (connection_name(&name, 2), with_pid(std::process::id())),
+        (connection_name(&name, u64::MAX), vec![0; 3]),
+    ];
+    let mut not_hexadecimal = connection_name(&name, 5);
+    not_hexadecimal.replace_range(not_hexadecimal.len() - 1.., "g");
+    let kept = [
+        (connection_name(&name, 3), with_pid(1)),
+        (connection_name(&longer, 1), with_pid(u32::MAX)),
+        (connection_name(&name, 4) + "0", with_pid(u32::MAX)),
+        (not_hexadecimal, with_pid(u32::MAX)),
+    ];
+    for (name, bytes) in left.iter().chain(&kept) {
+        std::fs::write(segment::path(name), bytes).unwrap();
+    }
+    let link = segment::path(&connection_name(&name, 6));
+    std::os::unix::fs::symlink(segment::path(&kept[0].0), &link).unwrap();
+    drop(Control::create(&instance).unwrap());
+    let is_there = |name: &str| std::fs::symlink_metadata(segment::path(name)).is_ok();
+    let left = left.map(|(name, _)| is_there(&name));
+    let kept = kept.map(|(name, _)| {
+        let there = is_there(&name);
+        let _ = segment::unlink(&name);
+        there
+    });
+    let link = std::fs::remove_file(link).is_ok();
+    assert_eq!((left, kept, link), ([false; 3], [true; 4], true));
 }
 
 #[test]
