@@ -1,6 +1,7 @@
 //! `lapce-ipc migrate-config`: an old configuration as this version reads it, the user's comments
 //! and order kept.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use lapce_ai::ipc::Config;
@@ -26,8 +27,7 @@ pub fn run(old: &Path, output: Option<&Path>) -> Result<(), Failure> {
     match output {
         None => print(&new)?,
         Some(output) => {
-            let same = std::fs::canonicalize(output).ok() == std::fs::canonicalize(old).ok();
-            if same && output.exists() {
+            if is_same_file(old, output) {
                 return Err(Failure::Usage(format!(
                     "{} is the old file, which stays as it is: name another one",
                     output.display()
@@ -39,6 +39,15 @@ pub fn run(old: &Path, output: Option<&Path>) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Whether both names lead to one file, by whatever links.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path| {
+        let meta = std::fs::metadata(path).ok()?;
+        Some((meta.dev(), meta.ino()))
+    };
+    identity(one).is_some_and(|one| identity(other) == Some(one))
 }
 
 /// The new text, and what was changed.
@@ -174,6 +183,24 @@ mod tests {
     fn a_new_file_stays_as_it_is() {
         let text = format!("{}\n", Config::default());
         assert_eq!(migrate(&text).unwrap(), (text, vec![]));
+    }
+
+    #[test]
+    fn the_old_file_stays_as_it_is_by_whatever_name() {
+        let folder = std::env::temp_dir().join(format!("lapce-ipc-migrate-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let (old, new) = (folder.join("old.toml"), folder.join("new.toml"));
+        let (hard, soft) = (folder.join("hard.toml"), folder.join("soft.toml"));
+        let text = "[server]\nprotocol_version = 1\n";
+        std::fs::write(&old, text).unwrap();
+        std::fs::hard_link(&old, &hard).unwrap();
+        std::os::unix::fs::symlink(&old, &soft).unwrap();
+        let refused = [&old, &hard, &soft].map(|name| run(&old, Some(name)).is_err());
+        let written = run(&old, Some(&new)).is_ok();
+        let left = std::fs::read_to_string(&old).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!((refused, written), ([true; 3], true));
+        assert_eq!(left, text);
     }
 
     #[test]

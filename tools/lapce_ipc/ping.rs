@@ -22,7 +22,7 @@ pub struct PingArguments {
     /// HOST:PORT, shm: or shm:INSTANCE
     #[arg(default_value = "127.0.0.1:8080")]
     address: String,
-    /// Requests to send
+    /// Requests to measure; as many, but no more than 1,000, are sent before them to warm up
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
     /// Bytes of payload in each
