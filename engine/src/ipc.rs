@@ -13,5 +13,7 @@ pub use crate::process::{
 };
 pub use crate::server::{Server, ServerBuilder, ServerError, ServerHandle};
 pub use crate::stats::{Snapshot, Transport};
-pub use crate::wire::{ErrorCode, Flags, Header, ProtocolVersion, is_instance_name, msg_type};
+pub use crate::wire::{
+    ErrorCode, Flags, Header, ProtocolVersion, Refusal, is_instance_name, msg_type,
+};
 pub use crate::worker::{Deferred, Gone, Handler, Request, Responder};

@@ -164,13 +164,13 @@ impl ClientBuilder {
         self
     }
 
-    /// How many requests may be in flight; submitting more waits for answers. 1024 by default.
+    /// How many requests may be in flight, 1 to 1,048,576; submitting more waits for answers. 1024 by default.
     pub fn max_inflight(mut self, requests: usize) -> ClientBuilder {
-        self.options.max_inflight = requests.clamp(1, MAX_INFLIGHT_MAX);
+        self.options.max_inflight = requests;
         self
     }
 
-    /// The longest payload sent and accepted, in bytes. 10 MiB by default.
+    /// The longest payload sent and accepted, in bytes; at least 1. 10 MiB by default.
     pub fn max_message_bytes(mut self, bytes: u32) -> ClientBuilder {
         self.options.max_message_bytes = bytes;
         self
@@ -194,17 +194,33 @@ impl ClientBuilder {
     /// Connects to HOST:PORT, `shm:` or `shm:INSTANCE`. One attempt.
     ///
     /// # Errors
-    /// [`Error::InvalidAddress`], [`Error::ConnectFailed`], [`Error::SharedMemory`], or the
-    /// server's own [`Error::Remote`] if it refuses the auth token.
+    /// [`Error::InvalidAddress`], [`Error::ConnectFailed`], [`Error::SharedMemory`], the
+    /// server's own [`Error::Remote`] if it refuses the auth token, or [`Error::InvalidRequest`] naming the
+    /// setting that is out of its range.
     pub fn connect(self, address: &str) -> Result<Client, Error> {
         let address = Address::parse(address)?;
-        let token = self.options.auth_token.as_ref();
-        if token.is_some_and(|token| token.len() > AUTH_TOKEN_BYTES_MAX) {
-            return Err(Error::InvalidRequest(
-                "an auth token has at most 65535 bytes",
-            ));
-        }
+        self.check()?;
         Ok(Client::new(Inner::connect(self.options, address)?))
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let Options {
+            auth_token,
+            max_inflight,
+            max_message_bytes,
+            ..
+        } = &self.options;
+        let token_bytes = auth_token.as_ref().map_or(0, Vec::len);
+        let wrong = if token_bytes > AUTH_TOKEN_BYTES_MAX {
+            "an auth token has at most 65535 bytes"
+        } else if !(1..=MAX_INFLIGHT_MAX).contains(max_inflight) {
+            "a client's max_inflight is 1 to 1048576 requests"
+        } else if *max_message_bytes == 0 {
+            "a client's max_message_bytes is at least 1"
+        } else {
+            return Ok(());
+        };
+        Err(Error::InvalidRequest(wrong))
     }
 
     /// As [`ClientBuilder::connect`], within a time of the caller's if that is shorter.
@@ -218,5 +234,36 @@ impl ClientBuilder {
         let client = self.connect(address)?;
         client.set_connect_timeout(usual);
         Ok(client)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::ConnectionPool;
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        for (builder, setting) in [
+            (Client::builder().max_inflight(0), "max_inflight"),
+            (Client::builder().max_inflight(usize::MAX), "max_inflight"),
+            (Client::builder().max_message_bytes(0), "max_message_bytes"),
+            (Client::builder().auth_token([0; 65_536]), "token"),
+        ] {
+            for error in [
+                builder.clone().connect("127.0.0.1:1").unwrap_err(),
+                ConnectionPool::builder()
+                    .client(builder)
+                    .build()
+                    .unwrap_err(),
+            ] {
+                assert!(
+                    matches!(error, Error::InvalidRequest(what) if what.contains(setting)),
+                    "{error}"
+                );
+            }
+        }
+        let least = Client::builder().max_inflight(1).max_message_bytes(1);
+        least.check().unwrap();
     }
 }

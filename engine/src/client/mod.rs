@@ -162,6 +162,38 @@ impl Client {
         call(inner, msg_type, payload, answer, &mut deadline)
     }
 
+    /// As [`Client::call`], with a time of its own instead of the builder's.
+    ///
+    /// ```
+    /// # let server = lapce_ai::ipc::Server::builder()
+    /// #     .bind("127.0.0.1:0")
+    /// #     .handler(0x0100, |_, responder: lapce_ai::ipc::Responder<'_>| {
+    /// #         std::mem::forget(responder.detach());
+    /// #     })
+    /// #     .start()?;
+    /// # let address = server.local_addr().unwrap().to_string();
+    /// use lapce_ai::ipc::{Client, Error};
+    /// use std::time::Duration;
+    ///
+    /// let client = Client::connect(&address)?;
+    /// // Its handler is in no hurry.
+    /// let answer = client.call_within(0x0100, b"soon?", Duration::from_millis(10));
+    /// assert!(matches!(answer, Err(Error::Timeout { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn call_within(
+        &self,
+        msg_type: u16,
+        payload: &[u8],
+        timeout: Duration,
+    ) -> Result<Vec<u8>, Error> {
+        let inner = &mut *self.inner.borrow_mut();
+        let mut answer = Vec::new();
+        let mut deadline = Deadline::after(timeout);
+        call(inner, msg_type, payload, &mut answer, &mut deadline)?;
+        Ok(answer)
+    }
+
     /// As [`Client::call`] for a request that does no harm when it is carried out twice: if the
     /// connection is lost before the answer is here, it is sent again, until the timeout.
     pub fn call_idempotent(&self, msg_type: u16, payload: &[u8]) -> Result<Vec<u8>, Error> {

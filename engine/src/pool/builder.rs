@@ -53,6 +53,7 @@ impl Default for PoolConfig {
 impl PoolConfig {
     fn check(&self) -> Result<(), Error> {
         Address::parse(&self.endpoint)?;
+        self.client.check()?;
         let wrong = if !(1..=MAX_CONNECTIONS_MAX).contains(&self.max_connections) {
             "a pool has 1 to 65536 connections"
         } else if !(0.0..=1.0).contains(&self.reuse_threshold) {

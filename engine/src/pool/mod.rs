@@ -53,8 +53,18 @@ use crate::client::Error;
 /// assert_eq!(pool.stats().reused, 9);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
+///
+/// A clone is another handle to the same pool, for another thread say. The last one that is dropped closes idle
+/// connections after a last report to the server; those that are in use are closed when they are returned.
+/// That may wait a moment for a check that is under way.
+#[derive(Clone, Debug)]
 pub struct ConnectionPool {
+    running: Arc<Running>,
+}
+
+/// What all handles share.
+#[derive(Debug)]
+struct Running {
     shared: Arc<Shared>,
     keeper: Option<Keeper>,
 }
@@ -93,8 +103,10 @@ impl ConnectionPool {
             );
         }
         ConnectionPool {
-            shared,
-            keeper: keeper.ok(),
+            running: Arc::new(Running {
+                shared,
+                keeper: keeper.ok(),
+            }),
         }
     }
 
@@ -104,18 +116,16 @@ impl ConnectionPool {
     /// [`Error::PoolExhausted`] if all connections stayed in use; otherwise what
     /// [`crate::ipc::ClientBuilder::connect`] says when one has to be made: one attempt.
     pub fn get(&self) -> Result<PooledConnection, Error> {
-        shared::get(&self.shared)
+        shared::get(&self.running.shared)
     }
 
     /// What the pool has done, and how it stands.
     pub fn stats(&self) -> PoolStats {
-        self.shared.stats()
+        self.running.shared.stats()
     }
 }
 
-impl Drop for ConnectionPool {
-    /// Closes idle connections after a last report to the server; those that are in use are closed
-    /// when they are returned. May wait a moment for a check that is under way.
+impl Drop for Running {
     fn drop(&mut self) {
         self.shared.close();
         drop(self.keeper.take());

@@ -320,3 +320,17 @@ fn the_old_way_to_make_a_pool() {
         .unwrap();
     assert_eq!(pool.stats().max_connections, 1);
 }
+
+#[test]
+fn clones_are_handles_to_one_pool() {
+    let server = server();
+    let pool = builder(&server).max_connections(1).build().unwrap();
+    let other = pool.clone();
+    std::thread::spawn(move || other.get().unwrap().ping().unwrap())
+        .join()
+        .unwrap();
+    // The first handle that is dropped closes nothing.
+    assert_eq!(pool.stats().idle, 1);
+    drop(pool.get().unwrap());
+    assert_eq!((pool.stats().created, pool.stats().reused), (1, 1));
+}
