@@ -203,11 +203,14 @@ pub(crate) fn join(
         Some(_) => deadline.min(begin + SLOT_WAIT),
         None => deadline,
     };
-    // Each turn begins with a free slot; another follows only if somebody took that away.
+    // Each turn begins with a free slot; another follows only if somebody took that away in time.
     loop {
         let claim = claim(&control, slot_deadline)?;
         if let Some(end) = attach(name, &control, claim, deadline)? {
             return Ok(end);
+        }
+        if Instant::now() >= slot_deadline {
+            return Err(ShmError::TimedOut);
         }
     }
 }
