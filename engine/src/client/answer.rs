@@ -76,6 +76,6 @@ pub struct ClientStats {
 #[non_exhaustive]
 pub struct PeerLimits {
     /// The longest payload that it takes, in bytes. `None`: it was not asked, because there was no
-    /// handshake, or it did not say.
+    /// handshake (see [`super::ClientBuilder::shm_upgrade`]), or it did not say.
     pub max_message_bytes: Option<u32>,
 }

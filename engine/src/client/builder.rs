@@ -124,7 +124,8 @@ impl ClientBuilder {
     }
 
     /// Whether a TCP connection to this machine becomes a shared-memory one where that is possible.
-    /// On by default.
+    /// On by default. Where it is off, and there is no token, the connection begins without a handshake:
+    /// neither side knows then how long the other's messages may be.
     pub fn shm_upgrade(mut self, upgrade: bool) -> ClientBuilder {
         self.options.shm_upgrade = upgrade;
         self

@@ -106,11 +106,8 @@ fn open_tcp(options: &Options, address: &str, deadline_ns: u64) -> Result<Opened
         let limit_ns = deadline_ns.min(clock::now_ns() + UPGRADE_NS);
         // The TCP connection is not needed any more: each side watches the other's process. If
         // the upgrade is impossible, it is kept.
-        if let Ok(mut opened) = open_shm(options, &segment, Some(&host_id), limit_ns) {
-            let max = peer.max_message_bytes.unwrap_or(0);
-            let max = max.max(options.max_message_bytes);
-            opened.channel.set_max_message_bytes(max);
-            return Ok(Opened { peer, ..opened });
+        if let Ok(opened) = open_shm(options, &segment, Some(&host_id), limit_ns) {
+            return Ok(opened);
         }
     }
     Ok(Opened { channel, peer })
@@ -134,10 +131,15 @@ fn open_shm(
         )));
     }
     let limit = Duration::from_nanos(deadline_ns.saturating_sub(clock::now_ns()));
-    let end = join(segment, host_id, limit).map_err(Joined::Not)?;
+    // Each says there how long its messages may be, so that it takes no handshake.
+    let own_max = options.max_message_bytes;
+    let end = join(segment, host_id, own_max, limit).map_err(Joined::Not)?;
+    let server_max = end.server_bytes_max;
+    let mut peer = PeerLimits {
+        max_message_bytes: (server_max > 0).then_some(server_max),
+    };
     let link = Link::Shm(Box::new(ShmLink::new(end)));
-    let mut channel = Channel::new(link, options.version, options.max_message_bytes);
-    let mut peer = PeerLimits::default();
+    let mut channel = Channel::new(link, options.version, own_max.max(server_max));
     if options.auth_token.is_some() {
         peer = say_hello(options, &mut channel, segment, 0, deadline_ns, |ack| {
             PeerLimits {
@@ -177,6 +179,7 @@ fn say_hello<T>(
         capabilities,
         identity: Some(concat!("lapce-ai/", env!("CARGO_PKG_VERSION"))),
         credentials: options.auth_token.as_deref(),
+        max_message_bytes: Some(options.max_message_bytes),
         ..Hello::default()
     };
     let mut payload = Vec::new();

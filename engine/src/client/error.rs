@@ -65,7 +65,8 @@ pub enum Error {
         /// The time allowed.
         after: Duration,
     },
-    /// The server sent bytes that break the protocol; the connection is closed.
+    /// The server sent bytes that break the protocol, or an answer that is longer than this client takes; the
+    /// connection is closed.
     ServerViolation(Refusal),
     /// The address is neither HOST:PORT nor shm: nor shm:INSTANCE.
     InvalidAddress {
@@ -277,6 +278,13 @@ impl fmt::Display for Error {
             Error::Timeout { after } => write!(
                 f,
                 "No answer within {after:?}: the request may or may not have been carried out"
+            ),
+            // Not the server's mistake, if it was not told.
+            Error::ServerViolation(
+                Refusal::TooLarge { length: size, max } | Refusal::InflatesTooFar { size, max },
+            ) => write!(
+                f,
+                "The server's answer has {size} bytes, this client takes {max}: raise its max_message_bytes (ClientBuilder::max_message_bytes)"
             ),
             Error::ServerViolation(refusal) => {
                 write!(f, "The server broke the protocol: {refusal}")

@@ -4,6 +4,7 @@ mod absent;
 mod cancel;
 mod garbage;
 mod killed;
+mod lengths;
 mod long;
 mod loss;
 mod peer;

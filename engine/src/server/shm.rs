@@ -85,6 +85,7 @@ impl ShmService {
         let server = AttachServer {
             control: offer.control.clone(),
             workers: shared.inboxes.len(),
+            max_message_bytes: shared.limits.max_message_bytes,
             placement: Workers(shared),
             stop: offer.withdrawn.clone(),
             is_full: Cell::new(false),

@@ -12,7 +12,8 @@ use crossbeam::queue::ArrayQueue;
 use super::control::{Control, READY_BITS, random};
 use super::ends::Ends;
 use super::layout::{
-    self, AT_CAPACITY, AT_DELIVERED, AT_READY_BIT, AT_SERVER_PID, AT_VERSION, AT_WORKER,
+    self, AT_CAPACITY, AT_CLIENT_BYTES_MAX, AT_DELIVERED, AT_READY_BIT, AT_SERVER_BYTES_MAX,
+    AT_SERVER_PID, AT_VERSION, AT_WORKER,
 };
 use super::leftovers::connection_name;
 use super::slots::{SLOTS, Slot, Stage, State, UNSEEN};
@@ -58,6 +59,8 @@ pub(crate) struct ServerEnd {
     pub(crate) ends: Ends,
     pub(crate) pidfd: PidFd,
     pub(crate) ready_bit: usize,
+    /// The longest payload that the client accepts, as far as it has said.
+    pub(crate) client_bytes_max: Option<u32>,
 }
 
 /// Where new connections go.
@@ -100,6 +103,8 @@ pub(crate) struct AttachServer<P> {
     /// Workers there are.
     pub(crate) workers: usize,
     pub(crate) stop: Arc<AtomicBool>,
+    /// The longest payload that the server accepts.
+    pub(crate) max_message_bytes: u32,
     /// The last that asked was refused for want of room, and the log says so.
     pub(crate) is_full: Cell<bool>,
 }
@@ -254,7 +259,11 @@ impl<P: Placement> AttachServer<P> {
                 // Release: pairs with the acquire in `ClientEnd::is_delivered`.
                 delivered.store(1, Ordering::Release);
                 let _ = slot.step(state, Stage::Free);
+                let client_bytes_max = pending.ends.segment.word32(AT_CLIENT_BYTES_MAX);
+                // Relaxed: the client wrote it before the slot's state, which was read by an acquire.
+                let client_bytes_max = client_bytes_max.load(Ordering::Relaxed);
                 let end = Box::new(ServerEnd {
+                    client_bytes_max: Some(client_bytes_max).filter(|&max| max > 0),
                     ends: pending.ends,
                     pidfd,
                     ready_bit: pending.ready_bit,
@@ -292,6 +301,9 @@ impl<P: Placement> AttachServer<P> {
         segment
             .word32(AT_READY_BIT)
             .store(ready_bit as u32, Ordering::Relaxed);
+        segment
+            .word32(AT_SERVER_BYTES_MAX)
+            .store(self.max_message_bytes, Ordering::Relaxed);
         // Release: pairs with the acquire in `join`.
         segment
             .word64(layout::AT_MAGIC)

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::control::{Control, READY_BITS, ShmError, WORKERS_MAX};
 use super::ends::Ends;
-use super::layout::{self, AT_CAPACITY, AT_DELIVERED, AT_READY_BIT, AT_VERSION, AT_WORKER};
+use super::layout::{
+    self, AT_CAPACITY, AT_CLIENT_BYTES_MAX, AT_DELIVERED, AT_READY_BIT, AT_SERVER_BYTES_MAX,
+    AT_VERSION, AT_WORKER,
+};
 use super::slots::{SLOTS, Slot, Stage, State, UNSEEN};
 use crate::sys::process::PidFd;
 use crate::sys::segment::{self, Segment};
@@ -26,6 +29,8 @@ pub(crate) struct ClientEnd {
     server: PidFd,
     worker: usize,
     ready_bit: usize,
+    /// The longest payload that the server accepts.
+    pub(crate) server_bytes_max: u32,
     /// For tests that cut it short.
     #[cfg(test)]
     pub(crate) file: std::fs::File,
@@ -185,12 +190,14 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// Attaches to the server whose control segment has this name. With a `host_id`, only if the
+/// Attaches to the server whose control segment has this name, and tells it the longest payload that
+/// the client accepts; 0: nothing is said of that. With a `host_id`, only if the
 /// segment is the one that the server means; then there is another way to it, and a slot is not waited
 /// for for long.
 pub(crate) fn join(
     name: &str,
     host_id: Option<&[u8]>,
+    client_bytes_max: u32,
     limit: Duration,
 ) -> Result<ClientEnd, ShmError> {
     let begin = Instant::now();
@@ -206,7 +213,7 @@ pub(crate) fn join(
     // Each turn begins with a free slot; another follows only if somebody took that away in time.
     loop {
         let claim = claim(&control, slot_deadline)?;
-        if let Some(end) = attach(name, &control, claim, deadline)? {
+        if let Some(end) = attach(name, &control, claim, client_bytes_max, deadline)? {
             return Ok(end);
         }
         if Instant::now() >= slot_deadline {
@@ -228,6 +235,7 @@ fn attach(
     name: &str,
     control: &Arc<Control>,
     mut claim: Claim<'_>,
+    client_bytes_max: u32,
     deadline: Instant,
 ) -> Result<Option<ClientEnd>, ShmError> {
     let server = PidFd::open(control.server_pid())
@@ -261,6 +269,11 @@ fn attach(
     }
     // By this lock the server knows whom to watch; it must last until the server has looked.
     record_lock::hold(&file).map_err(no_connection)?;
+    let server_bytes_max = segment.word32(AT_SERVER_BYTES_MAX).load(Ordering::Relaxed);
+    // Relaxed: the step to MAPPED is a release.
+    segment
+        .word32(AT_CLIENT_BYTES_MAX)
+        .store(client_bytes_max, Ordering::Relaxed);
     if !claim.step(Stage::Mapped) {
         return Ok(None);
     }
@@ -270,6 +283,7 @@ fn attach(
         server,
         worker,
         ready_bit,
+        server_bytes_max,
         #[cfg(test)]
         file: file.try_clone().expect("a descriptor more"),
     };

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! page 0    0  magic u64, version u32, capacity u32, server pid u32, worker u32, ready bit u32,
-//!              delivered u32: not 0 once the worker has the connection
+//!              delivered u32: not 0 once the worker has the connection, the longest payload in bytes
+//!              that the server accepts u32, and the client u32: 0 if it does not say
 //!          64  how far the server has consumed    (u64, written by the server)
 //!         128  the server's flags                 (written by the server)
 //!         192  how far the client has consumed    (u64, written by the client)
@@ -32,6 +33,8 @@ pub(super) const AT_SERVER_PID: usize = 16;
 pub(super) const AT_WORKER: usize = 20;
 pub(super) const AT_READY_BIT: usize = 24;
 pub(super) const AT_DELIVERED: usize = 28;
+pub(super) const AT_SERVER_BYTES_MAX: usize = 32;
+pub(super) const AT_CLIENT_BYTES_MAX: usize = 36;
 
 /// Bytes of a connection's segment.
 pub(super) const SEGMENT_BYTES: usize = PAGE + 2 * (CAPACITY - HOT);

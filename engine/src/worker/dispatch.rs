@@ -50,7 +50,7 @@ pub(crate) struct ShmOffer {
 
 /// A client that takes less than this of an answer is treated as if it took so much: it would have streams
 /// cut into pieces that are smaller than their headers.
-const PEER_MESSAGE_BYTES_MIN: u32 = 1024;
+pub(super) const PEER_MESSAGE_BYTES_MIN: u32 = 1024;
 /// A HANDSHAKE may decompress to so much. No more than its longest record, and what else it may say.
 const HANDSHAKE_BYTES_MAX: u32 = 128 * 1024;
 /// What may be decompressed in one round, unless it is one message: others wait for it.

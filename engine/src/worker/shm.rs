@@ -11,6 +11,7 @@ use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Connection, Phase};
 use super::damaged;
+use super::dispatch::PEER_MESSAGE_BYTES_MIN;
 use super::heat::HOT_MAX;
 use super::vec_pool::NEW_BYTES;
 use crate::shm::{Control, Corrupt, RECORD_MAX, ServerEnd};
@@ -142,6 +143,7 @@ impl Worker {
             ends,
             pidfd,
             ready_bit,
+            client_bytes_max,
         } = end;
         let pidfd_raw = pidfd.as_raw_fd();
         let link = ShmLink {
@@ -154,7 +156,10 @@ impl Worker {
             last_record_ns: self.now_ns,
             bytes_since: 0,
         };
-        let session = self.new_session();
+        let mut session = self.new_session();
+        if let Some(max) = client_bytes_max {
+            session.peer_message_bytes_max = max.max(PEER_MESSAGE_BYTES_MIN);
+        }
         let key = self
             .connections
             .insert(Connection::shm(link, Box::new(ends), session));

@@ -15,14 +15,14 @@ use crate::wire::{Flags, Hello};
 const STREAM: u16 = 0x0100;
 
 /// A name that no other test has.
-fn instance() -> String {
+pub(super) fn instance() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     // Relaxed: only has to differ.
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("client_test_{}_{count}", std::process::id())
 }
 
-fn builder(instance: &str) -> ServerBuilder {
+pub(super) fn builder(instance: &str) -> ServerBuilder {
     Server::builder()
         .bind("127.0.0.1:0")
         .workers(1)
@@ -35,7 +35,7 @@ fn builder(instance: &str) -> ServerBuilder {
         })
 }
 
-fn address(server: &Server) -> String {
+pub(super) fn address(server: &Server) -> String {
     server.local_addr().unwrap().to_string()
 }
 

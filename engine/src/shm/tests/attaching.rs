@@ -22,7 +22,7 @@ fn clients_that_stop_half_way_through_attaching() {
         control.slot(index).overwrite([1, 2, 0x55][index % 3]);
     }
     // The server frees the slots in time, and the next client gets one.
-    let next = join(&scene.name, None, PATIENCE).unwrap();
+    let next = join(&scene.name, None, 0, PATIENCE).unwrap();
     drop(next);
     scene.is_unharmed();
 }
@@ -61,7 +61,7 @@ fn many_clients_come_and_go() {
             let name = &scene.name;
             scope.spawn(move || {
                 for _ in 0..25 {
-                    let mut end = join(name, None, PATIENCE).unwrap();
+                    let mut end = join(name, None, 0, PATIENCE).unwrap();
                     assert!(end.ends.tx.push(&frame(b"hello"), 0));
                     end.wake_server();
                     assert_eq!(&answer(&mut end)[24..], b"hello");
@@ -266,7 +266,7 @@ fn a_slot_that_somebody_frees_is_no_connection() {
     let control = Control::create(&instance).unwrap();
     let name = control_segment_name(&instance);
     std::thread::scope(|scope| {
-        let client = scope.spawn(|| join(&name, None, PATIENCE));
+        let client = scope.spawn(|| join(&name, None, 0, PATIENCE));
         for (turn, freed_too_early) in [(0, true), (1, true), (2, false)] {
             let slot = slot_in(&control, Stage::Requested);
             let connection = connection_name(&name, turn);

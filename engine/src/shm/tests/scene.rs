@@ -135,7 +135,7 @@ impl Scene {
     }
 
     pub(super) fn villain(&self) -> ClientEnd {
-        join(&self.name, None, PATIENCE).unwrap()
+        join(&self.name, None, 0, PATIENCE).unwrap()
     }
 
     /// The villain's connection goes; nothing else does, and nothing is left of it.

@@ -101,7 +101,7 @@ fn attach(instance: &str) -> ClientEnd {
     let name = crate::wire::control_segment_name(instance);
     let begin = Instant::now();
     loop {
-        match join(&name, None, LIMIT) {
+        match join(&name, None, 0, LIMIT) {
             Ok(end) => return end,
             Err(error) => assert!(begin.elapsed() < LIMIT, "{error}"),
         }

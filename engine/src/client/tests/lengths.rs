@@ -1,0 +1,72 @@
+//! Messages that are longer than one of the sides takes.
+
+use super::APP;
+use super::shm::{address, builder, instance};
+use crate::client::{Client, Error};
+use crate::config::Limits;
+use crate::wire::{ErrorCode, Refusal, msg_type};
+use crate::worker::{Request, Responder};
+
+const SERVERS: usize = 2000;
+const CLIENTS: u32 = 1200;
+
+/// Each side knows the other's limit, so that a message too long costs nothing but itself.
+#[test]
+fn only_the_message_itself_is_refused() {
+    let instance = instance();
+    let server = builder(&instance)
+        .limits(Limits {
+            max_message_bytes: SERVERS as u32,
+            ..Limits::default()
+        })
+        .handler(APP, |_: Request<'_>, responder: Responder<'_>| {
+            responder.reply(&[7; SERVERS]);
+        })
+        .start()
+        .unwrap();
+    for address in [address(&server), format!("shm:{instance}")] {
+        let client = Client::connect(&address).unwrap();
+        let max = client.peer_limits().max_message_bytes;
+        assert_eq!(max, Some(SERVERS as u32), "{address}");
+        assert!(client.call(APP, b"").unwrap() == [7; SERVERS]);
+        let other = client.submit(msg_type::ECHO, b"other").unwrap();
+        let error = client.call(msg_type::ECHO, &[0; SERVERS + 1]).unwrap_err();
+        assert!(
+            matches!(error, Error::TooLarge { max: 2000, .. }),
+            "{error}"
+        );
+        assert_eq!(client.wait(other).unwrap(), b"other");
+
+        let client = Client::builder()
+            .max_message_bytes(CLIENTS)
+            .connect(&address)
+            .unwrap();
+        let other = client.submit(msg_type::ECHO, b"other").unwrap();
+        let error = client.call(APP, b"").unwrap_err();
+        assert_eq!(error.code(), Some(ErrorCode::HandlerFailed), "{error}");
+        assert_eq!(client.wait(other).unwrap(), b"other");
+        assert_eq!(client.stats().reconnects, 0);
+    }
+}
+
+/// A server that was not told may answer at any length: then the text says whose limit it is.
+#[test]
+fn the_clients_own_limit_is_called_that() {
+    for refusal in [
+        Refusal::TooLarge {
+            length: 3000,
+            max: 1000,
+        },
+        Refusal::InflatesTooFar {
+            size: 3000,
+            max: 1000,
+        },
+    ] {
+        let text = Error::ServerViolation(refusal).to_string();
+        assert!(
+            text.contains("3000 bytes, this client takes 1000")
+                && text.contains("ClientBuilder::max_message_bytes"),
+            "{text}"
+        );
+    }
+}
