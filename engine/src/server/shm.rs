@@ -53,7 +53,8 @@ impl Placement for Workers {
             .inboxes
             .iter()
             .enumerate()
-            .min_by_key(|(_, inbox)| inbox.load())
+            // One that has no place for it only if none has: the load counts TCP connections too.
+            .min_by_key(|(worker, inbox)| (self.0.ready_bits[*worker].are_taken(), inbox.load()))
             .expect("there is a worker");
         inbox.load_changed(1);
         Some(worker)
@@ -115,5 +116,26 @@ impl ShmService {
 impl Drop for ShmService {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::Server;
+
+    #[test]
+    fn a_worker_whose_places_are_taken_is_passed_over() {
+        let builder = Server::builder().bind("127.0.0.1:0").workers(2);
+        let server = builder.start().unwrap();
+        let workers = Workers(server.handle().shared.clone());
+        let [full, busy] = [0, 1];
+        while workers.ready_bits(full).take().is_some() {}
+        workers.0.inboxes[busy].load_changed(5);
+        assert_eq!(workers.place(), Some(busy));
+        while workers.ready_bits(busy).take().is_some() {}
+        // Nobody has one: who asks is told so.
+        assert_eq!(workers.place(), Some(full));
+        assert_eq!(workers.ready_bits(full).take(), None);
     }
 }

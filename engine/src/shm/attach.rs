@@ -42,8 +42,13 @@ impl ReadyBits {
         ReadyBits(queue)
     }
 
-    fn take(&self) -> Option<usize> {
+    pub(crate) fn take(&self) -> Option<usize> {
         self.0.pop().map(usize::from)
+    }
+
+    /// All are taken.
+    pub(crate) fn are_taken(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub(crate) fn give(&self, bit: usize) {
