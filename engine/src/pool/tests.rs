@@ -1,5 +1,6 @@
 //! The pool with a real server.
 
+use super::Running;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -45,13 +46,14 @@ fn until(what: impl Fn() -> bool) {
 fn the_connection_used_last_comes_first() {
     let server = server();
     // Without its thread, whose report would count as use once half a second has passed.
+    let shared = Arc::new(Shared::new(PoolConfig {
+        endpoint: address(&server),
+        client: Client::builder().shm_upgrade(false),
+        ..PoolConfig::default()
+    }));
+    let keeper = None;
     let pool = ConnectionPool {
-        shared: Arc::new(Shared::new(PoolConfig {
-            endpoint: address(&server),
-            client: Client::builder().shm_upgrade(false),
-            ..PoolConfig::default()
-        })),
-        keeper: None,
+        running: Arc::new(Running { shared, keeper }),
     };
     let (a, b) = (pool.get().unwrap(), pool.get().unwrap());
     a.ping().unwrap();
