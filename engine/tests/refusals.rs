@@ -206,7 +206,7 @@ fn unknown_type_keeps_the_connection() {
         assert_eq!(got.error().0, 5, "{msg_type:#06x}");
     }
     // One-way: there is no request to answer, so the connection is told.
-    peer.send(&frame(0, CANCEL, 6, b""));
+    peer.send(&frame(0, UNREGISTER, 0, b""));
     let got = peer.receive();
     assert_eq!((got.flags, got.msg_id, got.error().0), (0, 0, 5));
     peer.expect_alive();
