@@ -3,14 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::copy::copy;
+use super::copy::{copy_in, copy_payload_in};
 use super::layout::{
     ALIGN, CAPACITY, FLAG_WANTS_ROOM, Place, RECORD_MAX, RingPlaces, WORD, record_bytes,
 };
 use super::ring::{ACK_SHIFT, LINE, NEXT_WRAPS, SKIP, Stamped, ack_of, is_two_lines, stamp_of};
 use super::sync::{AtomicU64, Ordering, Segment, fence};
 use crate::sys::prefetch;
-use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header, crc};
+use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header};
 
 /// Turn back to the start once more than this is used of a lap, and the consumer keeps up: after two
 /// records, so that requests and their answers alternate between two places, which are always in the
@@ -277,7 +277,7 @@ impl Producer {
         }
         // SAFETY: `data` is valid for that many bytes (checked), and private memory does not
         // overlap the segment.
-        unsafe { copy(bytes.as_ptr(), data, bytes.len()) };
+        unsafe { copy_in(bytes, data) };
         self.publish(at, word);
         if is_long {
             // The record after the next, should both be as long as this one. The next one's lines are on their
@@ -302,13 +302,11 @@ impl Producer {
             return false;
         };
         let data = self.data(at, length);
-        let words = header.to_words();
         // SAFETY: `data` is valid for header and payload (checked); private memory does not
         // overlap the segment.
         unsafe {
-            let to = data.add(HEADER_BYTES);
-            let crc = crc::frame_copy_raw(words, to, payload.as_ptr(), payload.len());
-            write_head(data, words, crc);
+            let crc = copy_payload_in(&header, payload, data.add(HEADER_BYTES));
+            write_head(data, header.to_words(), crc);
         }
         self.publish(at, word);
         self.prepare(record_bytes(length));
@@ -330,7 +328,7 @@ impl Producer {
         let data = self.data(at, length);
         // SAFETY: `data` is valid for both (checked); private memory does not overlap the segment.
         unsafe {
-            copy(bytes.as_ptr(), data.add(HEADER_BYTES), bytes.len());
+            copy_in(bytes, data.add(HEADER_BYTES));
             write_head(data, Header { crc32: 0, ..header }.to_words(), header.crc32);
         }
         self.publish(at, word);
