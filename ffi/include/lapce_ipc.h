@@ -361,7 +361,8 @@ typedef struct lapce_ipc_server lapce_ipc_server;
 
 /* Flags of lapce_ipc_server_options. */
 #define LAPCE_IPC_LEGACY 1u /* serve version 1 connections too */
-#define LAPCE_IPC_NO_PIN 2u /* do not keep each worker on a CPU of its own */
+#define LAPCE_IPC_NO_PIN 2u /* do not keep each worker on a CPU of its own, as is done where idle ones spin.
+                              * A thread that a handler starts would inherit that CPU. */
 
 /* 0 or NULL is the default of every field; bind, shm or both must be set. Times are a day at most. A limit
  * that cannot be kept is refused by lapce_ipc_server_start. */

@@ -237,9 +237,11 @@ impl ServerOptions {
         let mut builder = Server::builder()
             .idle(idle_mode(self.idle)?)
             .legacy(self.flags & LEGACY != 0)
-            .pin(self.flags & NO_PIN == 0)
             .workers(self.workers as usize)
             .limits(limits);
+        if self.flags & NO_PIN != 0 {
+            builder = builder.pin(false);
+        }
         if !self.bind.is_null() {
             // SAFETY: the caller's promise.
             builder = builder.bind(unsafe { guard::text(self.bind, "bind") }?);

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use super::shm::{ShmOffer, ShmService};
@@ -19,6 +19,8 @@ use crate::worker::{
     Doorbell, Handler, HandlerTable, Inbox, Request, Responder, Room, Shared, Worker, WorkerSetup,
 };
 
+/// Workers that this process has given a CPU.
+static PINNED: AtomicUsize = AtomicUsize::new(0);
 /// The most workers of a server.
 const WORKERS_MAX: usize = 16;
 /// A worker's stack. Handlers run on it too.
@@ -35,7 +37,7 @@ pub struct ServerBuilder {
     auth_token: Option<Vec<u8>>,
     legacy: bool,
     shm: Option<String>,
-    pin: bool,
+    pin: Option<bool>,
     handlers: Vec<(u16, Box<dyn Handler>)>,
 }
 
@@ -60,7 +62,7 @@ impl ServerBuilder {
             auth_token: None,
             legacy: false,
             shm: None,
-            pin: true,
+            pin: None,
             handlers: Vec::new(),
         }
     }
@@ -78,10 +80,14 @@ impl ServerBuilder {
         self
     }
 
-    /// Keeps each worker on a CPU of its own, where there are more CPUs than workers: if there are not,
-    /// the clients on this machine would have to share each of them. On by default.
+    /// Keeps each worker on one CPU, another one for each worker of this process, where there are more CPUs
+    /// than workers: if there are not, the clients on this machine would have to share each of them. By
+    /// default where idle workers spin ([`IdleMode::Spin`]). Other processes may choose the same CPUs:
+    /// give each a set of its own (taskset, `CPUAffinity=`), within which it chooses.
+    ///
+    /// A thread that a handler starts inherits the worker's CPU: start such threads before the server.
     pub fn pin(mut self, pin: bool) -> ServerBuilder {
-        self.pin = pin;
+        self.pin = Some(pin);
         self
     }
 
@@ -194,12 +200,14 @@ impl ServerBuilder {
             shm: None,
         };
         let mut listener = listener;
-        let pin = self.pin && workers < cpus.len();
+        let pin = self.pin.unwrap_or(self.idle == IdleMode::Spin) && workers < cpus.len();
+        // Relaxed: a number that nobody else has.
+        let before = PINNED.fetch_add(if pin { workers } else { 0 }, Ordering::Relaxed);
         for index in 0..workers {
             let setup = WorkerSetup {
                 index,
                 // From the last CPU down: the first ones serve most interrupts.
-                cpu: pin.then(|| cpus[cpus.len() - 1 - index]),
+                cpu: pin.then(|| cpus[cpus.len() - 1 - (before + index) % cpus.len()]),
                 features,
                 shared: shared.clone(),
                 listener: listener.take(),
