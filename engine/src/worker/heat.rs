@@ -51,7 +51,8 @@ impl Worker {
     }
 
     /// Asks a connection's client to ring from now on. False: it has something right now. Its pages go
-    /// back at once if they are many and it gets cold for long, and in a crowd if it stays silent.
+    /// back at once if they are many and it gets cold for long, and, many or in a crowd, if it stays silent
+    /// while the worker is kept busy by others.
     fn cool(&mut self, key: Key, for_long: bool) -> bool {
         let crowd = self.rings.by_bit.len() >= CROWD;
         let Some(connection) = self.connections.get_mut(key) else {
@@ -78,7 +79,7 @@ impl Worker {
         self.rings.hot.retain(|&hot| hot != key);
         if for_long && link.bytes_since >= LARGE_BYTES {
             self.give_pages_back(key);
-        } else if crowd {
+        } else if crowd || link.bytes_since >= LARGE_BYTES {
             debug_assert!(link.warm.is_none());
             if self.rings.warm.len() >= WARM_MAX {
                 let some = self.next_warm();
