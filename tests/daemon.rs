@@ -27,6 +27,30 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
+/// What systemd would hear.
+struct ServiceManager {
+    path: String,
+    socket: UnixDatagram,
+}
+
+impl ServiceManager {
+    fn new(scratch: &Scratch) -> ServiceManager {
+        let path = scratch.0.join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let path = path.to_str().unwrap().to_owned();
+        ServiceManager { path, socket }
+    }
+
+    fn hear(&self) -> String {
+        let mut bytes = [0; 256];
+        let length = self.socket.recv(&mut bytes).unwrap();
+        text(&bytes[..length])
+    }
+}
+
 #[test]
 fn ping_reports_what_the_specification_names() {
     let scratch = Scratch::new();
@@ -229,17 +253,9 @@ fn a_daemon_that_follows_another_at_once_gets_its_ports() {
 #[test]
 fn systemd_is_told_of_readiness_reload_and_the_end() {
     let scratch = Scratch::new();
-    let socket = scratch.0.join("notify");
-    let listener = UnixDatagram::bind(&socket).unwrap();
-    listener
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    let hear = || {
-        let mut bytes = [0; 256];
-        let length = listener.recv(&mut bytes).unwrap();
-        text(&bytes[..length])
-    };
-    let vars = [("NOTIFY_SOCKET", socket.to_str().unwrap())];
+    let manager = ServiceManager::new(&scratch);
+    let hear = || manager.hear();
+    let vars = [("NOTIFY_SOCKET", manager.path.as_str())];
     let mut daemon = start(&scratch, &config(&scratch, NEW, COMPATIBILITY), &vars);
     assert_eq!(hear(), "READY=1");
     let legacy = "[compatibility]\nenable_legacy_support = true\n[limits]\nmax_connections = 7";
@@ -332,22 +348,15 @@ fn check_is_not_content_with_any_answer() {
 #[test]
 fn the_watchdog_hears_of_it_at_intervals() {
     let scratch = Scratch::new();
-    let socket = scratch.0.join("notify");
-    let listener = UnixDatagram::bind(&socket).unwrap();
-    listener
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
+    let manager = ServiceManager::new(&scratch);
     let vars = [
-        ("NOTIFY_SOCKET", socket.to_str().unwrap()),
+        ("NOTIFY_SOCKET", manager.path.as_str()),
         ("WATCHDOG_USEC", "200000"),
     ];
     let daemon = start(&scratch, &config(&scratch, NEW, COMPATIBILITY), &vars);
-    let mut bytes = [0; 256];
-    let length = listener.recv(&mut bytes).unwrap();
-    assert_eq!(&bytes[..length], b"READY=1");
+    assert_eq!(manager.hear(), "READY=1");
     for _ in 0..5 {
-        let length = listener.recv(&mut bytes).unwrap();
-        assert_eq!(&bytes[..length], b"WATCHDOG=1");
+        assert_eq!(manager.hear(), "WATCHDOG=1");
     }
     assert_eq!(daemon.stop(), 0);
 }
