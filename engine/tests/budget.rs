@@ -3,9 +3,9 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{Limits, Server, ServerBuilder};
+use lapce_ai::ipc::{IdleMode, Limits, Request, Responder, Server, ServerBuilder};
 use support::*;
 
 const MIB: usize = 1 << 20;
@@ -176,4 +176,123 @@ fn who_shows_no_credentials_is_not_waited_for() {
     assert_eq!(stranger.receive().error().0, 7);
     stranger.expect_end();
     friend.expect_alive();
+}
+
+/// Begins a message of so many bytes, for which there is room, and holds that.
+fn holder(server: &Server, bytes: usize) -> Peer {
+    let mut peer = Peer::connect(address(server));
+    peer.send(&echo(1, &vec![1; bytes])[..1000]);
+    std::thread::sleep(Duration::from_millis(100));
+    peer
+}
+
+fn wait_for_answer(peer: &Peer, limit: Duration) {
+    let start = Instant::now();
+    while !has_answer(peer) {
+        assert!(start.elapsed() < limit, "no answer");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Nobody holds room for a message while one before it waits for room.
+#[test]
+fn a_compressed_one_and_a_long_one_behind_it() {
+    let server = tight(|server| server);
+    let long = vec![5; 15 * MIB + MIB / 2];
+    let mut peer = Peer::connect(address(&server));
+    let mut writer = peer.try_clone();
+    std::thread::scope(|scope| {
+        let bytes = [packed(1, &vec![0; 2 * MIB]), echo(2, &long)].concat();
+        scope.spawn(move || writer.send(&bytes));
+        peer.expect_echo(1, &vec![0; 2 * MIB]);
+        peer.expect_echo(2, &long);
+    });
+}
+
+#[test]
+fn nobody_stands_in_line_twice() {
+    let server = tight(|server| server);
+    let (first, second) = (holder(&server, 10 * MIB), holder(&server, 6 * MIB));
+    let long = echo(2, &vec![5; 5 * MIB]);
+    let mut peer = Peer::connect(address(&server));
+    peer.send(&[packed(1, &vec![0; 5 * MIB / 2]), long[..1000].to_vec()].concat());
+    std::thread::sleep(Duration::from_millis(100));
+    drop(second);
+    peer.expect_echo(1, &vec![0; 5 * MIB / 2]);
+    drop(first);
+    peer.send(&long[1000..]);
+    peer.expect_echo(2, &long[24..]);
+    Peer::connect(address(&server)).expect_alive();
+}
+
+/// All room would be held by those who wait for room.
+#[test]
+fn seven_who_wait_do_not_block_all() {
+    let server = server()
+        .handler(0x0100, |_: Request<'_>, responder: Responder<'_>| {
+            std::thread::sleep(WHILE);
+            responder.reply(b"");
+        })
+        .start()
+        .unwrap();
+    let mut peers: Vec<_> = (0..7).map(|_| Peer::connect(address(&server))).collect();
+    // So that what they send is found in one round.
+    let mut busy = Peer::connect(address(&server));
+    busy.send(&request(0x0100, 1, b""));
+    std::thread::sleep(WHILE / 6);
+    let packed = packed(1, &vec![0; 2 * MIB]);
+    for (index, peer) in peers.iter_mut().enumerate() {
+        let long = if index < 6 { 10 * MIB - 100 } else { 3 * MIB };
+        let begun = &echo(2, &vec![0; long])[..1000];
+        peer.send(&[&packed, begun].concat());
+    }
+    for peer in &mut peers {
+        peer.expect_echo(1, &vec![0; 2 * MIB]);
+    }
+    drop(peers);
+    let mut other = Peer::connect(address(&server));
+    other.send(&echo(9, &vec![9; 100_000]));
+    other.expect_echo(9, &vec![9; 100_000]);
+}
+
+#[test]
+fn those_before_a_long_one_do_not_wait_for_its_room() {
+    let server = tight(|server| {
+        server.handler(0x0100, |_: Request<'_>, responder: Responder<'_>| {
+            responder.reply(&[7; 500_000]);
+        })
+    });
+    let _holder = holder(&server, 15 * MIB);
+    let mut bytes: Vec<u8> = (1..=8).flat_map(|id| request(0x0100, id, b"")).collect();
+    bytes.extend(&echo(9, &vec![5; 5 * MIB])[..1000]);
+    let mut peer = Peer::connect(address(&server));
+    peer.send(&bytes);
+    for id in 1..=8 {
+        assert_eq!(peer.receive().msg_id, id);
+    }
+}
+
+/// Both who wait can go at once; the second is on a worker that sleeps, and was not the first when it lay
+/// down. Without a word it sleeps until it looks by itself, four seconds later.
+#[test]
+fn the_next_in_line_may_be_another_workers() {
+    let server = tight(|server| server.workers(2).idle(IdleMode::Park));
+    let pause = || std::thread::sleep(Duration::from_millis(100));
+    // In turn to one worker and the other.
+    let mut peers: Vec<_> = (0..4)
+        .map(|_| {
+            pause();
+            Peer::connect(address(&server))
+        })
+        .collect();
+    peers[1].send(&echo(1, &vec![1; 16 * MIB])[..1000]);
+    pause();
+    peers[3].send(&echo(1, &vec![1; 5 * MIB])[..1000]);
+    pause();
+    peers[0].send(&echo(2, &vec![2; 200_000]));
+    std::thread::sleep(WHILE);
+    assert!(!has_answer(&peers[0]));
+    drop(peers.remove(1));
+    wait_for_answer(&peers[0], Duration::from_secs(3));
+    peers[0].expect_echo(2, &vec![2; 200_000]);
 }

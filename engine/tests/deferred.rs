@@ -356,6 +356,12 @@ fn a_cancelled_request() {
             (msg_id, &b"again"[..])
         );
     }
+    // In a hurry, but not before what it cancels.
+    let hurried = frame(PRIORITY, CANCEL, 9, b"");
+    peer.send(&[request(WORK, 9, b""), hurried].concat());
+    let (_, cancelled) = next(&requests);
+    eventually("it hears of it", || cancelled.is_gone());
+    drop(cancelled);
     // One that is dropped without an answer, cancelled meanwhile, is no failure.
     peer.send(&request(WORK, 8, b""));
     let (_, dropped) = next(&requests);

@@ -119,6 +119,17 @@ impl Batch {
         self.items.iter().any(of_it)
     }
 
+    /// Whether one of those is compressed.
+    fn has_compressed_of(&self, key: Key, driver: &Driver) -> bool {
+        self.items.iter().any(|item| match item {
+            Item::Frames(run) if run.key == key => {
+                let first = accepted_header(run.version, self.run(run, driver));
+                first.flags.contains(Flags::COMPRESSED)
+            }
+            _ => false,
+        })
+    }
+
     /// Adds a frame whose CRC is right, which fills its chunk.
     pub(super) fn add_verified(&mut self, key: Key, header: Header, chunk: u32) {
         self.add_frame(key, ProtocolVersion::V2, header, chunk, 0);
@@ -244,19 +255,26 @@ impl Worker {
                     Ok(Scanned::Part {
                         frame_bytes: Some(frame_bytes),
                     }) if frame_bytes > SMALL_FRAME_BYTES && connection.reserved_bytes == 0 => {
+                        let before = self.batch.has_any_of(key);
                         if !connection.session.is_admitted() {
                             // A HANDSHAKE may be among what was found just now.
-                            if self.batch.has_any_of(key) {
+                            if before {
                                 connection.waiting().behind.extend_from_slice(bytes);
                                 return;
                             }
                             return self.refuse(key, Refusal::NotAuthenticated, 0);
                         }
                         let room_bytes = frame_bytes as u64;
-                        if !self.shared.room.reserve(room_bytes) {
+                        // What may have to wait for room itself goes first: nobody holds room, nor stands
+                        // in line, for two.
+                        let compressed_before =
+                            before && self.batch.has_compressed_of(key, &self.driver);
+                        if compressed_before || !self.shared.room.reserve(room_bytes) {
                             connection.waiting().behind.extend_from_slice(bytes);
-                            connection.waits_for_room = true;
-                            self.shared.room.wait(self.index, key, room_bytes);
+                            if !before {
+                                connection.waits_for_room = true;
+                                self.shared.room.wait(self.index, key, room_bytes);
+                            }
                             return;
                         }
                         connection.reserve(room_bytes, self.now_ns);

@@ -216,8 +216,9 @@ impl Connection {
     }
 
     /// Puts all deadlines off.
-    pub(super) fn excuse(&mut self, by_ns: u64) {
-        self.reserved_at_ns += by_ns;
+    pub(super) fn excuse(&mut self, by_ns: u64, now_ns: u64) {
+        // Who has reserved just now needs no excuse.
+        self.reserved_at_ns = (self.reserved_at_ns + by_ns).min(now_ns);
         let deadlines = [&mut self.deadline_ns, &mut self.session.authenticate_by_ns];
         for deadline in deadlines.into_iter().filter(|deadline| **deadline != 0) {
             *deadline = deadline.saturating_add(by_ns);

@@ -245,7 +245,8 @@ impl Dispatcher {
         if bytes > SMALL_FRAME_BYTES as u64 && missing > 0 {
             if !self.shared.room.reserve(missing) {
                 connection.waits_for_room = true;
-                self.shared.room.wait(self.worker, key, missing);
+                // All of it: what it has now goes back at the end of the round.
+                self.shared.room.wait(self.worker, key, bytes);
                 return false;
             }
             connection.handling_bytes += missing;

@@ -251,7 +251,7 @@ impl Worker {
             }
             _ => None,
         };
-        self.timed |= !connection.session.is_admitted();
+        self.timed |= !connection.session.is_admitted() || connection.reserved_bytes > 0;
         let for_reading = !connection.out.is_empty();
         match allowed_ms {
             None => connection.deadline_ns = 0,
@@ -384,7 +384,7 @@ impl Worker {
             return;
         };
         let quiet = !std::mem::take(&mut connection.active);
-        connection.excuse(excused_ns);
+        connection.excuse(excused_ns, now_ns);
         if connection.deadline_ns != 0 {
             self.timed = true;
             if now_ns >= connection.deadline_ns {

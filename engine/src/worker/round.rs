@@ -203,8 +203,10 @@ impl Worker {
 
     /// Lets those go on for whose message there is room now.
     fn call_waiters(&mut self) {
-        // Bounded by those who wait: nobody gets in line meanwhile.
+        let mut called = false;
+        // Bounded by those who wait: nobody of ours gets in line meanwhile.
         while let Some((key, bytes)) = self.shared.room.call(self.index) {
+            called = true;
             match self.connections.get_mut(key) {
                 Some(connection) if connection.takes_requests() => {
                     connection.waits_for_room = false;
@@ -217,6 +219,10 @@ impl Worker {
                 }
                 _ => self.shared.release_bytes(bytes),
             }
+        }
+        // The next may be another worker's, which was not told: it was not the first.
+        if called {
+            self.shared.tell_who_can_go();
         }
     }
 

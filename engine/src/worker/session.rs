@@ -56,10 +56,10 @@ impl Session {
     }
 
     /// Whether a frame that asks for PRIORITY may be handled before others of its own connection. Not
-    /// before the handshake that it depends on, and not if it ends the connection for those before it.
+    /// before the handshake that it depends on, and not if it ends the connection, or a request, before it.
     pub(super) fn may_overtake(&self, header: &Header) -> bool {
         header.flags.contains(Flags::PRIORITY)
-            && header.msg_type != msg_type::DISCONNECT
+            && ![msg_type::DISCONNECT, msg_type::CANCEL].contains(&header.msg_type)
             && self.is_admitted()
     }
 
