@@ -296,3 +296,61 @@ fn the_next_in_line_may_be_another_workers() {
     wait_for_answer(&peers[0], Duration::from_secs(3));
     peers[0].expect_echo(2, &vec![2; 200_000]);
 }
+
+/// All kinds in any order, from many at once, cut anywhere: whatever waits for whatever, all are answered.
+#[test]
+fn a_crowd_gets_all_its_answers() {
+    const CONNECTIONS: u64 = 12;
+    const MESSAGES: u64 = 40;
+    let server = tight(|server| server.workers(2));
+    std::thread::scope(|scope| {
+        for connection in 0..CONNECTIONS {
+            let server = &server;
+            scope.spawn(move || {
+                let mut random = connection.wrapping_mul(0x9E37_79B9_7F4A_7C15) + 1;
+                let mut below = |limit: usize| {
+                    random = random.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+                    (random >> 33) as usize % limit
+                };
+                let messages: Vec<_> = (1..=MESSAGES)
+                    .map(|id| {
+                        let long = below(5 * MIB);
+                        match below(5) {
+                            0 => (echo(id, &vec![3; long]), vec![3; long]),
+                            1 => (packed(id, &vec![4; long]), vec![4; long]),
+                            2 => {
+                                // Little of it can be left out.
+                                let plain = pattern(id, long / 8);
+                                (packed(id, &plain), plain)
+                            }
+                            _ => (echo(id, &pattern(id, 300)), pattern(id, 300)),
+                        }
+                    })
+                    .collect();
+                let bytes: Vec<u8> = messages
+                    .iter()
+                    .flat_map(|(frame, _)| frame.clone())
+                    .collect();
+                let mut peer = Peer::connect(address(server));
+                let mut writer = peer.try_clone();
+                let cuts: Vec<usize> = (0..64).map(|_| 1 + below(400_000)).collect();
+                std::thread::scope(|scope| {
+                    scope.spawn(move || {
+                        let mut rest = &bytes[..];
+                        for cut in cuts.iter().cycle() {
+                            let (piece, behind) = rest.split_at(rest.len().min(*cut));
+                            if piece.is_empty() {
+                                break;
+                            }
+                            writer.send(piece);
+                            rest = behind;
+                        }
+                    });
+                    for (id, (_, plain)) in (1..).zip(&messages) {
+                        peer.expect_echo(id, plain);
+                    }
+                });
+            });
+        }
+    });
+}
