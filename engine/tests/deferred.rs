@@ -11,22 +11,6 @@ use lapce_ai::ipc::{
 };
 use support::*;
 
-const WORK: u16 = 0x0100;
-
-fn client(server: &Server) -> Client {
-    Client::builder()
-        .timeout(PATIENCE)
-        .connect(&address(server).to_string())
-        .unwrap()
-}
-
-fn serving<F>(handler: F) -> Server
-where
-    F: Fn(Request<'_>, Responder<'_>) + Send + Sync + 'static,
-{
-    server().handler(WORK, handler).start().unwrap()
-}
-
 /// A server whose requests end up in a channel, to be answered by the test.
 fn deferring(limits: Limits) -> (Server, mpsc::Receiver<(u64, Deferred)>) {
     let (sender, receiver) = mpsc::channel();

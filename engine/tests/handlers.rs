@@ -6,26 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use lapce_ai::ipc::{
-    Client, Error, ErrorCode, Limits, Request, Responder, Server, ServerError, Transport,
-};
+use lapce_ai::ipc::{Client, Error, ErrorCode, Limits, Request, Responder, ServerError, Transport};
 use support::*;
-
-const WORK: u16 = 0x0100;
-
-fn client(server: &Server) -> Client {
-    Client::builder()
-        .timeout(PATIENCE)
-        .connect(&address(server).to_string())
-        .unwrap()
-}
-
-fn serving<F>(handler: F) -> Server
-where
-    F: Fn(Request<'_>, Responder<'_>) + Send + Sync + 'static,
-{
-    server().handler(WORK, handler).start().unwrap()
-}
 
 #[test]
 fn a_handler_sees_its_request() {

@@ -2,18 +2,10 @@
 //! said once in a while, with how often it happened.
 
 use std::fmt::Display;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Between two such lines.
-const PAUSE_NS: u64 = 10_000_000_000;
+use super::rarely::Rarely;
 
-static DAMAGED: Damaged = Damaged::new();
-
-struct Damaged {
-    /// Not before this it is said again.
-    next_ns: AtomicU64,
-    untold: AtomicU64,
-}
+static DAMAGED: Rarely = Rarely::new();
 
 /// A connection was closed, since its memory is not as it should be.
 #[cold]
@@ -24,54 +16,5 @@ pub(super) fn tell(now_ns: u64, why: &dyn Display) {
         Some(untold) => log::warn!(
             "a shared-memory connection was closed: {why}; since this was last said, {untold} others were"
         ),
-    }
-}
-
-impl Damaged {
-    const fn new() -> Damaged {
-        Damaged {
-            next_ns: AtomicU64::new(0),
-            untold: AtomicU64::new(0),
-        }
-    }
-
-    /// How many were not told, if it is to be said now.
-    fn due(&self, now_ns: u64) -> Option<u64> {
-        // Relaxed, here and below: counts, by which nothing else is seen.
-        let next_ns = self.next_ns.load(Ordering::Relaxed);
-        let told = now_ns >= next_ns
-            && self
-                .next_ns
-                .compare_exchange(
-                    next_ns,
-                    now_ns + PAUSE_NS,
-                    Ordering::Relaxed,
-                    Ordering::Relaxed,
-                )
-                .is_ok();
-        match told {
-            true => Some(self.untold.swap(0, Ordering::Relaxed)),
-            false => {
-                self.untold.fetch_add(1, Ordering::Relaxed);
-                None
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_damages_one_connection_after_the_other_fills_no_log() {
-        let damaged = Damaged::new();
-        let start_ns = 1 << 40;
-        assert_eq!(damaged.due(start_ns), Some(0));
-        for moment in 0..1000 {
-            assert_eq!(damaged.due(start_ns + moment), None);
-        }
-        assert_eq!(damaged.due(start_ns + PAUSE_NS), Some(1000));
-        assert_eq!(damaged.due(start_ns + 2 * PAUSE_NS), Some(0));
     }
 }

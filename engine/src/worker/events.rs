@@ -18,8 +18,6 @@ use crate::wire::{ErrorCode, ProtocolVersion};
 const REFUSED_MAX: usize = 64;
 /// Reads of what such a connection has sent.
 const DISCARDS_MAX: usize = 16;
-/// Between two warnings that connections wait.
-const WARNING_NS: u64 = 10_000_000_000;
 /// Looks at the hot connection without success after which it is hot no longer.
 const HOT_MISSES_MAX: u32 = 20_000;
 
@@ -120,8 +118,7 @@ impl Worker {
 
     /// Says so once in a while: it is tried again many times a second.
     fn tell_that_connections_wait(&mut self) {
-        if self.now_ns >= self.next_warning_ns {
-            self.next_warning_ns = self.now_ns + WARNING_NS;
+        if self.connections_wait.due(self.now_ns).is_some() {
             log::warn!("out of descriptors or memory: new connections wait");
         }
     }

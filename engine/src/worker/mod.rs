@@ -21,6 +21,7 @@ mod lifecycle;
 mod outgoing;
 mod owed;
 pub(crate) mod park_counts;
+mod rarely;
 mod room;
 mod round;
 mod session;
@@ -44,6 +45,7 @@ pub(crate) use handler::HandlerTable;
 pub use handler::{Handler, Request, Responder};
 use idle::IdlePolicy;
 pub(crate) use inbox::{Doorbell, Inbox, Message};
+use rarely::Rarely;
 pub(crate) use room::Room;
 use shm::Rings;
 use slots::Slots;
@@ -96,8 +98,8 @@ pub(crate) struct Worker {
     accepting: bool,
     /// Accept again at the next sweep: descriptors were short.
     accept_later: bool,
-    /// Not before this it is said again that connections wait.
-    next_warning_ns: u64,
+    /// When it is said again that connections wait.
+    connections_wait: Rarely,
     events: Vec<Event>,
     batch: Batch,
     /// Connections that something happened to in this round.
@@ -182,7 +184,7 @@ impl Worker {
             listener: setup.listener.map(OwnedFd::from),
             accepting: false,
             accept_later: false,
-            next_warning_ns: 0,
+            connections_wait: Rarely::new(),
             events: Vec::with_capacity(EVENTS_MAX),
             batch: Batch::new(),
             touched: Vec::with_capacity(EVENTS_MAX),

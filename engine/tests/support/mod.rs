@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{Server, ServerBuilder};
+use lapce_ai::ipc::{Client, Request, Responder, Server, ServerBuilder};
 
 /// Longer than anything takes on a busy machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -259,6 +259,25 @@ impl Peer {
 /// A server on a port of its own, not pinned: many tests run at once.
 pub fn server() -> ServerBuilder {
     Server::builder().bind("127.0.0.1:0").workers(1).pin(false)
+}
+
+/// The type that [`serving`] serves.
+pub const WORK: u16 = 0x0100;
+
+/// A server with a handler of the test's.
+pub fn serving<F>(handler: F) -> Server
+where
+    F: Fn(Request<'_>, Responder<'_>) + Send + Sync + 'static,
+{
+    server().handler(WORK, handler).start().unwrap()
+}
+
+/// A client that waits long enough.
+pub fn client(server: &Server) -> Client {
+    Client::builder()
+        .timeout(PATIENCE)
+        .connect(&address(server).to_string())
+        .unwrap()
 }
 
 pub fn address(server: &Server) -> SocketAddr {
