@@ -79,6 +79,39 @@ fn a_panicking_handler_fails_its_request_only() {
     assert_eq!(server.stats().connections_total(Transport::Tcp), 1);
 }
 
+/// What it panics with panics too when it is dropped: alone and among several, which are called in another
+/// way.
+#[test]
+fn a_handler_that_panics_with_a_bomb_costs_nobody_else_anything() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("as it is dropped");
+        }
+    }
+    let server = serving(|request, responder| match request.payload() {
+        b"bomb" => std::panic::panic_any(Bomb),
+        payload => responder.reply(payload),
+    });
+    let client = client(&server);
+    let other = support::client(&server);
+    let mut failed = 0;
+    for several in [1, 8] {
+        let ids: Vec<u64> = (0..several)
+            .map(|_| client.submit(WORK, b"bomb").unwrap())
+            .collect();
+        for id in ids {
+            let wanted = Some(ErrorCode::HandlerFailed);
+            let answer = client.wait(id);
+            assert!(matches!(answer, Err(Error::Remote { code, .. }) if code == wanted));
+            failed += 1;
+        }
+        assert_eq!(other.call(WORK, b"other").unwrap(), b"other");
+    }
+    assert_eq!(server.stats().errors(ErrorCode::HandlerFailed), failed);
+    assert!(!server.handle().wait_for_failure(Duration::ZERO));
+}
+
 #[test]
 fn no_answer_is_a_failure() {
     let server = serving(|request, responder| match request.payload() {

@@ -56,7 +56,7 @@ pub fn run(config: Config, mut source: Source) -> Result<(), String> {
     log::info!("ready: {}", parts.join(", "));
     release_startup_pages();
     notify::send("READY=1");
-    start_housekeeper(handle.clone());
+    start_housekeeper(handle.clone(), signals.handle());
 
     let mut config = config;
     for signal in signals.forever() {
@@ -78,7 +78,10 @@ pub fn run(config: Config, mut source: Source) -> Result<(), String> {
     draining.store(true, Ordering::Release);
     server.stop();
     log::info!("stopped after {} ms", start.elapsed().as_millis());
-    Ok(())
+    match handle.wait_for_failure(Duration::ZERO) {
+        true => Err("the server has failed".into()),
+        false => Ok(()),
+    }
 }
 
 /// The signals that are heeded. While `draining`, those that end a process do so at once.
@@ -172,15 +175,15 @@ fn reload(config: &mut Config, source: &mut Source, handle: &ServerHandle) {
     }
 }
 
-/// The chores: reports legacy clients once an hour, keeps the watchdog content and the process small.
-fn start_housekeeper(handle: ServerHandle) {
+/// The chores: reports legacy clients once an hour, keeps the watchdog content and the process small. Ends the
+/// wait for signals if the server fails.
+fn start_housekeeper(handle: ServerHandle, signals: signal_hook::iterator::Handle) {
     let watchdog = notify::watchdog_interval();
     let interval = watchdog.unwrap_or(CHORES).min(CHORES);
     let chores = move || {
         let mut reported = Instant::now();
-        // Unbounded by design: ends with the process.
-        loop {
-            std::thread::sleep(interval);
+        // Unbounded by design: ends with the server or the process.
+        while !handle.wait_for_failure(interval) {
             if watchdog.is_some() {
                 match handle.silent_workers()[..] {
                     [] => notify::send("WATCHDOG=1"),
@@ -196,13 +199,14 @@ fn start_housekeeper(handle: ServerHandle) {
                 report_legacy_clients(&handle);
             }
         }
+        signals.close();
     };
     let thread = std::thread::Builder::new()
         .name("lapce-ipc-chores".into())
         .stack_size(64 * 1024)
         .spawn(chores);
     if let Err(error) = thread {
-        log::warn!("legacy clients will not be reported: {error}");
+        log::warn!("nobody does the chores (watchdog, legacy clients): {error}");
     }
 }
 

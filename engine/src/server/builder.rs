@@ -16,7 +16,8 @@ use crate::sys::{affinity, socket};
 use crate::uring::{self, Features};
 use crate::wire::{ErrorCode, is_instance_name, msg_type};
 use crate::worker::{
-    Doorbell, Handler, HandlerTable, Inbox, Request, Responder, Room, Shared, Worker, WorkerSetup,
+    Doorbell, Failure, Handler, HandlerTable, Inbox, Request, Responder, Room, Shared, Worker,
+    WorkerSetup,
 };
 
 /// Workers that this process has given a CPU.
@@ -185,6 +186,7 @@ impl ServerBuilder {
             inboxes: (0..workers)
                 .map(|worker| Arc::new(Inbox::new(doorbell(worker))))
                 .collect(),
+            failure: Failure::default(),
             ready_bits: (0..workers).map(|_| ReadyBits::new()).collect(),
         });
         shared.set_idle_mode(self.idle);
@@ -214,14 +216,18 @@ impl ServerBuilder {
                 control: control.clone(),
             };
             let (started, outcome) = mpsc::sync_channel(1);
+            let handle = server.handle();
             let thread = std::thread::Builder::new()
                 .name(format!("lapce-ipc-{index}"))
                 .stack_size(WORKER_STACK_BYTES)
                 .spawn(move || {
-                    Worker::run(setup, |result| {
+                    let worked = Worker::run(setup, |result| {
                         // The starter waits for exactly this.
                         let _ = started.send(result);
-                    })
+                    });
+                    if !worked {
+                        handle.fail(&format!("worker {index}"));
+                    }
                 })
                 .map_err(ServerError::Thread)?;
             server.threads.push(thread);
@@ -232,7 +238,9 @@ impl ServerBuilder {
             }
         }
         if let Some(offer) = offer {
-            server.shm = Some(ShmService::start(offer, shared)?);
+            let handle = server.handle();
+            let failed = move || handle.fail("the thread that attaches clients");
+            server.shm = Some(ShmService::start(offer, shared, failed)?);
         }
         Ok(server)
     }

@@ -3,11 +3,14 @@
 mod builder;
 mod error;
 mod shm;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 pub use builder::ServerBuilder;
 pub use error::ServerError;
@@ -102,7 +105,7 @@ impl Server {
     fn join_threads(&mut self) {
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
-                log::error!("a worker panicked");
+                log::error!("a worker panicked while it failed");
             }
         }
     }
@@ -179,6 +182,20 @@ impl ServerHandle {
             .filter(|(_, inbox)| !inbox.ping())
             .map(|(worker, _)| worker)
             .collect()
+    }
+
+    /// Waits at most so long for a thread of the server to fail; says whether one has. Only a bug of this
+    /// crate makes one fail (a handler that panics does not). The server then stops by itself, as
+    /// by [`ServerHandle::begin_stop`]; a failed worker's connections close without their answers.
+    pub fn wait_for_failure(&self, at_most: Duration) -> bool {
+        self.shared.failure.wait(at_most)
+    }
+
+    /// One of the threads has panicked.
+    fn fail(&self, thread: &str) {
+        log::error!("{thread} has failed, which is a bug in lapce-ai: the server stops");
+        self.begin_stop();
+        self.shared.failure.report();
     }
 
     /// How many workers serve.

@@ -1,6 +1,7 @@
 //! The server's shared memory: the control segment and the thread that attaches clients.
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
@@ -82,7 +83,11 @@ impl Placement for Workers {
 }
 
 impl ShmService {
-    pub(super) fn start(offer: ShmOffer, shared: Arc<Shared>) -> Result<Self, ServerError> {
+    pub(super) fn start(
+        offer: ShmOffer,
+        shared: Arc<Shared>,
+        failed: impl FnOnce() + Send + 'static,
+    ) -> Result<Self, ServerError> {
         let server = AttachServer {
             control: offer.control.clone(),
             workers: shared.inboxes.len(),
@@ -94,7 +99,11 @@ impl ShmService {
         let thread = std::thread::Builder::new()
             .name("lapce-ipc-attach".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || server.run())
+            .spawn(move || {
+                if catch_unwind(AssertUnwindSafe(|| server.run())).is_err() {
+                    failed();
+                }
+            })
             .map_err(ServerError::Thread)?;
         Ok(ShmService {
             offer,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use super::failure::Failure;
 use super::handler::HandlerTable;
 use super::inbox::Inbox;
 use super::room::Room;
@@ -26,6 +27,8 @@ pub(crate) struct Shared {
     /// Bytes of messages on their way in and answers on their way out.
     pub(crate) room: Room,
     pub(crate) inboxes: Vec<Arc<Inbox>>,
+    /// Of a worker that panicked.
+    pub(crate) failure: Failure,
     /// Free bits in the control segment, by worker.
     pub(crate) ready_bits: Vec<ReadyBits>,
 }

@@ -1,5 +1,6 @@
 //! From a good frame to its answer.
 
+use std::any::Any;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -333,9 +334,12 @@ impl Dispatcher {
             origin: &origin,
         };
         // A handler that panics has dropped its responder, which answered HANDLER_FAILED.
-        let _ = catch_unwind(AssertUnwindSafe(|| {
+        let caught = catch_unwind(AssertUnwindSafe(|| {
             handler.handle(Request::new(&request), Responder::new(&request, out));
         }));
+        if let Err(panic) = caught {
+            forget_panic(panic);
+        }
         std::mem::swap(&mut out.lent_pool, &mut self.pool);
         self.answered_inline[transport.index()] += self.settled(out.outcome);
     }
@@ -383,7 +387,8 @@ impl Dispatcher {
             }
         }));
         std::mem::swap(&mut out.lent_pool, &mut self.pool);
-        if caught.is_err() {
+        if let Err(panic) = caught {
+            forget_panic(panic);
             answered += self.settled(out.outcome);
         }
         self.answered_inline[transport.index()] += answered;
@@ -538,6 +543,14 @@ impl Dispatcher {
         ack.encode(&mut encoded);
         self.answer(connection, header, msg_type::HANDSHAKE_ACK, &encoded);
         self.pool().give(encoded);
+    }
+}
+
+/// Drops what a handler panicked with, of which the drop may panic itself.
+#[cold]
+fn forget_panic(panic: Box<dyn Any + Send>) {
+    if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        std::mem::forget(another);
     }
 }
 

@@ -94,6 +94,9 @@ pub(crate) enum Message {
     Answer(Answer),
     /// Look here, to say that you run.
     Ping,
+    /// Fail.
+    #[cfg(test)]
+    Panic,
 }
 
 /// The way into a worker.

@@ -13,6 +13,7 @@ mod damaged;
 mod deferred;
 mod dispatch;
 mod events;
+mod failure;
 mod handler;
 mod heat;
 mod idle;
@@ -33,6 +34,7 @@ mod whole;
 
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +43,7 @@ use connection::Connection;
 pub(crate) use context::Shared;
 pub use deferred::{Deferred, Gone};
 use dispatch::{Dispatcher, ShmOffer};
+pub(crate) use failure::Failure;
 pub(crate) use handler::HandlerTable;
 pub use handler::{Handler, Request, Responder};
 use idle::IdlePolicy;
@@ -133,8 +136,8 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// Runs a worker on this thread until it is drained. `started` is told once whether the ring
-    /// could be had.
-    pub(crate) fn run(setup: WorkerSetup, started: impl FnOnce(Result<(), RingError>)) {
+    /// could be had. False: it panicked, and what it has left behind is in order.
+    pub(crate) fn run(setup: WorkerSetup, started: impl FnOnce(Result<(), RingError>)) -> bool {
         if let Some(cpu) = setup.cpu
             && let Err(error) = crate::sys::affinity::pin_current_thread(cpu)
         {
@@ -150,11 +153,29 @@ impl Worker {
                 inbox.own();
                 let mut worker = Worker::new(setup, driver, inbox);
                 started(Ok(()));
-                worker.work();
+                let worked = catch_unwind(AssertUnwindSafe(|| worker.work())).is_ok();
+                worker.inbox.close();
+                if !worked {
+                    worker.abandon_rings();
+                }
+                worked
             }
             Err(error) => {
                 inbox.close();
                 started(Err(error));
+                true
+            }
+        }
+    }
+
+    /// Tells the clients of all rings that nobody serves them any more. (Of a socket the kernel does.)
+    fn abandon_rings(&mut self) {
+        let mut keys = std::mem::take(&mut self.keys);
+        self.connections.keys(&mut keys);
+        for key in keys {
+            let connection = self.connections.get_mut(key);
+            if let Some(ends) = connection.and_then(|connection| connection.out.ends.as_ref()) {
+                ends.close_and_wake();
             }
         }
     }
@@ -233,7 +254,6 @@ impl Worker {
                 self.watch_hot_rings();
             }
         }
-        self.inbox.close();
     }
 
     /// Accepts, unless that is under way.

@@ -57,6 +57,8 @@ impl Worker {
                 Some(Message::Shm(end)) => self.add_shm(*end),
                 Some(Message::Answer(answer)) => self.deliver(answer),
                 Some(Message::Ping) => {}
+                #[cfg(test)]
+                Some(Message::Panic) => panic!("a test asked for it"),
                 None => break,
             }
         }
