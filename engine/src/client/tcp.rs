@@ -29,7 +29,7 @@ impl TcpLink {
             let limit = Duration::from_nanos(left_ns).max(LIMIT_MIN);
             match TcpStream::connect_timeout(&candidate, limit) {
                 Ok(stream) => {
-                    stream.set_nodelay(true).map_err(failed)?;
+                    socket::set_up(stream.as_raw_fd()).map_err(failed)?;
                     return Ok(TcpLink { stream });
                 }
                 Err(error) => last = error,

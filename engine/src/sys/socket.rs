@@ -8,6 +8,12 @@ use std::time::Duration;
 /// Connections that may wait for being accepted.
 const BACKLOG: i32 = 4096;
 
+/// A connection on which nothing comes for so long is asked whether its machine is still there, so often, and
+/// given up if nobody says so: two minutes in all.
+const QUIET_S: i32 = 60;
+const QUESTION_S: i32 = 10;
+const QUESTIONS: i32 = 6;
+
 fn check(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
@@ -71,7 +77,17 @@ fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> 
     .map(drop)
 }
 
-/// A listener with a long backlog, whose connections send small messages at once.
+/// Has small messages sent at once, and a peer's machine noticed that is gone without a word: switched off,
+/// or beyond a router that has forgotten the connection. (That a process ends, its kernel says.)
+pub(crate) fn set_up(fd: RawFd) -> io::Result<()> {
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, QUIET_S)?;
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, QUESTION_S)?;
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, QUESTIONS)
+}
+
+/// A listener with a long backlog, whose connections are as [`set_up`] leaves them.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let domain = if address.is_ipv4() {
         libc::AF_INET
@@ -89,7 +105,7 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let fd = socket.as_raw_fd();
     set_option(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     // Inherited by accepted sockets.
-    set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+    set_up(fd)?;
     let result = match address {
         SocketAddr::V4(address) => {
             let raw = libc::sockaddr_in {
@@ -162,4 +178,38 @@ pub(crate) fn raise_fd_limit() -> io::Result<u64> {
         check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } as isize)?;
     }
     Ok(limit.rlim_cur)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+
+    fn option(fd: RawFd, level: i32, option: i32) -> i32 {
+        let (mut value, mut bytes) = (-1_i32, size_of::<i32>() as libc::socklen_t);
+        // SAFETY: writes one i32 of ours.
+        let result = unsafe {
+            let value = std::ptr::from_mut(&mut value).cast();
+            libc::getsockopt(fd, level, option, value, &mut bytes)
+        };
+        assert_eq!(result, 0);
+        value
+    }
+
+    #[test]
+    fn accepted_connections_are_set_up_as_their_listener() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let fd = accepted.as_raw_fd();
+        assert_eq!(option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY), 1);
+        assert_eq!(option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE), 1);
+        for (name, wanted) in [
+            (libc::TCP_KEEPIDLE, QUIET_S),
+            (libc::TCP_KEEPINTVL, QUESTION_S),
+            (libc::TCP_KEEPCNT, QUESTIONS),
+        ] {
+            assert_eq!(option(fd, libc::IPPROTO_TCP, name), wanted);
+        }
+    }
 }
