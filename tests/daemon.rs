@@ -389,3 +389,23 @@ fn a_daemon_that_was_stopped_blames_nobody() {
     assert_eq!(answer[5..8], [0x20, 5, 0], "not a response: {answer:?}");
     assert_eq!(daemon.stop(), 0);
 }
+
+/// The HANDSHAKE of docs/protocol.md, from a client that says it is `editor`.
+#[test]
+fn who_says_who_it_is_stands_in_the_log() {
+    let hello = "49 41 50 4c 02 10 10 00 29 00 00 00 01 00 00 00 00 00 00 00 84 a9 0d 7a
+        01 00 01 00 02 02 00 04 00 03 00 00 00 03 00 06 00 65 64 69 74 6f 72
+        04 00 06 00 73 65 63 72 65 74 07 00 04 00 00 00 10 00";
+    let hello: Vec<u8> = hello
+        .split_whitespace()
+        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+        .collect();
+    let scratch = Scratch::new();
+    let vars = [("LAPCE_IPC_LOG", "debug")];
+    let daemon = start(&scratch, &config(&scratch, NEW, COMPATIBILITY), &vars);
+    let mut client = TcpStream::connect(&daemon.address).unwrap();
+    client.write_all(&hello).unwrap();
+    let from = client.local_addr().unwrap();
+    assert!(daemon.said(&format!("debug: {from} says it is \"editor\"")));
+    assert_eq!(daemon.stop(), 0);
+}

@@ -54,6 +54,8 @@ pub(crate) struct ShmOffer {
 pub(super) const PEER_MESSAGE_BYTES_MIN: u32 = 1024;
 /// A HANDSHAKE may decompress to so much. No more than its longest record, and what else it may say.
 const HANDSHAKE_BYTES_MAX: u32 = 128 * 1024;
+/// How much of what a client says it is goes into the log.
+const IDENTITY_CHARS_MAX: usize = 80;
 /// What may be decompressed in one round, unless it is one message: others wait for it.
 const INFLATED_ROUND_BYTES: u64 = 256 * 1024;
 /// Buffers above this are given back after use.
@@ -519,6 +521,14 @@ impl Dispatcher {
             return;
         }
         connection.session.authenticate_by_ns = 0;
+        if let Some(identity) = hello.identity {
+            // Quoted: it may hold anything. Cut: a line of the log is not for novels.
+            let name: String = identity.chars().take(IDENTITY_CHARS_MAX).collect();
+            match connection.peer {
+                Some(peer) => log::debug!("{peer} says it is {name:?}"),
+                None => log::debug!("a client over shared memory says it is {name:?}"),
+            }
+        }
         if let Some(max) = hello.max_message_bytes {
             connection.session.peer_message_bytes_max = max.max(PEER_MESSAGE_BYTES_MIN);
         }
