@@ -300,9 +300,12 @@ impl Inner {
         self.ready.forget(id);
         if self.flights.end(id) {
             self.queue_cancel(id);
-            if let Some(channel) = &mut self.channel {
+            match &mut self.channel {
                 // A connection that is broken is met by whoever uses it next.
-                let _ = channel.flush();
+                Some(channel) => drop(channel.flush()),
+                None => self.take_back(|header, _| {
+                    header.flags.contains(Flags::REQUEST) && header.msg_id == id
+                }),
             }
         }
     }

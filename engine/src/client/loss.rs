@@ -7,7 +7,7 @@ use super::answer::{Answer, AnswerRef};
 use super::channel::Channel;
 use super::error::{closed_by_server, copy_source};
 use super::inner::{Inner, Keep};
-use crate::wire::{Flags, Header, msg_type};
+use crate::wire::{self, Flags, Header, Scanned, msg_type};
 
 impl Inner {
     /// The connection is gone. Requests that were sent fail; frames that were not wait for the
@@ -88,6 +88,30 @@ impl Inner {
             Some(_) => kept.binary_search(&id).is_ok(),
             // Forgotten, or begun over the lost connection.
             None => false,
+        }
+    }
+
+    /// Of the frames that wait for the next connection, these do not go there: whoever sent them is told
+    /// that they were not sent, and may send them again. With each, whether it is the last.
+    pub(super) fn take_back(&mut self, is_one: impl Fn(&Header, bool) -> bool) {
+        let frames = std::mem::take(&mut self.unsent);
+        let mut at = 0;
+        // Whole frames, as they were queued; each turn takes one.
+        while let Ok(Scanned::Frame {
+            header,
+            frame_bytes,
+        }) = wire::scan(self.options.version, &frames[at..], u32::MAX)
+        {
+            let end = at + frame_bytes;
+            if !is_one(&header, end == frames.len()) {
+                let id = header.msg_id;
+                let flight = self.flights.get(id);
+                if flight.is_some_and(|flight| flight.begins_at == at as u64) {
+                    self.flights.moved(id, self.unsent.len() as u64);
+                }
+                self.unsent.extend_from_slice(&frames[at..end]);
+            }
+            at = end;
         }
     }
 

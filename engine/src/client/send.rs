@@ -6,7 +6,7 @@ use super::deadline::Deadline;
 use super::histogram;
 use super::inner::{Inner, Keep, UNREAD, not_sent, timeout};
 use crate::sys::clock;
-use crate::wire::{Flags, HEADER_BYTES, msg_type as types};
+use crate::wire::{Flags, HEADER_BYTES, Header, msg_type as types};
 
 /// Queued requests are sent when they pass this, without waiting for a flush.
 const QUEUE_BYTES: usize = 32 * 1024;
@@ -168,10 +168,26 @@ impl Inner {
         let more = if last { Flags::NONE } else { Flags::STREAM };
         let channel = self.channel.as_mut().expect("ready to send");
         channel.queue(Flags::REQUEST | more, msg_type, id, payload);
-        if channel.queued_bytes() >= QUEUE_BYTES {
-            self.send_queued(deadline)?;
+        if channel.queued_bytes() < QUEUE_BYTES {
+            return Ok(());
         }
-        Ok(())
+        let sent = self.send_queued(deadline);
+        self.queued_last(sent, |header| {
+            header.flags.contains(Flags::REQUEST) && header.msg_id == id
+        })
+    }
+
+    /// The outcome of a frame that was queued last and is not the beginning of a request: if it is among those
+    /// that wait for another connection, its caller is told of the failure, and it waits no more.
+    fn queued_last(
+        &mut self,
+        sent: Result<(), Error>,
+        is_it: impl Fn(&Header) -> bool,
+    ) -> Result<(), Error> {
+        if sent.is_err() && self.channel.is_none() {
+            self.take_back(|header, is_last| is_last && is_it(header));
+        }
+        sent
     }
 
     /// Sends a message that gets no answer, and what was queued before it.
@@ -192,7 +208,8 @@ impl Inner {
         channel.queue(Flags::NONE, msg_type, 0, payload);
         self.last_one_way_at = begins_at;
         self.stats.sent += 1;
-        self.send_queued(deadline)
+        let sent = self.send_queued(deadline);
+        self.queued_last(sent, |header| !header.flags.contains(Flags::REQUEST))
     }
 
     /// Sends what can be sent without waiting. True: nothing is left.

@@ -10,6 +10,7 @@ mod loss;
 mod peer;
 mod refused;
 mod shm;
+mod taken_back;
 
 use std::io::Write;
 use std::time::{Duration, Instant};
