@@ -2,7 +2,7 @@
 
 use super::answer::{Answer, AnswerRef};
 use super::deadline::Deadline;
-use super::inner::{Inner, Keep};
+use super::inner::{Inner, Keep, timeout};
 use super::{Client, Error};
 use crate::wire::append;
 
@@ -41,6 +41,10 @@ pub(super) fn collect(
         }
         if !inner.flights.contains(id) {
             return Err(NOT_IN_FLIGHT);
+        }
+        if deadline.is_over() {
+            inner.forget(id);
+            return Err(timeout(deadline));
         }
         let mut is_first = to.is_empty();
         let mut held = false;
@@ -167,7 +171,7 @@ impl Iterator for Parts<'_> {
                 self.id = None;
                 return Some(Err(NOT_IN_FLIGHT));
             }
-            waited = inner.wait_some(&mut deadline, &mut |_| Keep::Queue);
+            waited = inner.wait_turn(&mut deadline);
         }
     }
 }

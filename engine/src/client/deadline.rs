@@ -14,6 +14,8 @@ pub(super) struct Deadline {
     timeout_ns: u64,
     at_ns: u64,
     waits_for_server: bool,
+    /// Somebody began to wait.
+    begun: bool,
 }
 
 impl Deadline {
@@ -29,6 +31,7 @@ impl Deadline {
             timeout_ns,
             at_ns: 0,
             waits_for_server: true,
+            begun: false,
         }
     }
 
@@ -56,6 +59,14 @@ impl Deadline {
     /// The time allowed in all.
     pub(super) fn timeout(&self) -> Duration {
         Duration::from_nanos(self.timeout_ns)
+    }
+
+    /// For who waits in turns, each of which ends with whatever comes, perhaps before the clock was looked
+    /// at: whether the time is over. The first turn is always begun.
+    #[inline]
+    pub(super) fn is_over(&mut self) -> bool {
+        let is_first = !std::mem::replace(&mut self.begun, true);
+        !is_first && self.left(clock::now_ns()).is_none()
     }
 
     /// What is left at this moment; `None` if nothing is.

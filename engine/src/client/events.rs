@@ -53,7 +53,7 @@ impl Client {
             if !inner.flights.contains(id) {
                 return Err(NOT_IN_FLIGHT);
             }
-            waited = inner.wait_some(&mut deadline, &mut |_| super::Keep::Queue);
+            waited = inner.wait_turn(&mut deadline);
         }
     }
 }

@@ -181,13 +181,22 @@ impl Inner {
                     "more answers than max_unread_bytes wait: collect some first",
                 ));
             }
-            self.wait_some(deadline, &mut |_| Keep::Queue)
+            self.wait_turn(deadline)
                 .map_err(|error| not_sent(error, WINDOW_IS_FULL))?;
         }
         if self.flights.count() == 0 || self.channel.is_none() {
             self.ready_to_send(deadline)?;
         }
         Ok(())
+    }
+
+    /// Waits until at least one answer more is kept, which may be none that the caller waits for. To be
+    /// called again then: it ends with the deadline, however many come.
+    pub(super) fn wait_turn(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
+        match deadline.is_over() {
+            true => Err(timeout(deadline)),
+            false => self.wait_some(deadline, &mut |_| Keep::Queue),
+        }
     }
 
     /// Waits until at least one answer is given to `sink`, or was kept while requests were sent.

@@ -93,9 +93,7 @@ impl Inner {
             if std::mem::take(&mut self.unsent_lacks_payload) {
                 append(&mut self.unsent, payload);
             }
-            if taken? > 0 {
-                continue;
-            }
+            let taken = taken?;
             let Some(channel) = self.channel.as_mut() else {
                 continue;
             };
@@ -103,7 +101,7 @@ impl Inner {
                 channel.give_back(payload);
                 return Err(timeout(deadline));
             };
-            if channel.link.sleep(true, left).is_err() {
+            if taken == 0 && channel.link.sleep(true, left).is_err() {
                 channel.give_back(payload);
                 return self.send_queued(deadline);
             }

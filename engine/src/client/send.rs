@@ -275,14 +275,16 @@ impl Inner {
             if self.send_some()? {
                 return Ok(());
             }
-            if self.channel.is_none() || self.take_received(&mut |_| Keep::Queue)? > 0 {
+            if self.channel.is_none() {
                 continue;
             }
+            let taken = self.take_received(&mut |_| Keep::Queue)?;
             let now_ns = clock::now_ns();
             let Some(left) = deadline.left(now_ns) else {
                 return Err(timeout(deadline));
             };
-            if let Some(channel) = self.channel.as_mut()
+            if taken == 0
+                && let Some(channel) = self.channel.as_mut()
                 && let Err(error) = channel.link.sleep(true, left)
             {
                 self.broken_while_sending(error)?;

@@ -2,6 +2,7 @@
 
 mod absent;
 mod cancel;
+mod endless;
 mod garbage;
 mod killed;
 mod lengths;
