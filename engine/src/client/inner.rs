@@ -46,6 +46,8 @@ pub(super) struct Inner {
     pub(super) lengths: Lengths,
     pub(super) round_trips: Option<Histogram<u64>>,
     pub(super) inflated: Vec<u8>,
+    /// Requests that ended before their last answers, which the server is to be told.
+    pub(super) unwanted: Vec<u64>,
     /// The request whose payload is being written in place.
     pub(super) reserved: Option<Reserved>,
     /// The options' timeout.
@@ -79,6 +81,7 @@ impl Inner {
             stats: ClientStats::default(),
             peer,
             inflated: Vec::new(),
+            unwanted: Vec::new(),
             reserved: None,
             last_used_ns: clock::coarse_ns(),
             last_one_way_at: 0,
@@ -316,6 +319,24 @@ impl Inner {
                     header.flags.contains(Flags::REQUEST) && header.msg_id == id
                 }),
             }
+        }
+    }
+
+    /// As [`Inner::forget`], of requests that ended because what came for them cannot be kept or read: a server
+    /// that is not told would go on sending. Not while another frame is under way, or its place is: then the
+    /// next time.
+    #[cold]
+    pub(super) fn cancel_unwanted(&mut self) {
+        let lent = |channel: &Channel| channel.lent().is_some();
+        if self.reserved.is_some() || self.channel.as_ref().is_some_and(lent) {
+            return;
+        }
+        for id in std::mem::take(&mut self.unwanted) {
+            self.queue_cancel(id);
+        }
+        if let Some(channel) = &mut self.channel {
+            // A connection that is broken is met by whoever uses it next.
+            let _ = channel.flush();
         }
     }
 

@@ -16,6 +16,7 @@ impl Inner {
         let Some(mut channel) = self.channel.take() else {
             return;
         };
+        self.unwanted.clear();
         let kept = self.keep_unsent(&mut channel);
         let source = match channel.link.lacks_memory() {
             true => {

@@ -98,7 +98,12 @@ impl Inner {
             answers += self.take_row(sink, now_ns);
             let channel = self.channel.as_mut().expect("only called with a channel");
             let incoming = match channel.next() {
-                Ok(None) => return Ok(answers),
+                Ok(None) => {
+                    if !self.unwanted.is_empty() {
+                        self.cancel_unwanted();
+                    }
+                    return Ok(answers);
+                }
                 Ok(Some(incoming)) => incoming,
                 Err(refusal) => {
                     self.lost(Some(std::io::ErrorKind::InvalidData.into()));
@@ -148,6 +153,7 @@ impl Inner {
             };
             if is_over && let Some(flight) = kept {
                 end(flight, stats, round_trips, now_ns);
+                self.unwanted.push(header.msg_id);
             }
             answers += 1;
             self.backoff.worked();
@@ -191,6 +197,7 @@ impl Inner {
                 && let Some(flight) = kept
             {
                 end(flight, stats, round_trips, now_ns);
+                self.unwanted.push(header.msg_id);
             }
             answers += 1;
         }

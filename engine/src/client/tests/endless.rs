@@ -1,12 +1,13 @@
 //! Answers without end.
 
 use std::io::Write;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::APP;
 use super::peer::{Peer, Stream};
 use crate::client::{Client, Error};
-use crate::wire::Flags;
+use crate::wire::{Flags, msg_type};
 
 /// Answers the first request with parts without end, and takes no notice of the rest.
 fn flood(mut stream: Stream, part: usize) {
@@ -44,4 +45,73 @@ fn a_call_beside_a_stream_ends_in_time() {
     assert!(took < Duration::from_secs(1), "{took:?}");
     drop(parts);
     drop(client);
+}
+
+/// A stream whose answers were thrown away is not wanted any more.
+#[test]
+fn a_stream_that_overran_is_cancelled() {
+    let cancelled = Arc::new(Mutex::new(false));
+    let sees = cancelled.clone();
+    let peer = Peer::serve(move |mut stream| {
+        let endless = stream.next().unwrap();
+        let other = stream.next().unwrap();
+        for _ in 0..100 {
+            stream.write_frame(
+                Flags::RESPONSE | Flags::STREAM,
+                APP,
+                endless.id(),
+                &[0; 1000],
+            );
+        }
+        stream.answer(&other);
+        while let Some(frame) = stream.next() {
+            if frame.header.msg_type == msg_type::CANCEL && frame.id() == endless.id() {
+                *sees.lock().unwrap() = true;
+            }
+        }
+    });
+    let client = Client::builder()
+        .max_unread_bytes(20_000)
+        .shm_upgrade(false)
+        .connect(peer.address())
+        .unwrap();
+    let parts = client.call_stream(APP, b"").unwrap();
+    assert_eq!(client.call(APP, b"other").unwrap(), b"other");
+    let parts: Vec<_> = parts.collect();
+    assert!(matches!(parts.last(), Some(Err(Error::Unread { .. }))));
+    drop(client);
+    peer.join();
+    assert!(*cancelled.lock().unwrap());
+}
+
+#[test]
+fn a_damaged_part_cancels_the_rest() {
+    let cancelled = Arc::new(Mutex::new(false));
+    let sees = cancelled.clone();
+    let peer = Peer::serve(move |mut stream| {
+        let endless = stream.next().unwrap();
+        stream.write_frame(
+            Flags::RESPONSE | Flags::STREAM | Flags::COMPRESSED,
+            APP,
+            endless.id(),
+            &[0xFF; 100],
+        );
+        while let Some(frame) = stream.next() {
+            if frame.header.msg_type == msg_type::CANCEL && frame.id() == endless.id() {
+                *sees.lock().unwrap() = true;
+            }
+        }
+    });
+    let client = Client::builder()
+        .shm_upgrade(false)
+        .connect(peer.address())
+        .unwrap();
+    let parts: Vec<_> = client.call_stream(APP, b"").unwrap().collect();
+    assert!(
+        matches!(parts.last(), Some(Err(Error::ServerViolation(_)))),
+        "{parts:?}"
+    );
+    drop(client);
+    peer.join();
+    assert!(*cancelled.lock().unwrap());
 }
