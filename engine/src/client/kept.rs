@@ -18,12 +18,23 @@ const SPARE_MAX: usize = 1024;
 /// Buffers above this are for long payloads only.
 const SMALL_BYTES_MAX: usize = 32 * 1024;
 
+/// How much more room than their payloads take the buffers of waiting answers may have, all together: a
+/// spare one may be a thousand times as long as the payload that gets it.
+const IDLE_BYTES_MAX: usize = SPARE_BYTES_MAX;
+
+fn idle_bytes(answer: &Answer) -> usize {
+    let payload = answer.result.as_ref();
+    payload.map_or(0, |payload| payload.capacity() - payload.len())
+}
+
 /// Answers in the order in which they came, up to a limit.
 #[derive(Debug)]
 pub(super) struct Kept {
     answers: VecDeque<Answer>,
     bytes: usize,
     bytes_max: usize,
+    /// Room in their buffers that no payload takes, for which `bytes` does not count.
+    idle_bytes: usize,
     /// Buffers whose answers were given to a sink.
     spare: SpareBuffers,
     /// Apart: a large one lent for a short payload is missing when a long one comes.
@@ -36,6 +47,7 @@ impl Kept {
             answers: VecDeque::new(),
             bytes: 0,
             bytes_max,
+            idle_bytes: 0,
             spare: SpareBuffers::default(),
             spare_large: SpareBuffers::default(),
         }
@@ -76,8 +88,14 @@ impl Kept {
 
     /// Keeps an answer. The caller has asked for room, except for errors: at most one for each request in
     /// flight before no more are begun.
-    pub(super) fn push(&mut self, answer: Answer) {
+    pub(super) fn push(&mut self, mut answer: Answer) {
         self.bytes += answer.payload_bytes() + ANSWER_BYTES;
+        if self.idle_bytes + idle_bytes(&answer) > IDLE_BYTES_MAX
+            && let Ok(payload) = &mut answer.result
+        {
+            payload.shrink_to_fit();
+        }
+        self.idle_bytes += idle_bytes(&answer);
         self.answers.push_back(answer);
     }
 
@@ -120,6 +138,7 @@ impl Kept {
 
     fn removed(&mut self, answer: Answer) -> Answer {
         self.bytes -= answer.payload_bytes() + ANSWER_BYTES;
+        self.idle_bytes -= idle_bytes(&answer);
         answer
     }
 
@@ -143,7 +162,7 @@ impl Kept {
 
     pub(super) fn clear(&mut self) {
         self.answers.clear();
-        self.bytes = 0;
+        (self.bytes, self.idle_bytes) = (0, 0);
     }
 }
 
@@ -173,6 +192,30 @@ mod tests {
         kept.forget(2);
         assert!(kept.is_empty() && kept.pop().is_none());
         assert_eq!(kept.bytes, 0);
+    }
+
+    #[test]
+    fn short_answers_do_not_keep_long_buffers() {
+        let mut kept = Kept::new(4 << 20);
+        for _ in 0..8000 {
+            // Of a longer answer that was collected meanwhile.
+            kept.give_back(Vec::with_capacity(SMALL_BYTES_MAX));
+            kept.push_copy(&AnswerRef {
+                id: 1,
+                msg_type: 1,
+                last: false,
+                result: Ok(b"x"),
+            });
+        }
+        let held = |answer: &Answer| answer.result.as_ref().map_or(0, Vec::capacity);
+        let held: usize = kept.answers.iter().map(held).sum();
+        assert!(
+            held <= IDLE_BYTES_MAX + kept.bytes,
+            "{held} for {}",
+            kept.bytes
+        );
+        kept.forget(1);
+        assert_eq!((kept.bytes, kept.idle_bytes), (0, 0));
     }
 
     #[test]
