@@ -538,6 +538,14 @@ impl Client {
         self.inner.borrow_mut().options.connect_timeout = timeout;
     }
 
+    /// Whether the connection is up, of a client with nothing in flight. What has come and nobody waits for
+    /// is thrown away: behind it may be the end.
+    pub(crate) fn is_alive(&self) -> bool {
+        let inner = &mut *self.inner.borrow_mut();
+        inner.look_for_the_end();
+        inner.channel.is_some()
+    }
+
     /// Makes the client fit for its next user, who must see nothing of the last one's. False: the
     /// connection cannot be handed on.
     pub(crate) fn leave_clean(&self) -> bool {

@@ -90,7 +90,7 @@ fn is_healthy(shared: &Shared, client: &Client) -> bool {
         Err(Error::TooLarge { .. }) => client.heartbeat(&[], CHECK_LIMIT),
         answered => answered,
     };
-    let healthy = client.is_connected() && answered().is_ok();
+    let healthy = client.is_alive() && answered().is_ok();
     shared.checked(healthy.then_some(report));
     healthy
 }

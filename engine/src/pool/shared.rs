@@ -342,7 +342,7 @@ impl Shared {
         let idle = std::mem::take(&mut self.lock().idle);
         if let Some(report) = self.report(false)
             && let Some(newest) = idle.last()
-            && newest.client.is_connected()
+            && newest.client.is_alive()
         {
             // Best effort: a server that is gone needs no report.
             let _ = newest.client.heartbeat(&report.encode(), GOODBYE);
@@ -395,7 +395,7 @@ pub(super) fn get(shared: &Arc<Shared>) -> Result<PooledConnection, Error> {
         let next = shared.lock().next(shared.config.max_connections);
         let grant = match next {
             Next::Idle(idle) => {
-                if idle.seen.elapsed() > UNSEEN_MAX && !idle.client.is_connected() {
+                if idle.seen.elapsed() > UNSEEN_MAX && !idle.client.is_alive() {
                     shared.discarded(idle.client);
                     continue;
                 }

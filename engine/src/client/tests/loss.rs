@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::peer::Peer;
 use super::{APP, address, connect, server};
 use crate::client::{Client, Error};
+use crate::pool::ConnectionPool;
 use crate::server::Server;
+use crate::wire::msg_type;
 
 #[test]
 fn an_idempotent_request_is_sent_again_until_it_is_answered() {
@@ -156,6 +158,40 @@ fn a_server_that_is_gone_is_waited_for_until_the_timeout() {
     assert_eq!(client.call(APP, b"back").unwrap(), b"back");
     drop(client);
     drop(back.join().unwrap());
+}
+
+#[test]
+fn a_pool_does_not_hand_out_what_has_ended() {
+    let peer = Peer::serve_numbered(|number, mut stream| {
+        if number == 0 {
+            let first = stream.next().unwrap();
+            let second = stream.next().unwrap();
+            stream.answer(&second);
+            let cancel = stream.next().unwrap();
+            assert_eq!(cancel.header.msg_type, msg_type::CANCEL);
+            // On its way already.
+            stream.answer(&first);
+            return;
+        }
+        while let Some(frame) = stream.next() {
+            stream.answer(&frame);
+        }
+    });
+    let pool = ConnectionPool::builder()
+        .endpoint(peer.address())
+        .client(Client::builder().shm_upgrade(false).reconnect(false))
+        .build()
+        .unwrap();
+    let connection = pool.get().unwrap();
+    connection.submit(APP, b"left").unwrap();
+    connection.call(APP, b"x").unwrap();
+    drop(connection);
+    std::thread::sleep(Duration::from_millis(100));
+    let connection = pool.get().unwrap();
+    let outcome = connection.call(APP, b"y");
+    assert_eq!(outcome.unwrap(), b"y");
+    drop(connection);
+    drop(pool);
 }
 
 #[test]
