@@ -23,6 +23,9 @@ const AHEAD_BYTES: usize = 4096;
 /// Buffers that grew beyond this for a long frame are given back after it.
 const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// However little a client takes of answers, why there is none it takes.
+const ERROR_BYTES_MAX: u32 = 2 + wire::ERROR_TEXT_BYTES_MAX as u32;
+
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) link: Link,
@@ -100,7 +103,7 @@ impl Channel {
         Channel {
             link,
             version,
-            max_message_bytes,
+            max_message_bytes: max_message_bytes.max(ERROR_BYTES_MAX),
             out: Vec::new(),
             unsealed: Unsealed::default(),
             out_sent: 0,
@@ -119,7 +122,7 @@ impl Channel {
     }
 
     pub(super) fn set_max_message_bytes(&mut self, max: u32) {
-        self.max_message_bytes = max;
+        self.max_message_bytes = max.max(ERROR_BYTES_MAX);
     }
 
     /// Where the next frame will begin in the stream of bytes sent.

@@ -26,7 +26,9 @@ pub(crate) use append::{STEP_BYTES, append};
 pub use compress::compress;
 pub use compress::decompress;
 pub(crate) use compress::uncompressed_bytes;
-pub use error::{ErrorCode, Refusal, decode_error_payload, encode_error_payload};
+pub use error::{
+    ERROR_TEXT_BYTES_MAX, ErrorCode, Refusal, decode_error_payload, encode_error_payload,
+};
 pub use flags::Flags;
 #[cfg(test)]
 pub use frame::encode;

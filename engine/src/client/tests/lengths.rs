@@ -4,6 +4,7 @@ use super::APP;
 use super::shm::{address, builder, instance};
 use crate::client::{Client, Error};
 use crate::config::Limits;
+use crate::server::Server;
 use crate::wire::{ErrorCode, Refusal, msg_type};
 use crate::worker::{Request, Responder};
 
@@ -47,6 +48,24 @@ fn only_the_message_itself_is_refused() {
         assert_eq!(client.wait(other).unwrap(), b"other");
         assert_eq!(client.stats().reconnects, 0);
     }
+}
+
+/// Without a handshake the server does not know how little that is.
+#[test]
+fn an_error_longer_than_answers_may_be_is_shown() {
+    let server = Server::builder()
+        .bind("127.0.0.1:0")
+        .workers(1)
+        .start()
+        .unwrap();
+    let client = Client::builder()
+        .max_message_bytes(8)
+        .shm_upgrade(false)
+        .connect(&server.local_addr().unwrap().to_string())
+        .unwrap();
+    let error = client.call(APP, b"1").unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::UnknownType), "{error:?}");
+    assert!(client.is_connected());
 }
 
 /// A server that was not told may answer at any length: then the text says whose limit it is.
