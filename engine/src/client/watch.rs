@@ -88,15 +88,20 @@ impl Watch {
     pub fn arm(&mut self, client: &Client) -> io::Result<bool> {
         let mut inner = client.inner.borrow_mut();
         let connection = inner.stats.reconnects;
+        let kept = !inner.ready.is_empty();
         let unsent = !inner.unsent.is_empty();
         let Some(channel) = inner.channel.as_mut() else {
-            return Ok(unsent);
+            return Ok(kept || unsent);
         };
         let write = channel.queued_bytes() > 0;
         let Link::Shm(link) = &mut channel.link else {
             self.leave_ring();
             return Ok(false);
         };
+        // No event of the ring's: it came while another was waited for.
+        if kept {
+            return Ok(true);
+        }
         if self.connection != Some(connection) {
             self.leave_ring();
             *self.lock() = Some(Arc::new(link.sleeper()?));
@@ -306,6 +311,18 @@ mod tests {
         for _ in 0..3 {
             assert!(next(&client, &mut watch, &told) == payload);
         }
+    }
+
+    #[test]
+    fn an_answer_that_came_before_is_there_already() {
+        let (_server, client, mut watch, told) = watched("kept");
+        client.submit(msg_type::ECHO, b"kept").unwrap();
+        client.call(LATER, &[2]).unwrap();
+        assert!(client.has_kept_answers());
+        assert_eq!(next(&client, &mut watch, &told), b"kept");
+        client.submit(msg_type::ECHO, b"kept").unwrap();
+        client.call(LATER, &[2]).unwrap();
+        assert!(watch.arm(&client).unwrap());
     }
 
     #[test]
