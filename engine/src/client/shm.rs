@@ -354,7 +354,7 @@ impl ShmLink {
             self.taken_since_told = 0;
             self.end.wake_server();
         }
-        self.looks += 1;
+        self.looks = self.looks.wrapping_add(1);
         if self.looks.is_multiple_of(LOOKS) {
             self.gone |= self.end.server_has_gone();
         }
