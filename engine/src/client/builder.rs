@@ -178,7 +178,8 @@ impl ClientBuilder {
     }
 
     /// How many bytes of answers may wait for being collected, while others are waited for. One
-    /// past it is thrown away, and its request fails with [`Error::Unread`]; one alone may be longer.
+    /// past it is thrown away, and its request fails with [`Error::Unread`]; one alone may be longer. A stream
+    /// that is joined ([`Client::call`]) may be as long, too.
     /// 64 MiB by default.
     pub fn max_unread_bytes(mut self, bytes: usize) -> ClientBuilder {
         self.options.max_unread_bytes = bytes;

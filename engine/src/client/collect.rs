@@ -23,12 +23,19 @@ pub(super) fn collect(
         return Ok(());
     }
     let mut outcome = None;
+    let joined_max = inner.options.max_unread_bytes;
+    let overruns =
+        |to: &Vec<u8>, payload: &[u8]| !to.is_empty() && to.len() + payload.len() > joined_max;
     // Each turn takes an answer that is here or waits for one; ends with the last or the deadline.
     loop {
         while !inner.ready.is_empty()
             && let Some(answer) = inner.ready.take(id)
         {
             let payload = answer.result?;
+            if overruns(to, &payload) {
+                inner.forget(id);
+                return Err(Error::Unread { max: joined_max });
+            }
             if to.is_empty() && payload.len() >= MOVED_BYTES_MIN {
                 inner.ready.give_back(std::mem::replace(to, payload));
             } else {
@@ -67,6 +74,11 @@ pub(super) fn collect(
                     return Keep::Held;
                 }
                 match &answer.result {
+                    // The rest of what came at once.
+                    _ if outcome.is_some() => {}
+                    Ok(payload) if overruns(to, payload) => {
+                        outcome = Some(Err(Error::Unread { max: joined_max }));
+                    }
                     Ok(payload) => {
                         is_first = false;
                         append(to, payload);
@@ -80,6 +92,9 @@ pub(super) fn collect(
             })
         });
         if let Some(outcome) = outcome.take() {
+            if outcome.is_err() {
+                inner.forget(id);
+            }
             return outcome;
         }
         // What became of this request comes first: its answer may be here, or why there is none.

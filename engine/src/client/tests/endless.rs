@@ -115,3 +115,22 @@ fn a_damaged_part_cancels_the_rest() {
     peer.join();
     assert!(*cancelled.lock().unwrap());
 }
+
+#[test]
+fn a_stream_that_is_joined_has_a_limit() {
+    let peer = Peer::serve(|stream| flood(stream, 60_000));
+    let client = Client::builder()
+        .max_unread_bytes(10 << 20)
+        .timeout(Duration::from_secs(1))
+        .shm_upgrade(false)
+        .connect(peer.address())
+        .unwrap();
+    let mut answer = Vec::new();
+    let error = client.call_into(APP, b"", &mut answer).unwrap_err();
+    assert!(
+        matches!(error, Error::Unread { max } if max == 10 << 20),
+        "{error:?}"
+    );
+    assert!(answer.len() <= 10 << 20);
+    drop(client);
+}
