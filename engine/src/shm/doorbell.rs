@@ -17,7 +17,7 @@ const AT_BITS: usize = 128;
 
 /// Wakes the worker if it sleeps. What it is woken for has been published before.
 pub(crate) fn ring(word: &AtomicU32) {
-    // SeqCst: pairs with the fence in `fall_asleep`. Either the worker's second look sees what
+    // SeqCst: pairs with the fence in `Asleep::fall_asleep`. Either the worker's second look sees what
     // was published, or this load sees SLEEPING.
     fence(Ordering::SeqCst);
     if word.load(Ordering::Relaxed) == SLEEPING && word.swap(AWAKE, Ordering::AcqRel) == SLEEPING {
@@ -25,11 +25,45 @@ pub(crate) fn ring(word: &AtomicU32) {
     }
 }
 
-/// Wakes the worker, whatever its word says.
-pub(crate) fn wake(word: &AtomicU32) {
-    // Release: pairs with the acquire of whoever waits in the worker's place.
-    word.store(AWAKE, Ordering::Release);
-    futex::wake(word, 1);
+/// That a worker sleeps, in memory of its own process: clients may overwrite its word, and it hears the
+/// process's other threads all the same.
+pub(crate) struct Asleep(AtomicU32);
+
+impl Asleep {
+    pub(crate) fn new() -> Asleep {
+        Asleep(AtomicU32::new(AWAKE))
+    }
+
+    /// As [`ring`], whatever the word says.
+    pub(crate) fn ring(&self, word: &AtomicU32) {
+        // SeqCst: pairs with the fence in `fall_asleep`, as in `ring`.
+        fence(Ordering::SeqCst);
+        // Acquire: pairs with the release in `fall_asleep`: the word is SLEEPING by then, so that AWAKE
+        // is what stays.
+        if self.0.load(Ordering::Relaxed) == SLEEPING
+            && self.0.swap(AWAKE, Ordering::AcqRel) == SLEEPING
+        {
+            // Release: pairs with the acquire of whoever waits in the worker's place.
+            word.store(AWAKE, Ordering::Release);
+            futex::wake(word, 1);
+        }
+    }
+
+    /// The worker announces its sleep; it must look at all its sources once more before it waits.
+    pub(crate) fn fall_asleep(&self, word: &AtomicU32) {
+        word.store(SLEEPING, Ordering::Relaxed);
+        // Release: pairs with the acquire in `ring`. The other way round somebody who rings in between, and
+        // for nothing that is looked at once more, would leave a worker that sleeps and is thought awake.
+        self.0.store(SLEEPING, Ordering::Release);
+        // SeqCst: pairs with the fences in `ring` and `Asleep::ring`.
+        fence(Ordering::SeqCst);
+    }
+
+    /// The worker has slept.
+    pub(crate) fn wake_up(&self, word: &AtomicU32) {
+        self.0.store(AWAKE, Ordering::Relaxed);
+        word.store(AWAKE, Ordering::Relaxed);
+    }
 }
 
 /// Wakes a worker that sleeps although its word does not say so: another process wrote over it.
@@ -37,18 +71,6 @@ pub(super) fn wake_if_forgotten(word: &AtomicU32) {
     if word.load(Ordering::Relaxed) != SLEEPING {
         futex::wake(word, 1);
     }
-}
-
-/// The worker announces its sleep; it must look at all its sources once more before it waits.
-pub(crate) fn fall_asleep(word: &AtomicU32) {
-    word.store(SLEEPING, Ordering::Relaxed);
-    // SeqCst: pairs with the fence in `ring`.
-    fence(Ordering::SeqCst);
-}
-
-/// The worker has slept.
-pub(crate) fn wake_up(word: &AtomicU32) {
-    word.store(AWAKE, Ordering::Relaxed);
 }
 
 /// The connection with this bit has something for the worker whose words begin at `at`.

@@ -28,6 +28,10 @@ impl IdlePolicy {
         }
     }
 
+    pub(super) fn mode(&self) -> IdleMode {
+        self.mode
+    }
+
     pub(super) fn set_mode(&mut self, mode: IdleMode) {
         self.mode = mode;
     }

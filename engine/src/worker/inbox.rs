@@ -21,18 +21,17 @@ thread_local! {
     static OWN: RefCell<Option<Arc<Inbox>>> = const { RefCell::new(None) };
 }
 
-/// A futex word on which one worker sleeps. Clients may overwrite it; that the worker sleeps is kept
-/// in memory of our own too, so that it hears this process's threads all the same.
+/// A futex word on which one worker sleeps.
 pub(crate) struct Doorbell {
     word: DoorbellMemory,
-    asleep: AtomicBool,
+    asleep: doorbell::Asleep,
 }
 
 impl Doorbell {
     pub(crate) fn new(word: DoorbellMemory) -> Doorbell {
         Doorbell {
             word,
-            asleep: AtomicBool::new(false),
+            asleep: doorbell::Asleep::new(),
         }
     }
 
@@ -57,23 +56,16 @@ impl Doorbell {
 
     /// Wakes the worker if it sleeps. What it is woken for has been published before.
     pub(crate) fn ring(&self) {
-        // SeqCst: pairs with the fence in `doorbell::fall_asleep`. Either the worker's second look
-        // sees what was published, or this load sees that it sleeps.
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
-            doorbell::wake(self.word());
-        }
+        self.asleep.ring(self.word());
     }
 
     /// The worker announces its sleep; it must look at all its sources once more before it waits.
     pub(super) fn fall_asleep(&self) {
-        self.asleep.store(true, Ordering::Relaxed);
-        doorbell::fall_asleep(self.word());
+        self.asleep.fall_asleep(self.word());
     }
 
     pub(super) fn wake_up(&self) {
-        self.asleep.store(false, Ordering::Relaxed);
-        doorbell::wake_up(self.word());
+        self.asleep.wake_up(self.word());
     }
 }
 

@@ -274,6 +274,7 @@ impl Worker {
         // The second look: what was published before the doorbell said SLEEPING is seen here.
         if self.inbox.is_empty()
             && !self.drain_asked_anew()
+            && self.idle.mode() == self.shared.idle_mode()
             && !self.rings.have_rung()
             && self.shared.room.someone_can_go() != Some(self.index)
         {

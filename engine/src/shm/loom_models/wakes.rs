@@ -7,7 +7,7 @@ use loom::thread;
 
 use super::ends::Ends;
 use super::layout::RECORD_MAX;
-use super::sync::{Segment, futex};
+use super::sync::{Ordering, Segment, futex};
 use super::{check, connection, doorbell, pattern, take};
 
 /// The bit of the models' only connection.
@@ -30,6 +30,7 @@ fn client_sleeps(ends: &Ends, control: &Segment, for_room: bool) {
 struct Server {
     ends: Ends,
     control: Arc<Segment>,
+    asleep: doorbell::Asleep,
     /// It looks at the connection by itself. A cold one is not looked at until it rings.
     hot: bool,
 }
@@ -39,6 +40,7 @@ impl Server {
         Server {
             ends,
             control: control.clone(),
+            asleep: doorbell::Asleep::new(),
             hot: true,
         }
     }
@@ -55,11 +57,11 @@ impl Server {
             self.hot = false;
         }
         let word = self.control.word32(0);
-        doorbell::fall_asleep(word);
+        self.asleep.fall_asleep(word);
         if !doorbell::has_ready(&self.control, 0) {
             futex::wait(word, doorbell::SLEEPING, None);
         }
-        doorbell::wake_up(word);
+        self.asleep.wake_up(word);
         let mut rung = false;
         doorbell::take_ready(&self.control, 0, |bit| {
             assert_eq!(bit, BIT);
@@ -210,5 +212,34 @@ fn the_end_wakes_a_client() {
             client_sleeps(&client, &control, false);
         }
         server.join().unwrap();
+    });
+}
+
+/// Somebody rings for what the worker does not look at once more, then for what it does.
+#[test]
+fn a_ring_for_nothing_does_not_silence_the_next() {
+    check(4, || {
+        let shared = Arc::new((doorbell::Asleep::new(), Segment::control()));
+        let there = loom::sync::Arc::new(loom::sync::atomic::AtomicBool::new(false));
+        let ringer = thread::spawn({
+            let (shared, there) = (shared.clone(), there.clone());
+            move || {
+                let (asleep, control) = &*shared;
+                asleep.ring(control.word32(0));
+                there.store(true, Ordering::Release);
+                asleep.ring(control.word32(0));
+            }
+        });
+        let (asleep, control) = &*shared;
+        let word = control.word32(0);
+        // As `Worker::park`.
+        while !there.load(Ordering::Acquire) {
+            asleep.fall_asleep(word);
+            if !there.load(Ordering::Acquire) {
+                futex::wait(word, doorbell::SLEEPING, None);
+            }
+            asleep.wake_up(word);
+        }
+        ringer.join().unwrap();
     });
 }
