@@ -56,6 +56,12 @@ pub(super) struct Waiting {
     pub(super) refusal: Option<(Refusal, u64)>,
 }
 
+impl Waiting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.stash.is_empty() && self.behind.is_empty() && self.refusal.is_none()
+    }
+}
+
 pub(super) struct Connection {
     /// Without a descriptor on a shared-memory connection, but `ended` counts there too.
     pub(super) tcp: TcpLink,

@@ -256,14 +256,16 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        let Some(waiting) = connection.waiting.take() else {
+        let Some(waiting) = &mut connection.waiting else {
             return;
         };
+        // Until the end of the round it counts as if something waited: more is not taken before it is known
+        // that nothing does, or what waits would grow with every round.
         let Waiting {
             stash,
             behind,
             refusal,
-        } = *waiting;
+        } = std::mem::take(&mut **waiting);
         if !stash.is_empty() {
             let gathering = std::mem::take(&mut connection.assembler);
             let chunk = self.batch.add_chunk(Chunk::Owned(stash));

@@ -1,0 +1,121 @@
+//! One connection that asks for much, and others that wait for their turn: for milliseconds, not longer.
+
+mod support;
+
+use std::io::Write;
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use lapce_ai::ipc::{Client, Deferred, Request, Responder, Server};
+use support::*;
+
+/// Names the server to the process that asks it, or what is to be left out of io_uring.
+const CHILD: &str = "LAPCE_IPC_TEST_CHILD";
+/// A round trip takes microseconds; a machine that does other work needs room.
+const TURN_MAX: Duration = Duration::from_millis(60);
+
+/// A connection that asks now and then, and how long it waited at most.
+struct Other {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Duration>,
+}
+
+impl Other {
+    fn start(server: &Server) -> Other {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut peer = Peer::connect(address(server));
+        let asked = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut longest = Duration::ZERO;
+            while !asked.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                peer.expect_alive();
+                longest = longest.max(start.elapsed());
+                std::thread::sleep(Duration::from_micros(300));
+            }
+            longest
+        });
+        Other { stop, thread }
+    }
+
+    fn longest(self) -> Duration {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// A server whose handler takes some time.
+fn busy_server(takes: Duration, shm: Option<&str>) -> Server {
+    let mut builder = server();
+    if let Some(instance) = shm {
+        builder = builder.shm(instance);
+    }
+    let handler = move |_: Request<'_>, responder: Responder<'_>| {
+        let start = Instant::now();
+        while start.elapsed() < takes {}
+        responder.reply(b"");
+    };
+    builder.handler(WORK, handler).start().unwrap()
+}
+
+/// Sends these bytes until the connection ends.
+fn flood(server: &Server, bytes: Vec<u8>) -> JoinHandle<()> {
+    let mut stream = TcpStream::connect(address(server)).unwrap();
+    std::thread::spawn(move || while stream.write_all(&bytes).is_ok() {})
+}
+
+/// Asks for much more than it reads; the server's memory is looked at by the test below, in another process.
+#[test]
+fn child_that_asks_for_more_than_it_reads() {
+    let Some(address) = std::env::var(CHILD).ok().filter(|what| what != "old") else {
+        return; // only as the child of the test below
+    };
+    let client = Client::builder()
+        .max_inflight(1 << 20)
+        .reconnect(false)
+        .connect(&address)
+        .unwrap();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(3) {
+        for _ in 0..20_000 {
+            if client.in_flight() < 900_000 {
+                client.submit(WORK, b"").unwrap();
+            }
+        }
+        for _ in 0..50 {
+            client.poll_with(|_| ()).unwrap();
+        }
+    }
+    // Without waiting for all that was asked for.
+    std::process::exit(0);
+}
+
+#[test]
+fn requests_that_wait_in_the_server_are_bounded() {
+    let instance = format!("waits{}", std::process::id());
+    let builder = server()
+        .shm(&instance)
+        .handler(WORK, |_: Request<'_>, responder: Responder<'_>| {
+            responder.reply(&[1; 600_000])
+        });
+    let server = builder.start().unwrap();
+    let other = Other::start(&server);
+    let before = resident_bytes();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_asks_for_more_than_it_reads"])
+        .env(CHILD, format!("shm:{instance}"))
+        .spawn()
+        .unwrap();
+    let mut most = 0;
+    while child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(50));
+        most = most.max(resident_bytes().saturating_sub(before));
+    }
+    assert!(child.wait().unwrap().success());
+    other.longest();
+    assert!(most < 12 << 20, "{most} bytes");
+}
