@@ -68,6 +68,37 @@ fn flood(server: &Server, bytes: Vec<u8>) -> JoinHandle<()> {
     std::thread::spawn(move || while stream.write_all(&bytes).is_ok() {})
 }
 
+#[test]
+fn many_small_messages_are_handled_in_turns() {
+    let server = busy_server(Duration::from_micros(10), None);
+    let flooding = flood(&server, frame(0, WORK, 0, b"").repeat(4000));
+    std::thread::sleep(Duration::from_millis(300));
+    let other = Other::start(&server);
+    std::thread::sleep(Duration::from_secs(1));
+    let longest = other.longest();
+    drop(server);
+    flooding.join().unwrap();
+    assert!(longest < TURN_MAX, "{longest:?}");
+}
+
+#[test]
+fn many_small_messages_over_shared_memory_are_handled_in_turns() {
+    let instance = format!("fair{}", std::process::id());
+    let server = busy_server(Duration::from_micros(30), Some(&instance));
+    let flooding = std::thread::spawn(move || {
+        let builder = Client::builder().reconnect(false);
+        let client = builder.connect(&format!("shm:{instance}")).unwrap();
+        while client.send(WORK, b"").is_ok() {}
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    let other = Other::start(&server);
+    std::thread::sleep(Duration::from_secs(1));
+    let longest = other.longest();
+    drop(server);
+    flooding.join().unwrap();
+    assert!(longest < TURN_MAX, "{longest:?}");
+}
+
 /// Asks for much more than it reads; the server's memory is looked at by the test below, in another process.
 #[test]
 fn child_that_asks_for_more_than_it_reads() {

@@ -71,6 +71,12 @@ pub(super) struct Batch {
     pub(super) has_priority: bool,
 }
 
+impl Run {
+    pub(super) fn frames(&self) -> usize {
+        self.count as usize
+    }
+}
+
 impl Batch {
     pub(super) fn new() -> Batch {
         Batch {

@@ -46,7 +46,8 @@ pub(super) struct TcpLink {
 /// What arrived on a connection and is not handled yet, in this order.
 #[derive(Default)]
 pub(super) struct Waiting {
-    /// Whole frames that were found but not handled, because the peer does not read its answers.
+    /// Whole frames that were found but not handled, because the peer does not read its answers or the
+    /// connection has had its turn.
     /// They come before what the assembler holds.
     pub(super) stash: Vec<u8>,
     /// Bytes behind both that were not looked at, because frames before them wait or memory is
@@ -81,6 +82,8 @@ pub(super) struct Connection {
     /// While a round's frames are put in order: one of those so far is a part of a stream that does not go
     /// first.
     pub(super) parts_wait: bool,
+    /// How long its frames have taken in this round, as far as that was looked at.
+    pub(super) spent_ns: u64,
     /// It stands in the line for room.
     pub(super) waits_for_room: bool,
     /// Bytes of the worker's budget that a message on its way in has reserved.
@@ -141,6 +144,7 @@ impl Connection {
             dirty: false,
             poisoned: false,
             parts_wait: false,
+            spent_ns: 0,
             waits_for_room: false,
             reserved_bytes: 0,
             reserved_at_ns: 0,

@@ -57,6 +57,7 @@ impl Worker {
         };
         connection.dirty = false;
         connection.poisoned = false;
+        connection.spent_ns = 0;
         connection.waiting.take_if(|waiting| waiting.is_empty());
         if connection.is_at_rest()
             && let Some(ends) = &mut connection.out.ends

@@ -29,6 +29,7 @@ mod session;
 mod shm;
 mod slots;
 mod starved;
+mod turns;
 mod vec_pool;
 mod whole;
 
@@ -53,6 +54,7 @@ pub(crate) use room::Room;
 use shm::Rings;
 use slots::Slots;
 use starved::Starved;
+use turns::Turns;
 
 use crate::shm::Control;
 use crate::stats::WorkerStats;
@@ -105,6 +107,7 @@ pub(crate) struct Worker {
     connections_wait: Rarely,
     events: Vec<Event>,
     batch: Batch,
+    turns: Turns,
     /// Connections that something happened to in this round.
     touched: Vec<Key>,
     /// Connections that found no receive buffer.
@@ -208,6 +211,7 @@ impl Worker {
             connections_wait: Rarely::new(),
             events: Vec::with_capacity(EVENTS_MAX),
             batch: Batch::new(),
+            turns: Turns::new(),
             touched: Vec::with_capacity(EVENTS_MAX),
             starved: Starved::default(),
             resumed: Vec::new(),

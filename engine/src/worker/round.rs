@@ -117,6 +117,7 @@ impl Worker {
             return;
         }
         self.verify();
+        self.turns.begin(self.batch.frames);
         if self.batch.has_priority {
             self.rank_items();
             self.dispatch_items(true);
@@ -186,15 +187,26 @@ impl Worker {
                 .gather(self.batch.bytes_beside(run, &self.driver)),
         }
         let mut handled = 0;
-        if !connection.has_stash() {
-            handled = self.dispatcher.run(
+        // Each turn handles at least one frame, or ends the loop.
+        while handled < run.frames() && !connection.has_stash() && self.turns.may_go_on(connection)
+        {
+            let frames = self.turns.frames().min(run.frames() - handled);
+            let done = self.dispatcher.run(
                 &self.shared.handlers,
                 run.key,
                 connection,
                 &first,
-                (bytes, run.frame_bytes),
+                (
+                    &bytes[handled * run.frame_bytes..][..frames * run.frame_bytes],
+                    run.frame_bytes,
+                ),
                 (self.now_ns, outgoing_bytes_max),
             );
+            handled += done;
+            self.turns.took(connection, done);
+            if done < frames {
+                break;
+            }
         }
         // Once one of its frames waits, those behind it wait too.
         let behind = &bytes[handled * run.frame_bytes..];
