@@ -99,6 +99,43 @@ fn many_small_messages_over_shared_memory_are_handled_in_turns() {
     assert!(longest < TURN_MAX, "{longest:?}");
 }
 
+/// Without multishot receive (before Linux 6.0) those who always send had all the receive buffers.
+#[test]
+fn on_an_old_kernel_too_everybody_gets_a_buffer() {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_with_more_who_send_than_buffers"])
+        .env(CHILD, "old")
+        .env(
+            "LAPCE_IPC_URING_WITHOUT",
+            "multishot_receive,multishot_accept,defer_taskrun,futex_wait",
+        )
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}");
+}
+
+#[test]
+fn child_with_more_who_send_than_buffers() {
+    if std::env::var_os(CHILD).is_none_or(|what| what != "old") {
+        return; // only as the child of the test above
+    }
+    let server = busy_server(Duration::from_micros(20), None);
+    let bytes = frame(0, WORK, 0, &[7; 16_000]).repeat(8);
+    let flooding: Vec<_> = (0..24).map(|_| flood(&server, bytes.clone())).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let mut peer = Peer::connect(address(&server));
+    let short = Some(Duration::from_secs(5));
+    peer.stream.set_read_timeout(short).unwrap();
+    for _ in 0..20 {
+        peer.expect_alive();
+    }
+    drop(server);
+    for thread in flooding {
+        thread.join().unwrap();
+    }
+}
+
 /// Asks for much more than it reads; the server's memory is looked at by the test below, in another process.
 #[test]
 fn child_that_asks_for_more_than_it_reads() {

@@ -187,7 +187,7 @@ impl Driver {
     }
 
     /// Receives from a connection once, so that it takes one buffer only: [`Event::ReceivedLast`] or
-    /// [`Event::ReceiveEnded`] follows. Kernels without multishot never take more, and go on.
+    /// [`Event::ReceiveEnded`] follows. Kernels without multishot never take more.
     pub(crate) fn receive_once(&mut self, key: Key, fd: RawFd) {
         if !self.features.multishot_receive {
             return self.receive(key, fd);
@@ -431,7 +431,8 @@ impl Driver {
         Some(Event::ReceiveEnded(key, -result))
     }
 
-    /// A socket polled on an older kernel has something: take it ourselves and poll again.
+    /// A socket polled on an older kernel has something: take it ourselves. The poll was for one time, and is
+    /// not renewed here: those that were polled first would have all the buffers, every time.
     fn readable(&mut self, key: Key, result: i32) -> Option<Event> {
         if result < 0 {
             return Some(Event::ReceiveEnded(key, -result));
@@ -440,15 +441,15 @@ impl Driver {
         if fd == STOPPED {
             return Some(Event::ReceiveEnded(key, libc::ECANCELED));
         }
+        if self.free.is_empty() {
+            return Some(Event::ReceiveEnded(key, libc::ENOBUFS));
+        }
         match self.receive_now(fd) {
             Some(Ok(received)) if received.length == 0 => {
                 self.recycle(received);
                 Some(Event::ReceiveEnded(key, 0))
             }
-            Some(Ok(received)) => {
-                self.receive(key, fd);
-                Some(Event::Received(key, received))
-            }
+            Some(Ok(received)) => Some(Event::ReceivedLast(key, received)),
             Some(Err(error)) => Some(Event::ReceiveEnded(
                 key,
                 error.raw_os_error().unwrap_or(libc::EIO),
