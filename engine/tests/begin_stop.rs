@@ -4,8 +4,9 @@ mod support;
 
 use std::path::Path;
 use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{Client, Error, Server};
+use lapce_ai::ipc::{Client, Error, ErrorCode, Server};
 use support::PATIENCE;
 
 const HELD: u16 = 0x0100;
@@ -48,4 +49,46 @@ fn nobody_new_gets_in_and_answers_in_flight_arrive() {
     assert!(Path::new(&segment).exists());
     next.stop();
     assert!(!Path::new(&segment).exists());
+}
+
+/// Nothing is in flight, so there is nothing to wait for: who goes on asking must not keep the server, and
+/// all others, from the next start for `drain_ms`.
+#[test]
+fn a_client_that_goes_on_asking_does_not_put_the_end_off() {
+    for over_shm in [false, true] {
+        let instance = format!("steady_{}_{over_shm}", std::process::id());
+        let server = Server::builder()
+            .shm(&instance)
+            .bind("127.0.0.1:0")
+            .workers(1)
+            .start()
+            .unwrap();
+        let address = match over_shm {
+            true => format!("shm:{instance}"),
+            false => server.local_addr().unwrap().to_string(),
+        };
+        let (served, asked) = channel();
+        let asking = std::thread::spawn(move || {
+            let builder = Client::builder().reconnect(false).shm_upgrade(false);
+            let client = builder.timeout(PATIENCE).connect(&address).unwrap();
+            let mut refused = 0;
+            // Ends with the connection.
+            loop {
+                match client.call(0x00F0, b"x") {
+                    Ok(_) => {
+                        let _ = served.send(());
+                    }
+                    Err(error) if error.code() == Some(ErrorCode::ShuttingDown) => refused += 1,
+                    Err(_) => return refused,
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        asked.recv_timeout(PATIENCE).unwrap();
+        let start = Instant::now();
+        server.stop();
+        let took = start.elapsed();
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert!(asking.join().unwrap() > 0, "it is told for a while");
+    }
 }

@@ -25,6 +25,9 @@ const LINGER_NS: u64 = 2_000_000_000;
 const LATE_NS: u64 = 10 * SWEEP_NS;
 /// The same while draining.
 const LINGER_DRAIN_NS: u64 = 200_000_000;
+/// How long a draining worker tells those who go on asking that it does. Then they are left, as the silent
+/// ones are at once: a client that repeats what was refused would keep the server from its end.
+const REFUSING_DRAIN_NS: u64 = 200_000_000;
 /// A peer in the middle of a frame has `frame_timeout_ms` for each piece of this size.
 pub(super) const PROGRESS_BYTES: u64 = 1024;
 /// How many bytes of it, at most.
@@ -430,7 +433,7 @@ impl Worker {
         if now_ns >= drain_deadline_ns {
             connection.phase = Phase::Closing;
         } else if connection.phase == Phase::Open
-            && quiet
+            && (quiet || now_ns >= self.refusing_until_ns)
             && connection.out.owed.count() == 0
             && !connection.has_waiting()
         {
@@ -463,6 +466,7 @@ impl Worker {
     pub(super) fn start_draining(&mut self) {
         let allowed_ns = self.shared.limits.drain_ms * 1_000_000;
         self.drain_deadline_ns = Some(self.now_ns + allowed_ns);
+        self.refusing_until_ns = self.now_ns + REFUSING_DRAIN_NS;
         self.next_sweep_ns = self.now_ns + SWEEP_DRAIN_NS;
         self.dispatcher.draining = true;
         if self.accepting {

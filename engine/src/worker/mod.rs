@@ -135,6 +135,8 @@ pub(crate) struct Worker {
     /// There was work since memory was last given back.
     holds_memory: bool,
     drain_deadline_ns: Option<u64>,
+    /// While draining, until when a connection stays because it goes on asking.
+    refusing_until_ns: u64,
 }
 
 impl Worker {
@@ -227,6 +229,7 @@ impl Worker {
             round_was_long: false,
             holds_memory: false,
             drain_deadline_ns: None,
+            refusing_until_ns: 0,
         }
     }
 
