@@ -355,3 +355,30 @@ fn a_cancelled_request() {
     peer.expect_alive();
     assert_eq!(server.stats().errors_total(), 0);
 }
+
+/// Answers made by other threads are bounded as those of a handler are: whoever has another waits until the
+/// requester has read. They had all the room of the server, and others' messages waited for it.
+#[test]
+fn answers_that_nobody_reads_leave_room_for_others() {
+    let (server, requests) = deferring(Limits::default());
+    let mut peer = Peer::connect(address(&server));
+    for id in 1..=200 {
+        peer.send(&request(WORK, id, b""));
+    }
+    let answering = std::thread::spawn(move || {
+        for _ in 0..200 {
+            next(&requests).1.reply(vec![1; 1 << 20]).unwrap();
+        }
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    let client = Client::builder()
+        .timeout(Duration::from_secs(10))
+        .connect(&address(&server).to_string())
+        .unwrap();
+    let long = vec![2; 1 << 20];
+    assert!(client.call(0x00F0, &long).unwrap() == long);
+    for _ in 1..=200 {
+        assert_eq!(peer.receive().payload.len(), 1 << 20);
+    }
+    answering.join().unwrap();
+}

@@ -9,8 +9,8 @@ use super::inbox::{Inbox, Message};
 use super::owed::Cancelled;
 use crate::wire::ErrorCode;
 
-/// A stream's parts wait in memory up to this many bytes per connection; then its sender waits.
-const STREAM_BYTES_MAX: usize = 1024 * 1024;
+/// Answers wait in memory up to this many bytes per connection; then whoever has another waits.
+const WAITING_BYTES_MAX: usize = 1024 * 1024;
 
 /// What a connection shares with the answers that other threads prepare for it.
 #[derive(Debug, Default)]
@@ -52,8 +52,8 @@ impl std::fmt::Display for Gone {
 impl std::error::Error for Gone {}
 
 /// The duty to answer one request, from any thread. Dropped without an answer it answers
-/// HANDLER_FAILED. The methods may wait while the worker is busy, or while the requester does not
-/// read a stream; they never wait for longer than the connection lives. Called within a handler they do
+/// HANDLER_FAILED, unless none is due: to a one-way message, or to a part of a request that is a stream. The methods may wait while the worker is busy, or while the requester does not
+/// read its answers; they never wait for longer than the connection lives. Called within a handler they do
 /// not wait for the requester: what they send is kept in memory until the handler returns.
 #[derive(Debug)]
 pub struct Deferred {
@@ -98,6 +98,8 @@ impl Deferred {
             );
             return self.send(Body::Error(ErrorCode::HandlerFailed, text));
         }
+        // Gone: it is told so below, and the worker that nothing is owed any more.
+        let _ = self.wait_for_reader();
         self.send(Body::Last(payload))
     }
 
@@ -116,17 +118,23 @@ impl Deferred {
     }
 
     fn stream_piece(&mut self, payload: Vec<u8>) -> Result<(), Gone> {
+        self.wait_for_reader()?;
+        self.send(Body::Part(payload))
+    }
+
+    /// Waits while much waits for the requester to read it.
+    fn wait_for_reader(&self) -> Result<(), Gone> {
         let mut pause_us = 20;
         // Ends when the requester reads, or its connection is closed for not reading. A worker does not
         // wait: the requester may be its own, and others are.
-        while self.waiting_bytes() > STREAM_BYTES_MAX && !Inbox::is_on_worker() {
+        while self.waiting_bytes() > WAITING_BYTES_MAX && !Inbox::is_on_worker() {
             if self.is_gone() {
                 return Err(Gone);
             }
             std::thread::sleep(Duration::from_micros(pause_us));
             pause_us = (pause_us * 2).min(5_000);
         }
-        self.send(Body::Part(payload))
+        Ok(())
     }
 
     /// Answers with an error; the connection stays.
