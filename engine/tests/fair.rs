@@ -99,6 +99,35 @@ fn many_small_messages_over_shared_memory_are_handled_in_turns() {
     assert!(longest < TURN_MAX, "{longest:?}");
 }
 
+/// Answers that are all there at once are summed and copied in turns too.
+#[test]
+fn long_answers_that_come_together_are_delivered_in_turns() {
+    const ANSWERS: u64 = 250;
+    let (sender, taken) = mpsc::channel::<Deferred>();
+    let server = serving(move |_, responder| sender.send(responder.detach()).unwrap());
+    let mut peers: Vec<_> = (0..ANSWERS)
+        .map(|_| Peer::connect(address(&server)))
+        .collect();
+    let all: Vec<_> = peers
+        .iter_mut()
+        .map(|peer| {
+            peer.send(&request(WORK, 1, b""));
+            let deferred = taken.recv_timeout(PATIENCE).unwrap();
+            (deferred, vec![1; 1 << 20])
+        })
+        .collect();
+    let other = Other::start(&server);
+    std::thread::sleep(Duration::from_millis(100));
+    for (deferred, payload) in all {
+        deferred.reply(payload).unwrap();
+    }
+    for peer in &mut peers {
+        assert_eq!(peer.receive().payload.len(), 1 << 20);
+    }
+    let longest = other.longest();
+    assert!(longest < TURN_MAX, "{longest:?}");
+}
+
 /// Without multishot receive (before Linux 6.0) those who always send had all the receive buffers.
 #[test]
 fn on_an_old_kernel_too_everybody_gets_a_buffer() {

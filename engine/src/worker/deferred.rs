@@ -189,7 +189,7 @@ impl Deferred {
 }
 
 impl Body {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Body::Part(payload) | Body::Last(payload) => payload.len(),
             Body::Error(_, text) => text.len(),

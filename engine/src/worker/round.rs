@@ -12,6 +12,8 @@ use crate::wire::accepted_header;
 
 /// Messages from other threads taken in one round.
 const MESSAGES_MAX: usize = 256;
+/// Bytes of answers among them, after which others have their turn: they are summed and copied.
+const MESSAGES_BYTES_MAX: usize = 1024 * 1024;
 /// After a round of this length, what is in the rings may have waited for it.
 const LONG_ROUND_NS: u64 = 10_000;
 
@@ -51,11 +53,18 @@ impl Worker {
         if self.inbox.is_empty() {
             return false;
         }
+        let mut bytes = 0;
         for _ in 0..MESSAGES_MAX {
+            if bytes > MESSAGES_BYTES_MAX {
+                break;
+            }
             match self.inbox.take() {
                 Some(Message::Tcp(fd)) => self.add_tcp(fd),
                 Some(Message::Shm(end)) => self.add_shm(*end),
-                Some(Message::Answer(answer)) => self.deliver(answer),
+                Some(Message::Answer(answer)) => {
+                    bytes += answer.body.len();
+                    self.deliver(answer);
+                }
                 Some(Message::Ping) => {}
                 #[cfg(test)]
                 Some(Message::Panic) => panic!("a test asked for it"),
