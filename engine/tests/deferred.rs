@@ -356,6 +356,35 @@ fn a_cancelled_request() {
     assert_eq!(server.stats().errors_total(), 0);
 }
 
+/// As inline: a one-way message is due no answer, and neither is a part of a stream.
+#[test]
+fn what_is_due_no_answer_may_be_taken_away_and_dropped() {
+    let (sender, parts) = mpsc::channel::<(bool, Vec<u8>, Deferred)>();
+    std::thread::spawn(move || {
+        let mut gathered = Vec::new();
+        for (more, payload, deferred) in parts {
+            gathered.extend(payload);
+            if !more {
+                let _ = deferred.reply(std::mem::take(&mut gathered));
+            }
+        }
+    });
+    let server = serving(move |request, responder| {
+        let more = request.is_stream_part() || !request.expects_answer();
+        let payload = request.payload().to_vec();
+        sender.send((more, payload, responder.detach())).unwrap();
+    });
+    let mut peer = Peer::connect(address(&server));
+    peer.send(&frame(0, WORK, 0, b"zero "));
+    peer.send(&frame(REQUEST | STREAM, WORK, 5, b"one "));
+    peer.send(&frame(REQUEST | STREAM, WORK, 5, b"two "));
+    peer.send(&request(WORK, 5, b"three"));
+    let got = peer.receive();
+    assert_eq!((got.flags, got.msg_type, got.msg_id), (RESPONSE, WORK, 5));
+    assert_eq!(got.payload, b"zero one two three");
+    assert_eq!(server.stats().errors_total(), 0);
+}
+
 /// Answers made by other threads are bounded as those of a handler are: whoever has another waits until the
 /// requester has read. They had all the room of the server, and others' messages waited for it.
 #[test]

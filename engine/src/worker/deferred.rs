@@ -29,6 +29,8 @@ pub(super) enum Body {
     Part(Vec<u8>),
     Last(Vec<u8>),
     Error(ErrorCode, String),
+    /// There is no answer, and none is due.
+    Nothing,
 }
 
 /// A part of an answer on its way to the worker.
@@ -170,7 +172,7 @@ impl Deferred {
         if self.is_cancelled() {
             if !matches!(body, Body::Part(_)) {
                 // The worker is told that nothing is owed any more.
-                let _ = self.deliver(Body::Last(Vec::new()));
+                let _ = self.deliver(Body::Nothing);
             }
             return Err(Gone);
         }
@@ -193,6 +195,7 @@ impl Body {
         match self {
             Body::Part(payload) | Body::Last(payload) => payload.len(),
             Body::Error(_, text) => text.len(),
+            Body::Nothing => 0,
         }
     }
 }
@@ -211,8 +214,12 @@ impl Drop for Deferred {
                 true => "the handler panicked",
                 false => "the handler gave no answer",
             };
+            let body = match self.to.is_due {
+                true => Body::Error(ErrorCode::HandlerFailed, text.into()),
+                false => Body::Nothing,
+            };
             // Gone: nobody to tell.
-            let _ = self.send(Body::Error(ErrorCode::HandlerFailed, text.into()));
+            let _ = self.send(body);
         }
     }
 }

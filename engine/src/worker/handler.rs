@@ -153,6 +153,8 @@ pub(super) struct ReplyTo {
     pub(super) priority: bool,
     /// False for a one-way message: its answers go nowhere.
     pub(super) wanted: bool,
+    /// Without an answer it has failed. False for a part of a stream too: that may get none.
+    pub(super) is_due: bool,
     pub(super) arrived_ns: u64,
     pub(super) transport: Transport,
 }
@@ -187,7 +189,8 @@ pub(super) enum Outcome {
 }
 
 /// How a handler answers: once, or with parts of a stream and then once, or later by
-/// [`Responder::detach`]. Dropped without an answer it answers HANDLER_FAILED.
+/// [`Responder::detach`]. Dropped without an answer it answers HANDLER_FAILED, unless none is due: to a
+/// one-way message, or to a part of a request that is a stream.
 pub struct Responder<'a> {
     /// Two references for the same reason as a request's one.
     request: &'a RequestParts<'a>,
@@ -200,6 +203,11 @@ impl RequestParts<'_> {
         self.header.flags.contains(Flags::REQUEST)
     }
 
+    /// A part of a stream that gets no answer is no failure.
+    fn is_due(&self) -> bool {
+        self.is_wanted() && !self.header.flags.contains(Flags::STREAM)
+    }
+
     fn reply_to(&self) -> ReplyTo {
         ReplyTo {
             key: self.origin.key,
@@ -208,6 +216,7 @@ impl RequestParts<'_> {
             version: self.origin.version,
             priority: self.header.flags.contains(Flags::PRIORITY),
             wanted: self.is_wanted(),
+            is_due: self.is_due(),
             arrived_ns: self.origin.arrived_ns,
             transport: self.origin.transport,
         }
@@ -302,8 +311,7 @@ impl Drop for Responder<'_> {
         if self.out.outcome != Outcome::Open {
             return;
         }
-        // A part of a stream that gets no answer is no failure.
-        if self.request.header.flags.contains(Flags::STREAM) || !self.request.is_wanted() {
+        if !self.request.is_due() {
             self.out.outcome = Outcome::Answered;
             return;
         }

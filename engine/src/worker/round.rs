@@ -108,6 +108,7 @@ impl Worker {
                 Body::Error(code, text) => {
                     out.error(pool, to.version, *code, text, to.msg_id, true)
                 }
+                Body::Nothing => {}
             }
         }
         if let Body::Error(code, _) = &body {
