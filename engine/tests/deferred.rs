@@ -385,6 +385,23 @@ fn what_is_due_no_answer_may_be_taken_away_and_dropped() {
     assert_eq!(server.stats().errors_total(), 0);
 }
 
+/// An id is free again when its request was cancelled: nothing else tells the requester.
+#[test]
+fn an_id_used_again_after_a_cancel_is_answered() {
+    let (server, requests) = deferring(Limits::default());
+    let mut peer = Peer::connect(address(&server));
+    peer.send(&request(WORK, 5, b"slow"));
+    let (_, first) = next(&requests);
+    peer.send(&frame(0, CANCEL, 5, b""));
+    peer.expect_alive();
+    peer.send(&request(WORK, 5, b"again"));
+    let (_, second) = next(&requests);
+    assert!(first.is_gone() && !second.is_gone());
+    assert_eq!(first.reply("first"), Err(Gone));
+    assert_eq!(second.reply("second"), Ok(()));
+    assert_eq!(peer.receive().payload, b"second");
+}
+
 /// Answers made by other threads are bounded as those of a handler are: whoever has another waits until the
 /// requester has read. They had all the room of the server, and others' messages waited for it.
 #[test]

@@ -157,7 +157,7 @@ impl Deferred {
     }
 
     fn is_cancelled(&self) -> bool {
-        self.connection.cancelled.contains(self.to.msg_id)
+        self.connection.cancelled.contains(self.to.number)
     }
 
     fn waiting_bytes(&self) -> usize {

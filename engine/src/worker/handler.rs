@@ -149,6 +149,8 @@ pub(super) struct ReplyTo {
     pub(super) key: Key,
     pub(super) msg_type: u16,
     pub(super) msg_id: u64,
+    /// Among what is owed to the connection.
+    pub(super) number: u64,
     pub(super) version: ProtocolVersion,
     pub(super) priority: bool,
     /// False for a one-way message: its answers go nowhere.
@@ -208,11 +210,12 @@ impl RequestParts<'_> {
         self.is_wanted() && !self.header.flags.contains(Flags::STREAM)
     }
 
-    fn reply_to(&self) -> ReplyTo {
+    fn reply_to(&self, number: u64) -> ReplyTo {
         ReplyTo {
             key: self.origin.key,
             msg_type: self.header.msg_type,
             msg_id: self.header.msg_id,
+            number,
             version: self.origin.version,
             priority: self.header.flags.contains(Flags::PRIORITY),
             wanted: self.is_wanted(),
@@ -268,11 +271,11 @@ impl<'a> Responder<'a> {
     /// Takes the duty to answer away from the handler; the result may be sent to another thread.
     pub fn detach(self) -> Deferred {
         self.out.outcome = Outcome::Detached;
-        self.out.owed.add(self.request.header.msg_id);
+        let number = self.out.owed.add(self.request.header.msg_id);
         let shared = self.out.shared.get_or_insert_default().clone();
         let origin = self.request.origin;
         let (inbox, max) = (origin.inbox.clone(), origin.max_message_bytes);
-        Deferred::new(self.request.reply_to(), inbox, shared, max)
+        Deferred::new(self.request.reply_to(number), inbox, shared, max)
     }
 
     /// Whether the requester waits for an answer.
@@ -327,7 +330,7 @@ impl Drop for Responder<'_> {
 impl std::fmt::Debug for Responder<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Responder")
-            .field("to", &self.request.reply_to())
+            .field("to", self.request.header)
             .finish_non_exhaustive()
     }
 }

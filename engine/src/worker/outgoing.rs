@@ -293,25 +293,28 @@ impl Outgoing {
         });
     }
 
-    /// The requester does not want this answer any more.
+    /// The requester does not want the answer to this request any more.
     pub(super) fn cancel(&mut self, msg_id: u64) {
-        if let Some(shared) = self.shared.as_ref().filter(|_| self.owed.contains(msg_id)) {
-            shared.cancelled.add(msg_id);
+        if let Some(shared) = &self.shared {
+            for number in self.owed.numbers(msg_id) {
+                shared.cancelled.add(number);
+            }
         }
     }
 
-    pub(super) fn is_cancelled(&self, msg_id: u64) -> bool {
+    /// Whether the answer with this number is not wanted any more.
+    pub(super) fn is_cancelled(&self, number: u64) -> bool {
         let shared = self.shared.as_ref();
-        shared.is_some_and(|shared| shared.cancelled.contains(msg_id))
+        shared.is_some_and(|shared| shared.cancelled.contains(number))
     }
 
     /// The last answer to a request that was taken away has come.
-    pub(super) fn was_owed(&mut self, msg_id: u64) {
-        self.owed.remove(msg_id);
-        if let Some(shared) = self.shared.as_ref().filter(|_| !self.owed.contains(msg_id))
-            && shared.cancelled.contains(msg_id)
+    pub(super) fn was_owed(&mut self, number: u64) {
+        self.owed.remove(number);
+        if let Some(shared) = &self.shared
+            && shared.cancelled.contains(number)
         {
-            shared.cancelled.remove(msg_id);
+            shared.cancelled.remove(number);
         }
     }
 

@@ -85,9 +85,9 @@ impl Worker {
             shared.taken(&body);
         }
         let last = !matches!(body, Body::Part(_));
-        let cancelled = connection.out.is_cancelled(to.msg_id);
+        let cancelled = connection.out.is_cancelled(to.number);
         if last {
-            connection.out.was_owed(to.msg_id);
+            connection.out.was_owed(to.number);
         }
         if cancelled {
             return self.touch(to.key);
