@@ -448,3 +448,13 @@ fn a_handler_that_does_not_return_is_noticed() {
     leave.send(()).unwrap();
     eventually("it answers again", || silent().is_empty());
 }
+
+#[test]
+fn a_handler_may_have_some_of_the_stack() {
+    let server = serving(|_, responder| {
+        let mut scratch = [0u8; 600 * 1024];
+        std::hint::black_box(&mut scratch).fill(7);
+        responder.reply(&scratch[..4]);
+    });
+    assert_eq!(client(&server).call(WORK, b"").unwrap(), [7; 4]);
+}

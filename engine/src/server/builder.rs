@@ -24,8 +24,9 @@ use crate::worker::{
 static PINNED: AtomicUsize = AtomicUsize::new(0);
 /// The most workers of a server.
 const WORKERS_MAX: usize = 16;
-/// A worker's stack. Handlers run on it too.
-const WORKER_STACK_BYTES: usize = 256 * 1024;
+/// A worker's stack. Handlers run on it too, and what overflows it ends the process. Only what is used
+/// of it is resident; below 2 MiB no part of it can become a huge page.
+const WORKER_STACK_BYTES: usize = 1024 * 1024;
 /// Names abilities of io_uring that are not to be used, for tests of the ways of older kernels.
 const WITHOUT: &str = "LAPCE_IPC_URING_WITHOUT";
 
@@ -125,7 +126,7 @@ impl ServerBuilder {
     }
 
     /// Serves a message type; registering it again replaces the handler. The handler runs on a
-    /// worker and must not block it. One that panics answers HANDLER_FAILED.
+    /// worker, on a stack of 1 MiB, and must not block it. One that panics answers HANDLER_FAILED.
     pub fn handler<F>(mut self, msg_type: u16, handler: F) -> ServerBuilder
     where
         F: Fn(Request<'_>, Responder<'_>) + Send + Sync + 'static,
