@@ -419,3 +419,21 @@ fn many_connections_at_once() {
         thread.join().unwrap();
     }
 }
+
+/// A HANDSHAKE that nobody asked for says how long answers may be, to a request with PRIORITY behind it too.
+#[test]
+fn priority_does_not_overtake_a_handshake() {
+    let server = echo_server();
+    let mut peer = Peer::connect(address(&server));
+    let limit = [
+        &7u16.to_le_bytes()[..],
+        &4u16.to_le_bytes(),
+        &1024u32.to_le_bytes(),
+    ]
+    .concat();
+    let mut bytes = request(HANDSHAKE, 1, &limit);
+    bytes.extend(frame(REQUEST | PRIORITY, ECHO, 2, &[1; 3000]));
+    peer.send(&bytes);
+    assert_eq!(peer.receive().msg_type, HANDSHAKE_ACK);
+    assert_eq!(peer.receive().error().0, 10);
+}

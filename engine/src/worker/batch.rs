@@ -7,7 +7,7 @@ use super::lifecycle::PROGRESS_BYTES;
 use crate::uring::{Driver, Key, Received};
 use crate::wire::{
     self, Flags, GoodFirst, Header, ProtocolVersion, Refusal, Scanned, VERIFY_BATCH,
-    accepted_header, legacy,
+    accepted_header, legacy, msg_type,
 };
 
 /// Runs whose places are set aside at start; a round with more takes memory once.
@@ -420,8 +420,11 @@ impl Worker {
             };
             let first = accepted_header(run.version, self.batch.run(&run, &self.driver));
             let goes_first = !connection.parts_wait && connection.session.may_overtake(&first);
-            // The parts of a stream stay in order, be some of them with PRIORITY.
-            connection.parts_wait |= !goes_first && first.flags.contains(Flags::STREAM);
+            // The parts of a stream stay in order, be some of them with PRIORITY; and a HANDSHAKE, even one
+            // that is not asked for, says how long the answers to what follows it may be.
+            let leads =
+                first.flags.contains(Flags::STREAM) || first.msg_type == msg_type::HANDSHAKE;
+            connection.parts_wait |= !goes_first && leads;
             if let Item::Frames(run) = &mut self.batch.items[index] {
                 run.goes_first = goes_first;
             }

@@ -79,8 +79,8 @@ pub(super) struct Connection {
     pub(super) dirty: bool,
     /// A bad frame was found in this round: what follows it is not looked at.
     pub(super) poisoned: bool,
-    /// While a round's frames are put in order: one of those so far is a part of a stream that does not go
-    /// first.
+    /// While a round's frames are put in order: one of those so far is a part of a stream, or a HANDSHAKE, that
+    /// does not go first.
     pub(super) parts_wait: bool,
     /// How long its frames have taken in this round, as far as that was looked at.
     pub(super) spent_ns: u64,
