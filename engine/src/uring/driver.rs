@@ -485,7 +485,11 @@ impl Driver {
     fn let_go(&mut self) -> bool {
         let start = Instant::now();
         let mut events = Vec::new();
-        if self.in_flight > 0 {
+        if self.doorbell_armed {
+            self.cancel(Key::WORKER.pack(DOORBELL));
+        }
+        // By name, since what cancels all (5.19) is an error before.
+        if self.in_flight > 0 && self.features.multishot_accept {
             let any = types::CancelBuilder::any();
             let entry = opcode::AsyncCancel2::new(any).build();
             self.start(entry.user_data(Key::WORKER.pack(CANCEL)));
