@@ -214,6 +214,39 @@ fn configurations_are_checked() {
     );
 }
 
+/// Runs a program in a place where a system call is answered with EPERM: number, program, arguments.
+const CONFINED: &str = "
+import ctypes, os, struct, sys
+number, program = int(sys.argv[1]), sys.argv[2]
+step = lambda code, yes, no, k: struct.pack('HBBI', code, yes, no, k)
+steps = step(0x20, 0, 0, 0) + step(0x15, 0, 1, number) + step(0x06, 0, 0, 0x00050001) + step(0x06, 0, 0, 0x7fff0000)
+steps = ctypes.create_string_buffer(steps)
+filter = struct.pack('HxxxxxxP', 4, ctypes.addressof(steps))
+prctl = ctypes.CDLL(None, use_errno=True).prctl
+for call in ((38, 1, 0, 0, 0), (22, 2, ctypes.c_char_p(filter), 0, 0)):
+    assert prctl(*call) == 0, ctypes.get_errno()
+os.execv(program, sys.argv[2:])
+";
+
+/// Each of the three calls, as a profile that names only the others has it: no server that says it is
+/// ready and then serves nobody.
+#[test]
+fn a_forbidden_io_uring_is_said_with_its_remedy() {
+    let scratch = Scratch::new();
+    let file = scratch.write("confined.toml", &config(&scratch, NEW, COMPATIBILITY));
+    for call in ["425", "426", "427"] {
+        let file = file.to_str().unwrap();
+        let arguments = ["-c", CONFINED, call, SERVER, "--config", file];
+        let output = run("python3", &arguments);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains("io_uring is forbidden here") && said.contains("seccomp profile"),
+            "{call}: {said}"
+        );
+    }
+}
+
 #[test]
 fn a_port_in_use_is_said() {
     let scratch = Scratch::new();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -222,11 +223,14 @@ impl ServerBuilder {
                 .name(format!("lapce-ipc-{index}"))
                 .stack_size(WORKER_STACK_BYTES)
                 .spawn(move || {
-                    let worked = Worker::run(setup, |result| {
-                        // The starter waits for exactly this.
-                        let _ = started.send(result);
-                    });
-                    if !worked {
+                    let run = || {
+                        Worker::run(setup, |result| {
+                            // The starter waits for exactly this.
+                            let _ = started.send(result);
+                        })
+                    };
+                    // What it does to end well may fail too.
+                    if !catch_unwind(AssertUnwindSafe(run)).unwrap_or(false) {
                         handle.fail(&format!("worker {index}"));
                     }
                 })

@@ -101,14 +101,14 @@ impl Driver {
         }
         let ring = builder
             .build(options.entries)
-            .map_err(RingError::from_setup)?;
+            .map_err(RingError::from_call)?;
         let mut buffers = BufferRing::new().map_err(RingError::Setup)?;
         let mut free = Vec::with_capacity(BUFFER_COUNT as usize);
         if features.multishot_receive {
             // All but the last go to the kernel; the last is for receives of our own.
             buffers
                 .register(&ring.submitter())
-                .map_err(RingError::Setup)?;
+                .map_err(RingError::from_call)?;
             free.push(BUFFER_COUNT);
         } else {
             free.extend(0..=BUFFER_COUNT);
@@ -312,9 +312,7 @@ impl Driver {
     }
 
     fn enter(&mut self) {
-        // EBUSY: the completion queue is full; the caller takes events and comes again. EINTR: the
-        // next turn submits what is left. EAGAIN: the kernel is short of memory for now.
-        let _ = self.ring.submit();
+        check_enter(self.ring.submit());
         if self.ring.submission().is_empty() {
             self.closing.clear();
         }
@@ -323,7 +321,7 @@ impl Driver {
     /// Submits what is queued and sleeps until a completion or the time limit. Says whether it
     /// was the limit.
     pub(crate) fn wait(&mut self, limit: Option<Duration>) -> bool {
-        let _ = match limit {
+        let entered = match limit {
             None => self.ring.submit_and_wait(1),
             Some(limit) => {
                 let time = types::Timespec::from(limit);
@@ -332,6 +330,7 @@ impl Driver {
                     .submit_with_args(1, &types::SubmitArgs::new().timespec(&time))
             }
         };
+        check_enter(entered);
         if self.ring.submission().is_empty() {
             self.closing.clear();
         }
@@ -510,6 +509,20 @@ impl Drop for Driver {
             std::mem::forget(std::mem::take(&mut self.sending));
             std::mem::forget(self.buffers.take());
         }
+    }
+}
+
+/// Lets pass what another call may not meet any more.
+///
+/// # Panics
+/// At anything else: who tries for ever serves nobody and says nothing.
+fn check_enter(entered: io::Result<usize>) {
+    let Err(error) = entered else { return };
+    match error.raw_os_error() {
+        // The completion queue is full, and the caller takes events and comes again; a signal came, and the
+        // next turn submits what is left; the kernel is short of memory for now; the time is over.
+        Some(libc::EBUSY | libc::EINTR | libc::EAGAIN | libc::ENOMEM | libc::ETIME) => {}
+        _ => panic!("io_uring_enter: {error}"),
     }
 }
 

@@ -60,7 +60,7 @@ impl std::error::Error for RingError {
 }
 
 impl RingError {
-    pub(super) fn from_setup(error: io::Error) -> RingError {
+    pub(super) fn from_call(error: io::Error) -> RingError {
         match error.raw_os_error() {
             Some(libc::EPERM) | Some(libc::EACCES) => RingError::Forbidden(error),
             // Seccomp profiles answer ENOSYS as often as EPERM, so both get the remedy.
@@ -72,7 +72,7 @@ impl RingError {
 
 /// Asks the running kernel, with a throw-away ring.
 pub(crate) fn probe() -> Result<Features, RingError> {
-    let ring = IoUring::new(2).map_err(RingError::from_setup)?;
+    let mut ring = IoUring::new(2).map_err(RingError::from_call)?;
     if !ring.params().is_feature_nodrop() {
         return Err(RingError::TooOld("completions that are never dropped"));
     }
@@ -82,7 +82,8 @@ pub(crate) fn probe() -> Result<Features, RingError> {
     let mut probe = Probe::new();
     ring.submitter()
         .register_probe(&mut probe)
-        .map_err(RingError::Setup)?;
+        .map_err(RingError::from_call)?;
+    enter(&mut ring)?;
     for (code, what) in [
         (opcode::Accept::CODE, "accept"),
         (opcode::PollAdd::CODE, "poll"),
@@ -108,6 +109,21 @@ pub(crate) fn probe() -> Result<Features, RingError> {
         defer_taskrun,
         futex_wait: probe.is_supported(opcode::FutexWait::CODE),
     })
+}
+
+/// Has one thing done that does nothing: whoever forbids calls may have forgotten this one.
+fn enter(ring: &mut IoUring) -> Result<(), RingError> {
+    // SAFETY: it names no memory. The queue of a new ring has room.
+    let pushed = unsafe { ring.submission().push(&opcode::Nop::new().build()) };
+    pushed.expect("a new ring's queue is empty");
+    // Ends when no signal comes in between.
+    loop {
+        match ring.submit_and_wait(1) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(RingError::from_call(error)),
+        }
+    }
 }
 
 impl Features {
@@ -171,7 +187,7 @@ mod tests {
     #[test]
     fn a_forbidden_ring_names_the_remedy() {
         for errno in [libc::EPERM, libc::ENOSYS, libc::EACCES] {
-            let text = RingError::from_setup(io::Error::from_raw_os_error(errno)).to_string();
+            let text = RingError::from_call(io::Error::from_raw_os_error(errno)).to_string();
             assert!(
                 text.contains("kernel.io_uring_disabled") && text.contains("seccomp"),
                 "{text}"
