@@ -14,6 +14,11 @@ use support::{COMMAND, Daemon, OldClient, SERVER, Scratch, config};
 const NEW: &str = "protocol_version = 2";
 const COMPATIBILITY: &str = "[compatibility]\nenable_legacy_support = false";
 
+/// ECHO of "hello", as docs/protocol.md has it; and a request of version 1 without a payload.
+const ECHO_FRAME: [u8; 29] =
+    *b"IAPL\x02\x10\xf0\0\x05\0\0\0\x02\0\0\0\0\0\0\0\x7e\x01\x0d\x5fhello";
+const OLD_ECHO_FRAME: [u8; 19] = *b"LPAI\x01\xf0\0\0\0\0\0\x02\0\0\0\0\0\0\0";
+
 fn start(scratch: &Scratch, text: &str, vars: &[(&str, &str)]) -> Daemon {
     let file = scratch.write("lapce-ipc.toml", text);
     Daemon::start(SERVER, &file, &scratch.instance(), vars)
@@ -440,5 +445,42 @@ fn who_says_who_it_is_stands_in_the_log() {
     client.write_all(&hello).unwrap();
     let from = client.local_addr().unwrap();
     assert!(daemon.said(&format!("debug: {from} says it is \"editor\"")));
+    assert_eq!(daemon.stop(), 0);
+}
+
+/// What a client is told stands in the log too, with where it came from; once, if it comes again and again.
+#[test]
+fn who_was_cut_off_and_why_stands_in_the_log() {
+    let scratch = Scratch::new();
+    let sections = format!("{COMPATIBILITY}\n[limits]\nsend_stall_ms = 100");
+    let daemon = start(&scratch, &config(&scratch, NEW, &sections), &[]);
+    let mut damaged = ECHO_FRAME;
+    damaged[27] ^= 1;
+    for (bytes, why) in [
+        (&b"GET / HTTP/1.1\r\n\r\n\r\n\r\n"[..], "BAD_MAGIC"),
+        (&damaged, "CRC_MISMATCH"),
+        (&OLD_ECHO_FRAME, "VERSION_MISMATCH"),
+    ] {
+        let from: Vec<String> = (0..3)
+            .map(|_| {
+                let mut client = TcpStream::connect(&daemon.address).unwrap();
+                client.write_all(bytes).unwrap();
+                client.read_to_end(&mut Vec::new()).unwrap();
+                client.local_addr().unwrap().to_string()
+            })
+            .collect();
+        let said = format!("warn: the connection from {} was closed: {why}: ", from[0]);
+        assert!(daemon.said(&said), "{said}");
+    }
+    let deaf = TcpStream::connect(&daemon.address).unwrap();
+    let from = deaf.local_addr().unwrap();
+    let requests = ECHO_FRAME.repeat(1000);
+    // Until nothing more is taken from it, or it is cut off.
+    deaf.set_write_timeout(Some(Duration::from_millis(50)))
+        .unwrap();
+    while (&deaf).write_all(&requests).is_ok() {}
+    assert!(daemon.said(&format!(
+        "warn: the connection from {from} was closed: it has not read its answers for 100 ms"
+    )));
     assert_eq!(daemon.stop(), 0);
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::batch::SMALL_FRAME_BYTES;
 use super::connection::{Connection, Phase};
 use super::context::Shared;
+use super::cut_off;
 use super::handler::{Handler, HandlerTable, Origin, Outcome, Request, RequestParts, Responder};
 use super::inbox::Inbox;
 use super::outgoing::Outgoing;
@@ -302,7 +303,7 @@ impl Dispatcher {
             Decision::Error(code, text) => self.error(connection, header, code, text),
             Decision::Refuse(refusal) => {
                 self.refuse_frame(connection, header, &refusal);
-                connection.phase = Phase::Refused;
+                cut_off::refused(connection, refusal.code(), &refusal);
             }
             Decision::Cancel => connection.out.cancel(header.msg_id),
             Decision::Ignore => {}
@@ -494,7 +495,7 @@ impl Dispatcher {
         connection
             .out
             .error(self.pool(), version, refusal.code(), &text, msg_id, false);
-        connection.phase = Phase::Refused;
+        cut_off::refused(connection, refusal.code(), refusal);
     }
 
     fn handshake(&mut self, connection: &mut Connection, header: &Header, payload: &[u8]) {
@@ -506,8 +507,7 @@ impl Dispatcher {
             let got = hello.highest_version();
             let refusal = Refusal::VersionMismatch { got };
             self.refuse_frame(connection, header, &refusal);
-            connection.phase = Phase::Refused;
-            return;
+            return cut_off::refused(connection, refusal.code(), &refusal);
         }
         if let Some(token) = &self.shared.auth_token
             && !same_secret(hello.credentials.unwrap_or_default(), token)
@@ -517,8 +517,7 @@ impl Dispatcher {
                 Some(_) => "the credentials are not this server's",
             };
             self.error(connection, header, ErrorCode::Unauthorized, text);
-            connection.phase = Phase::Refused;
-            return;
+            return cut_off::refused(connection, ErrorCode::Unauthorized, &text);
         }
         connection.session.authenticate_by_ns = 0;
         if let Some(identity) = hello.identity {

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Connection, Phase, Waiting};
+use super::cut_off;
 use super::inbox::Message;
 use super::session::Session;
 use crate::stats::{Direction, Transport};
@@ -189,11 +190,11 @@ impl Worker {
         let version = connection.version();
         let (out, pool) = (&mut connection.out, self.dispatcher.pool());
         out.error(pool, version, ErrorCode::Overloaded, &text, 0, false);
+        cut_off::refused(&mut connection, ErrorCode::Overloaded, &text);
         if self.connections.len() as u64 > self.inbox.load() + REFUSED_MAX as u64 {
             return close_at_once(connection);
         }
         connection.counted = false;
-        connection.phase = Phase::Refused;
         let key = self.connections.insert(connection);
         self.touch(key);
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::Worker;
 use super::connection::{Connection, Phase};
+use super::cut_off;
 use crate::stats::Direction;
 use crate::sys::socket;
 use crate::uring::Key;
@@ -396,6 +397,9 @@ impl Worker {
                 connection.deadline_ns = 0;
                 match connection.phase {
                     Phase::Open if connection.out.is_empty() => self.time_out_frame(key),
+                    Phase::Open | Phase::Finishing => {
+                        cut_off::stalled(connection, self.shared.limits.send_stall_ms);
+                    }
                     _ => connection.phase = Phase::Closing,
                 }
                 return self.touch(key);
@@ -459,7 +463,7 @@ impl Worker {
         connection
             .out
             .error(pool, version, ErrorCode::Timeout, &text, 0, false);
-        connection.phase = Phase::Refused;
+        cut_off::refused(connection, ErrorCode::Timeout, &text);
     }
 
     /// From now on nothing new is taken; the worker ends when its last connection has.

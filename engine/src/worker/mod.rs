@@ -9,7 +9,7 @@
 mod batch;
 mod connection;
 mod context;
-mod damaged;
+mod cut_off;
 mod deferred;
 mod dispatch;
 mod events;

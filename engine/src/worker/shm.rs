@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Connection, Phase};
-use super::damaged;
+use super::cut_off;
 use super::dispatch::PEER_MESSAGE_BYTES_MIN;
 use super::heat::HOT_MAX;
 use super::vec_pool::NEW_BYTES;
@@ -71,17 +71,16 @@ impl Connection {
         self.progress_bytes += bytes;
         stats.bytes(Transport::Shm, Direction::In, bytes);
         if ends.segment.poisoned() {
-            self.memory_was_cut(now_ns);
+            self.memory_was_cut();
         }
         self.takes_requests()
     }
 
     /// What is read from its memory now are zeros, which are no frame.
     #[cold]
-    fn memory_was_cut(&mut self, now_ns: u64) {
+    fn memory_was_cut(&mut self) {
         let why = "its file was cut short, or /dev/shm has no room for it";
-        damaged::tell(now_ns, &why);
-        self.phase = Phase::Closing;
+        cut_off::damaged(self, &why);
     }
 }
 
@@ -325,7 +324,7 @@ impl Worker {
             return false;
         };
         if ends.segment.poisoned() {
-            connection.memory_was_cut(self.now_ns);
+            connection.memory_was_cut();
         } else if ends.rx.has_record() {
             // It came after we looked, before the client went.
             return true;
@@ -440,9 +439,8 @@ impl Worker {
 
     #[cold]
     pub(super) fn close_corrupt(&mut self, key: Key, error: Corrupt) {
-        damaged::tell(self.now_ns, &error);
         if let Some(connection) = self.connections.get_mut(key) {
-            connection.phase = Phase::Closing;
+            cut_off::damaged(connection, &error);
         }
     }
 
