@@ -4,8 +4,12 @@
 //! it, it is read directly and scaled; otherwise the clock is CLOCK_MONOTONIC. Both count from the
 //! same zero, but the scale is measured once, over a few milliseconds, and the kernel corrects its own all
 //! the time: the two, and those of two processes, go apart (by 0.1 µs a second where it was measured).
+//!
+//! The counter begins anew when a machine wakes from suspend to RAM or from hibernation. Once it was seen
+//! behind where it has been, it is not used any more.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Nanoseconds of one of the system's clocks.
 fn system_ns(clock: libc::clockid_t) -> u64 {
@@ -30,16 +34,24 @@ pub(crate) fn coarse_ns() -> u64 {
     system_ns(libc::CLOCK_MONOTONIC_COARSE)
 }
 
-/// How counter ticks become nanoseconds: `base_ns + ((ticks - base_ticks) * scale >> 32)`.
-#[derive(Clone, Copy, Debug)]
+/// How counter ticks become nanoseconds: `base_ns + ((ticks - base_ticks) * ns_per_tick >> 32)`.
+#[derive(Debug)]
 struct Scale {
     base_ticks: u64,
     base_ns: u64,
     /// Nanoseconds per tick, 32.32 fixed point; 0: the counter is not to be used.
-    ns_per_tick: u64,
+    ns_per_tick: AtomicU64,
+    /// Without the counter: how far ahead of the system's clock this one is.
+    ahead_ns: AtomicU64,
 }
 
 static SCALE: OnceLock<Scale> = OnceLock::new();
+
+/// So little behind the base, some milliseconds, the counter of another core may be.
+const BEHIND_TICKS_MAX: u64 = 1 << 24;
+/// The counter's time may have gone ahead of the system's by less than this, so that the clock does not go back
+/// where the one takes the other's place.
+const AHEAD_NS: u64 = 1_000_000_000;
 
 /// Nanoseconds since some fixed moment, for differences within this process. Never goes back within a
 /// thread.
@@ -49,15 +61,36 @@ pub(crate) fn now_ns() -> u64 {
         Some(scale) => scale,
         None => SCALE.get_or_init(calibrate),
     };
-    if scale.ns_per_tick == 0 {
-        return monotonic_ns();
+    scale.now_ns(ticks())
+}
+
+impl Scale {
+    /// The time at which the counter says this.
+    #[inline]
+    fn now_ns(&self, ticks: u64) -> u64 {
+        // Acquire: pairs with the release in `behind_base`: how far ahead this clock is.
+        let ns_per_tick = self.ns_per_tick.load(Ordering::Acquire);
+        if ns_per_tick == 0 {
+            return monotonic_ns() + self.ahead_ns.load(Ordering::Relaxed);
+        }
+        let ticks = ticks.wrapping_sub(self.base_ticks);
+        if ticks > i64::MAX as u64 {
+            return self.behind_base(ticks.wrapping_neg());
+        }
+        self.base_ns + ((u128::from(ticks) * u128::from(ns_per_tick)) >> 32) as u64
     }
-    let ticks = ticks().wrapping_sub(scale.base_ticks);
-    // A core whose counter is a little behind the base must not see the far future.
-    if ticks > i64::MAX as u64 {
-        return scale.base_ns;
+
+    /// The counter is so many ticks behind its base.
+    #[cold]
+    fn behind_base(&self, ticks: u64) -> u64 {
+        if ticks < BEHIND_TICKS_MAX {
+            return self.base_ns;
+        }
+        self.ahead_ns.store(AHEAD_NS, Ordering::Relaxed);
+        // Release: pairs with the acquire in `now_ns`.
+        self.ns_per_tick.store(0, Ordering::Release);
+        monotonic_ns() + AHEAD_NS
     }
-    scale.base_ns + ((u128::from(ticks) * u128::from(scale.ns_per_tick)) >> 32) as u64
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -109,26 +142,24 @@ fn pair() -> (u64, u64) {
 
 /// Takes about 2 ms, once in a process.
 fn calibrate() -> Scale {
-    const UNUSED: Scale = Scale {
-        base_ticks: 0,
-        base_ns: 0,
-        ns_per_tick: 0,
+    let scale = |base_ticks, base_ns, ns_per_tick| Scale {
+        base_ticks,
+        base_ns,
+        ns_per_tick: AtomicU64::new(ns_per_tick),
+        ahead_ns: AtomicU64::new(0),
     };
     if !counter_is_trusted() {
-        return UNUSED;
+        return scale(0, 0, 0);
     }
     let (first_ticks, first_ns) = pair();
     std::thread::sleep(std::time::Duration::from_millis(2));
     let (last_ticks, last_ns) = pair();
     let (ticks, ns) = (last_ticks.wrapping_sub(first_ticks), last_ns - first_ns);
     if ticks == 0 || ticks > i64::MAX as u64 || ns == 0 {
-        return UNUSED;
+        return scale(0, 0, 0);
     }
-    Scale {
-        base_ticks: last_ticks,
-        base_ns: last_ns,
-        ns_per_tick: ((u128::from(ns) << 32) / u128::from(ticks)) as u64,
-    }
+    let ns_per_tick = (u128::from(ns) << 32) / u128::from(ticks);
+    scale(last_ticks, last_ns, ns_per_tick as u64)
 }
 
 #[cfg(test)]
@@ -143,6 +174,32 @@ mod tests {
             assert!(now >= last);
             last = now;
         }
+    }
+
+    /// As after suspend to RAM.
+    #[test]
+    fn a_counter_that_began_anew_is_not_used_any_more() {
+        let hour = 3_600_000_000_000_u64;
+        let start_ns = monotonic_ns();
+        // A tick is a nanosecond, and some of them are ahead of the system's.
+        let scale = Scale {
+            base_ticks: hour,
+            base_ns: start_ns,
+            ns_per_tick: AtomicU64::new(1 << 32),
+            ahead_ns: AtomicU64::new(0),
+        };
+        assert_eq!(scale.now_ns(hour + 7), start_ns + 7);
+        // Another core's.
+        assert_eq!(scale.now_ns(hour - 1000), start_ns);
+        let mut last_ns = scale.now_ns(hour + AHEAD_NS / 2);
+        assert_eq!(last_ns, start_ns + AHEAD_NS / 2);
+        // Behind the base, and later where it has been before.
+        for ticks in [1000, hour / 2, hour, hour + 7] {
+            let now_ns = scale.now_ns(ticks);
+            assert!(now_ns >= last_ns, "{now_ns} after {last_ns}");
+            last_ns = now_ns;
+        }
+        assert!(last_ns.abs_diff(monotonic_ns()) < 60 * AHEAD_NS);
     }
 
     #[test]
