@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lapce_ai::ipc::{Deferred, Request, Responder, Server};
+use lapce_ai::ipc::{Deferred, ErrorCode, Request, Responder, Server};
 use support::*;
 
 const ONE_WAY: u16 = 0x0100;
@@ -382,6 +382,34 @@ fn handshake_is_acknowledged() {
         assert_eq!(versions, Some(vec![2]));
     }
     peer.expect_alive();
+}
+
+/// Errors too are no longer than the client says it takes, cut between two characters.
+#[test]
+fn an_error_is_no_longer_than_the_client_takes() {
+    let server = server()
+        .handler(0x0100, |_, responder: Responder<'_>| {
+            responder.error(ErrorCode::HandlerFailed, &"\u{fc}".repeat(1500));
+        })
+        .handler(0x0101, |_, responder: Responder<'_>| {
+            let deferred = responder.detach();
+            let _ = deferred.error(ErrorCode::HandlerFailed, "\u{fc}".repeat(1500));
+        })
+        .start()
+        .unwrap();
+    let mut peer = Peer::connect(address(&server));
+    for msg_type in [0x0100, 0x0101] {
+        peer.send(&request(msg_type, 1, b""));
+        assert_eq!(peer.receive().payload.len(), 2 + 3000);
+    }
+    peer.send(&request(HANDSHAKE, 2, &record(7, &1025_u32.to_le_bytes())));
+    assert_eq!(peer.receive().msg_type, HANDSHAKE_ACK);
+    for msg_type in [0x0100, 0x0101] {
+        peer.send(&request(msg_type, 3, b""));
+        let error = peer.receive();
+        assert_eq!(error.payload.len(), 1024);
+        assert!(error.error().1.chars().all(|char| char == '\u{fc}'));
+    }
 }
 
 #[test]

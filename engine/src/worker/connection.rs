@@ -43,6 +43,10 @@ pub(super) struct TcpLink {
     pub(super) served: bool,
 }
 
+/// A client that takes less than this of an answer is treated as if it took so much: it would have streams
+/// cut into pieces that are smaller than their headers.
+const PEER_MESSAGE_BYTES_MIN: u32 = 1024;
+
 /// What arrived on a connection and is not handled yet, in this order.
 #[derive(Default)]
 pub(super) struct Waiting {
@@ -239,6 +243,13 @@ impl Connection {
     pub(super) fn message_complete(&mut self) {
         self.handling_bytes += std::mem::take(&mut self.reserved_bytes);
         self.progress_bytes += PROGRESS_BYTES;
+    }
+
+    /// The peer has said how long the payloads may be that it takes.
+    pub(super) fn peer_takes(&mut self, bytes_max: u32) {
+        let bytes_max = bytes_max.max(PEER_MESSAGE_BYTES_MIN);
+        self.session.peer_message_bytes_max = bytes_max;
+        self.out.peer_bytes_max = Some(bytes_max);
     }
 
     /// Requests of this connection are handled.

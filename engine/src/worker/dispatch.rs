@@ -50,9 +50,6 @@ pub(crate) struct ShmOffer {
     pub(crate) host_id: Vec<u8>,
 }
 
-/// A client that takes less than this of an answer is treated as if it took so much: it would have streams
-/// cut into pieces that are smaller than their headers.
-pub(super) const PEER_MESSAGE_BYTES_MIN: u32 = 1024;
 /// A HANDSHAKE may decompress to so much. No more than its longest record, and what else it may say.
 const HANDSHAKE_BYTES_MAX: u32 = 128 * 1024;
 /// How much of what a client says it is goes into the log.
@@ -529,7 +526,7 @@ impl Dispatcher {
             }
         }
         if let Some(max) = hello.max_message_bytes {
-            connection.session.peer_message_bytes_max = max.max(PEER_MESSAGE_BYTES_MIN);
+            connection.peer_takes(max);
         }
         let mut encoded = self.pool().take();
         // Shared memory is offered to those that ask, come over TCP and from this machine.

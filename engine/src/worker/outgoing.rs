@@ -57,6 +57,8 @@ pub(crate) struct Outgoing {
     /// The worker's buffers, while a handler may answer here: see [`Outgoing::with_lent_pool`].
     pub(super) lent_pool: Option<Box<VecPool>>,
     repeat: Repeat,
+    /// The longest payload that the peer takes, if it has said so: at least that of a short error.
+    pub(super) peer_bytes_max: Option<u32>,
     /// Requests of version 1 that were answered with a part of a stream.
     legacy_streams: Vec<u64>,
     /// Of the frames at the end of `staged`.
@@ -411,6 +413,10 @@ impl Outgoing {
         answer: bool,
     ) {
         let flags = if answer { Flags::RESPONSE } else { Flags::NONE };
+        let text_bytes_max = self
+            .peer_bytes_max
+            .map_or(text.len(), |max| max as usize - 2);
+        let text = &text[..text.floor_char_boundary(text_bytes_max)];
         let mut payload = pool.take();
         wire::encode_error_payload(&mut payload, code, text);
         self.frame(

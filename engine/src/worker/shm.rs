@@ -11,7 +11,6 @@ use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Connection, Phase};
 use super::cut_off;
-use super::dispatch::PEER_MESSAGE_BYTES_MIN;
 use super::heat::HOT_MAX;
 use super::vec_pool::NEW_BYTES;
 use crate::shm::{Control, Corrupt, RECORD_MAX, ServerEnd};
@@ -155,13 +154,11 @@ impl Worker {
             last_record_ns: self.now_ns,
             bytes_since: 0,
         };
-        let mut session = self.new_session();
+        let mut connection = Connection::shm(link, Box::new(ends), self.new_session());
         if let Some(max) = client_bytes_max {
-            session.peer_message_bytes_max = max.max(PEER_MESSAGE_BYTES_MIN);
+            connection.peer_takes(max);
         }
-        let key = self
-            .connections
-            .insert(Connection::shm(link, Box::new(ends), session));
+        let key = self.connections.insert(connection);
         self.driver.watch_exit(key, pidfd_raw);
         self.stats.connected(Transport::Shm);
         if self.rings.by_bit.len() <= ready_bit {
