@@ -97,12 +97,17 @@ pub(crate) fn probe() -> Result<Features, RingError> {
     // Abilities without an opcode of their own are told by an opcode of the same release, or by
     // setting up a ring with the flag: SendZc came with multishot receive (6.0), Socket with
     // multishot accept (5.19).
-    let defer_taskrun = IoUring::<io_uring::squeue::Entry>::builder()
+    let with_defer_taskrun = IoUring::<io_uring::squeue::Entry>::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_taskrun_flag()
-        .build(2)
-        .is_ok();
+        .build(2);
+    let defer_taskrun = match with_defer_taskrun {
+        Ok(_) => true,
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => false,
+        // A shortage, say, which is no reason to do without for ever.
+        Err(error) => return Err(RingError::from_call(error)),
+    };
     Ok(Features {
         multishot_receive: probe.is_supported(opcode::SendZc::CODE),
         multishot_accept: probe.is_supported(opcode::Socket::CODE),
