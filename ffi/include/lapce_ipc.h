@@ -435,6 +435,11 @@ int lapce_ipc_server_address(lapce_ipc_server *server, char *text, size_t capaci
  * shared memory. lapce_ipc_server_stop is still needed. */
 int lapce_ipc_server_begin_stop(lapce_ipc_server *server);
 
+/* Waits at most so long for one of the server's threads to fail, which only a bug of this library makes it
+ * do: 0 if one has, -ETIMEDOUT if none. The server then stops by itself, as by
+ * lapce_ipc_server_begin_stop. */
+int lapce_ipc_server_wait_for_failure(lapce_ipc_server *server, uint32_t timeout_ms);
+
 /* Stops and ends the handle: accepts nothing new, delivers answers in flight for at most drain_ms, and
  * returns when no handler runs or will run. -EDEADLK in a handler. NULL is fine. Responders that are still
  * detached stay valid, and get -EPIPE. */

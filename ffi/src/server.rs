@@ -205,6 +205,23 @@ extern "C" fn lapce_ipc_server_begin_stop(server: *mut ServerHandle) -> c_int {
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn lapce_ipc_server_wait_for_failure(
+    server: *mut ServerHandle,
+    timeout_ms: u32,
+) -> c_int {
+    guard::run(|| {
+        let at_most = Duration::from_millis(timeout_ms.into());
+        match handle_of(server)?.wait_for_failure(at_most) {
+            true => Ok(()),
+            false => Err(Fault::Other(
+                -libc::ETIMEDOUT,
+                "no thread has failed".into(),
+            )),
+        }
+    })
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn lapce_ipc_server_stop(server: *mut ServerHandle) -> c_int {
     if server.is_null() {
         return 0;

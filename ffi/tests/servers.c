@@ -183,9 +183,11 @@ static lapce_ipc_server *start(char address[64]) {
     CODE(-EFAULT, lapce_ipc_server_handle(server, 0x0200, NULL, NULL));
     FAILS(-EINVAL, "not started", lapce_ipc_server_address(server, address, 64));
     CODE(-EINVAL, lapce_ipc_server_begin_stop(server));
+    CODE(-EINVAL, lapce_ipc_server_wait_for_failure(server, 1));
     OK(lapce_ipc_server_start(server));
     FAILS(-EINVAL, "started", lapce_ipc_server_start(server));
     FAILS(-EINVAL, "started", lapce_ipc_server_handle(server, 0x0200, now, NULL));
+    CODE(-ETIMEDOUT, lapce_ipc_server_wait_for_failure(server, 1));
     CODE(-ENOBUFS, lapce_ipc_server_address(server, address, 5));
     CODE(-EFAULT, lapce_ipc_server_address(server, NULL, 5));
     OK(lapce_ipc_server_address(server, address, 64));
