@@ -99,7 +99,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How long a call may take, reconnecting included. 30 s by default.
+    /// How long a call may take, reconnecting included, but for what the system takes to look up a host's
+    /// name. 30 s by default.
     pub fn timeout(mut self, timeout: Duration) -> ClientBuilder {
         self.options.timeout = timeout;
         self

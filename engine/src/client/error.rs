@@ -65,8 +65,9 @@ pub enum Error {
         /// The time allowed.
         after: Duration,
     },
-    /// The server sent bytes that break the protocol, or an answer that is longer than this client takes; the
-    /// connection is closed.
+    /// The server sent bytes that break the protocol, or an answer that is longer than this client takes. The
+    /// connection is closed, unless it is one answer alone that cannot be decompressed
+    /// ([`Refusal::BadPayload`], [`Refusal::InflatesTooFar`]).
     ServerViolation(Refusal),
     /// The address is neither HOST:PORT nor shm: nor shm:INSTANCE.
     InvalidAddress {
@@ -164,10 +165,14 @@ impl Error {
     /// Whether the connection is of no more use. An answer that is an error says nothing of that, since a
     /// handler may choose any code: [`crate::ipc::Client::is_connected`] tells.
     pub fn is_connection_lost(&self) -> bool {
-        matches!(
-            self,
-            Error::ConnectionLost { .. } | Error::ServerViolation(_) | Error::Closed
-        )
+        match self {
+            Error::ServerViolation(Refusal::BadPayload(_) | Refusal::InflatesTooFar { .. }) => {
+                false
+            }
+            Error::ServerViolation(_) => true,
+            Error::ConnectionLost { .. } | Error::Closed => true,
+            _ => false,
+        }
     }
 
     /// The same error once more, for each of the requests that it ended. What the server said is kept whole.

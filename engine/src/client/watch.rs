@@ -79,7 +79,7 @@ impl Watch {
         }
     }
 
-    /// From now on the next event is told, once. `true`: there is something to poll already, and
+    /// From now on the next event is told, once. A watch is for one client: have one for each. `true`: there is something to poll already, and
     /// nothing will be told. A client that is not connected through shared memory has a descriptor
     /// instead; for it this does nothing and returns `false`.
     ///

@@ -7,7 +7,8 @@ use super::shared::{self, Shared};
 use crate::client::Client;
 
 /// A connection of a [`super::ConnectionPool`]; use it as the [`Client`] that it is. Dropping it
-/// returns it to the pool. Requests whose answers were not collected by then are forgotten.
+/// returns it to the pool; forgotten ([`std::mem::forget`]), it keeps its place for ever. Requests whose
+/// answers were not collected by then are forgotten.
 #[derive(Debug)]
 pub struct PooledConnection {
     /// `None` only while being dropped.
