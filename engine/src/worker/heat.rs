@@ -51,8 +51,8 @@ impl Worker {
     }
 
     /// Asks a connection's client to ring from now on. False: it has something right now. Its pages go
-    /// back at once if they are many and it gets cold for long, and, many or in a crowd, if it stays silent
-    /// while the worker is kept busy by others.
+    /// back at once if they are many and it gets cold for long, or if it is one of a crowd and has not spoken
+    /// yet; and, many or in a crowd, if it stays silent while the worker is kept busy by others.
     fn cool(&mut self, key: Key, for_long: bool) -> bool {
         let crowd = self.rings.by_bit.len() >= CROWD;
         let Some(connection) = self.connections.get_mut(key) else {
@@ -77,7 +77,8 @@ impl Worker {
         }
         link.hot = false;
         self.rings.hot.retain(|&hot| hot != key);
-        if for_long && link.bytes_since >= LARGE_BYTES {
+        let has_spoken = ends.rx.position() > 0;
+        if for_long && link.bytes_since >= LARGE_BYTES || crowd && !has_spoken {
             self.give_pages_back(key);
         } else if crowd || link.bytes_since >= LARGE_BYTES {
             debug_assert!(link.warm.is_none());
