@@ -366,6 +366,26 @@ fn output_that_cannot_be_written_is_said() {
     }
 }
 
+/// What is wrong besides is for the user to mend, in the file that is new.
+#[test]
+fn a_migrated_file_that_would_be_refused_is_not_passed_over() {
+    let scratch = Scratch::new();
+    let old = scratch.write("old.toml", "[limits]\nmax_connections = 0\n");
+    let new = scratch.0.join("new.toml");
+    let (old, new) = (old.to_str().unwrap(), new.to_str().unwrap());
+    let output = run(COMMAND, &["migrate-config", old, "--output", new]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(
+        said.contains(&format!("{new}:2: limits.max_connections: ")),
+        "{said}"
+    );
+    let checked = run(SERVER, &["--config", new, "--check-config"]);
+    let why = text(&checked.stderr);
+    let why = why.trim().trim_start_matches("lapce_ipc_server: ");
+    assert!(said.contains(why), "{said} / {why}");
+}
+
 /// Something that answers, and is no server of ours.
 #[test]
 fn check_is_not_content_with_any_answer() {

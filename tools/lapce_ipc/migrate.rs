@@ -1,44 +1,76 @@
 //! `lapce-ipc migrate-config`: an old configuration as this version reads it, the user's comments
 //! and order kept.
 
-use std::os::unix::fs::MetadataExt;
+mod unknown;
+
+use std::fs::{File, Metadata};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use lapce_ai::ipc::Config;
-use toml_edit::{DocumentMut, Item, Table, TableLike, value};
+use toml_edit::{DocumentMut, Item, RawString, Table, TableLike, Value, value};
 
 use crate::output::complain;
 use crate::{Failure, print};
 
 pub fn run(old: &Path, output: Option<&Path>) -> Result<(), Failure> {
     let failed = |text: String| Failure::Failed(text);
-    let text = std::fs::read_to_string(old)
-        .map_err(|error| failed(format!("{} cannot be read: {error}", old.display())))?;
+    let cannot_read =
+        |error: std::io::Error| failed(format!("{} cannot be read: {error}", old.display()));
+    let text = std::fs::read_to_string(old).map_err(cannot_read)?;
+    let meta = std::fs::metadata(old).map_err(cannot_read)?;
     let (new, changes) =
         migrate(&text).map_err(|error| failed(format!("{}: {error}", old.display())))?;
-    let name = old.display().to_string();
-    if let Err(error) = Config::parse(&new, &name) {
-        // What is wrong besides stays for the user to decide, but is told.
-        complain(&format!("note: after migration, {error}"));
+    if let Some(output) = output
+        && is_same_file(old, output)
+    {
+        return Err(Failure::Usage(format!(
+            "{} is the old file, which stays as it is: name another one",
+            output.display()
+        )));
     }
     for change in changes {
         complain(&change);
     }
-    match output {
-        None => print(&new)?,
+    let name = match output {
+        None => {
+            print(&new)?;
+            "standard output".to_owned()
+        }
         Some(output) => {
-            if is_same_file(old, output) {
-                return Err(Failure::Usage(format!(
-                    "{} is the old file, which stays as it is: name another one",
-                    output.display()
-                )));
-            }
-            std::fs::write(output, new).map_err(|error| {
+            write(output, &new, &meta).map_err(|error| {
                 failed(format!("{} cannot be written: {error}", output.display()))
             })?;
+            output.display().to_string()
         }
-    }
-    Ok(())
+    };
+    // What is wrong besides stays for the user to decide.
+    Config::parse(&new, &name).map(drop).map_err(|error| {
+        failed(format!(
+            "it was migrated, but the server will not start with it before this is mended: {error}"
+        ))
+    })
+}
+
+/// Writes the new file. One that is made now gets the old one's mode.
+fn write(output: &Path, text: &str, old: &Metadata) -> std::io::Result<()> {
+    let made = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(output);
+    let mut file = match made {
+        Ok(file) => {
+            if old.is_file() {
+                file.set_permissions(old.permissions())?;
+            }
+            file
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => File::create(output)?,
+        Err(error) => return Err(error),
+    };
+    file.write_all(text.as_bytes())
 }
 
 /// Whether both names lead to one file, by whatever links.
@@ -52,18 +84,18 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
 
 /// The new text, and what was changed.
 fn migrate(text: &str) -> Result<(String, Vec<String>), String> {
-    let mut document: DocumentMut = text
-        .parse()
-        .map_err(|error: toml_edit::TomlError| error.to_string().trim().replace('\n', " "))?;
-    let mut changes = Vec::new();
+    let (mut document, mut changes) =
+        unknown::leave_out(text).map_err(|error| error.to_string().trim().replace('\n', " "))?;
     let server = section(&mut document, "server")?;
-    match server.get("protocol_version").and_then(Item::as_integer) {
-        Some(2) => {}
-        Some(old) => {
-            server.insert("protocol_version", value(2));
-            changes.push(format!("server.protocol_version: {old} became 2"));
+    match server.get_mut("protocol_version") {
+        Some(Item::Value(Value::Integer(version))) if *version.value() == 2 => {}
+        Some(Item::Value(version)) => {
+            let decor = std::mem::take(version.decor_mut());
+            changes.push(format!("server.protocol_version: {version} became 2"));
+            *version = Value::from(2);
+            *version.decor_mut() = decor;
         }
-        None => {
+        _ => {
             server.insert("protocol_version", value(2));
             changes.push("server.protocol_version = 2 was added".into());
         }
@@ -73,14 +105,13 @@ fn migrate(text: &str) -> Result<(String, Vec<String>), String> {
         compatibility.insert("enable_legacy_support", value(false));
         changes.push("compatibility.enable_legacy_support = false was added".into());
     }
-    changes.extend(drop_unknown(&mut document));
     for (number, line) in text.lines().enumerate() {
         if line.contains("lapce_ipc_")
             && !line.contains("lapce_ipc_v2_")
             && line.contains("/dev/shm")
         {
             changes.push(format!(
-                "line {}: segments are called /dev/shm/lapce_ipc_v2_* now: `{}`",
+                "line {} of the old file: segments are called /dev/shm/lapce_ipc_v2_* now: `{}`",
                 number + 1,
                 line.trim()
             ));
@@ -89,51 +120,29 @@ fn migrate(text: &str) -> Result<(String, Vec<String>), String> {
     Ok((document.to_string(), changes))
 }
 
-/// Takes away what this version does not know, which it would refuse. Says what.
-fn drop_unknown(document: &mut DocumentMut) -> Vec<String> {
-    let known: DocumentMut = Config::default().to_string().parse().expect("it is TOML");
-    let mut unknown = Vec::new();
-    for (section, item) in document.iter() {
-        match (known.get(section), item.as_table_like()) {
-            (Some(known), Some(keys)) => {
-                let is_known = |key: &str| known.get(key).is_some();
-                let keys = keys.iter().map(|(key, _)| key.to_owned());
-                let keys = keys.filter(|key| !is_known(key));
-                unknown.extend(keys.map(|key| (section.to_owned(), Some(key))));
-            }
-            (None, _) => unknown.push((section.to_owned(), None)),
-            // Of the wrong kind: the user is told when it is read.
-            (Some(_), None) => {}
-        }
-    }
-    let mut changes = Vec::new();
-    for (section, key) in unknown {
-        let taken = match &key {
-            Some(key) => document[&section]
-                .as_table_like_mut()
-                .and_then(|keys| keys.remove(key)),
-            None => document.remove(&section),
-        };
-        let name = key.map_or(section.clone(), |key| format!("{section}.{key}"));
-        let was = taken.map_or_else(String::new, |taken| taken.to_string());
-        changes.push(format!(
-            "{name} is not known to this version and was left out (it was: {})",
-            was.trim().replace('\n', "; ")
-        ));
-    }
-    changes
-}
-
+/// The section of that name, made behind all others if there is none.
 fn section<'a>(document: &'a mut DocumentMut, name: &str) -> Result<&'a mut dyn TableLike, String> {
-    document
-        .entry(name)
-        .or_insert_with(|| Item::Table(Table::new()))
+    if !document.contains_key(name) {
+        let mut table = Table::new();
+        // The comments at the end stay where they are, which is above it then.
+        let comments = document.trailing().as_str().unwrap_or_default().to_owned();
+        if !comments.trim().is_empty() {
+            document.set_trailing(RawString::default());
+            let comments = comments.trim_end_matches(['\r', '\n']);
+            table.decor_mut().set_prefix(format!("{comments}\n\n"));
+        }
+        document.insert(name, Item::Table(table));
+    }
+    document[name]
         .as_table_like_mut()
         .ok_or_else(|| format!("`{name}` is no section"))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -172,6 +181,41 @@ mod tests {
     }
 
     #[test]
+    fn the_version_is_changed_where_it_stands() {
+        let (new, changes) =
+            migrate("[server]\n# the old one\nprotocol_version = 1 # set by Ann\n").unwrap();
+        let kept = "[server]\n# the old one\nprotocol_version = 2 # set by Ann\n";
+        assert!(new.starts_with(kept), "{new}");
+        assert_eq!(changes[0], "server.protocol_version: 1 became 2");
+        let (new, changes) = migrate("[server]\nprotocol_version = \"1\" # c\n").unwrap();
+        assert!(
+            new.starts_with("[server]\nprotocol_version = 2 # c\n"),
+            "{new}"
+        );
+        assert_eq!(changes[0], "server.protocol_version: \"1\" became 2");
+    }
+
+    #[test]
+    fn comments_at_the_top_stay_there() {
+        for (old, top) in [
+            ("# team X\n# keep\n", "# team X\n# keep\n\n[server]\n"),
+            ("# team X\n\nfoo = 1\n[server]\n", "# team X\n\n[server]\n"),
+            (
+                "# team X\n[foo]\nx = 1\n",
+                "# team X\n\n[server]\nprotocol_version",
+            ),
+            (
+                "[server]\nprotocol_version = 2\n# end",
+                "[server]\nprotocol_version = 2\n# end\n\n[compatibility]\n",
+            ),
+        ] {
+            let (new, _) = migrate(old).unwrap();
+            assert!(new.starts_with(top), "{new}");
+            Config::parse(&new, "new").unwrap();
+        }
+    }
+
+    #[test]
     fn sections_may_be_written_in_one_line() {
         let (new, _) = migrate("server = { bind_address = \"127.0.0.1:5\" }\n").unwrap();
         let config = Config::parse(&new, "new").unwrap();
@@ -196,10 +240,12 @@ mod tests {
         std::fs::hard_link(&old, &hard).unwrap();
         std::os::unix::fs::symlink(&old, &soft).unwrap();
         let refused = [&old, &hard, &soft].map(|name| run(&old, Some(name)).is_err());
+        std::fs::set_permissions(&old, Permissions::from_mode(0o640)).unwrap();
         let written = run(&old, Some(&new)).is_ok();
+        let mode = std::fs::metadata(&new).unwrap().mode() & 0o7777;
         let left = std::fs::read_to_string(&old).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
-        assert_eq!((refused, written), ([true; 3], true));
+        assert_eq!((refused, written, mode), ([true; 3], true, 0o640));
         assert_eq!(left, text);
     }
 
