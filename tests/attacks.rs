@@ -206,6 +206,7 @@ fn nobody_reads_the_log() {
         metrics: String::new(),
         instance: scratch.instance(),
         log: channel().1,
+        ready: String::new(),
     };
     serves(&daemon);
     let (written, enough) = (AtomicUsize::new(0), AtomicBool::new(false));

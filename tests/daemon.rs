@@ -253,6 +253,16 @@ fn a_forbidden_io_uring_is_said_with_its_remedy() {
 }
 
 #[test]
+fn the_log_names_the_configuration_in_use() {
+    let scratch = Scratch::new();
+    let daemon = start(&scratch, &config(&scratch, NEW, COMPATIBILITY), &[]);
+    let file = scratch.0.join("lapce-ipc.toml");
+    let expected = format!("configuration {}", file.display());
+    assert!(daemon.ready.ends_with(&expected), "{}", daemon.ready);
+    assert_eq!(daemon.stop(), 0);
+}
+
+#[test]
 fn a_port_in_use_is_said() {
     let scratch = Scratch::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -52,6 +52,7 @@ pub struct Daemon {
     pub metrics: String,
     pub instance: String,
     pub log: std::sync::mpsc::Receiver<String>,
+    pub ready: String,
 }
 
 /// A configuration on free ports with an instance of its own, and `more` sections or keys.
@@ -106,6 +107,7 @@ impl Daemon {
             metrics: part("http://"),
             instance: instance.to_owned(),
             log,
+            ready,
         };
         for line in said {
             eprintln!("{line}");

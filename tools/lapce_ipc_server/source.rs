@@ -1,5 +1,6 @@
 //! Where the configuration comes from.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use lapce_ai::ipc::Config;
@@ -25,12 +26,27 @@ impl Source {
     /// The configuration in force: the file's, or the defaults if there is none so far. A file that was
     /// read once must stay.
     pub fn load(&mut self) -> Result<Config, String> {
-        if self.file.is_none() && self.usual.exists() {
-            self.file = Some(self.usual.clone());
-        }
+        let file = match self.file.clone() {
+            Some(file) => file,
+            None => match self.usual.symlink_metadata() {
+                // Whatever it is, and even if it cannot be read: somebody wants it to count.
+                Ok(_) => self.usual.clone(),
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Config::default()),
+                Err(error) => {
+                    return Err(format!("{}: cannot be read: {error}", self.usual.display()));
+                }
+            },
+        };
+        let config = Config::load(&file).map_err(|error| error.to_string())?;
+        self.file = Some(file);
+        Ok(config)
+    }
+
+    /// What the log says of it.
+    pub fn described(&self) -> String {
         match &self.file {
-            Some(file) => Config::load(file).map_err(|error| error.to_string()),
-            None => Ok(Config::default()),
+            Some(file) => format!("configuration {}", file.display()),
+            None => format!("no configuration: there is no {}", self.usual.display()),
         }
     }
 
@@ -58,5 +74,25 @@ mod tests {
         let gone = source.load().unwrap_err();
         assert!(gone.contains("cannot be read"), "{gone}");
         assert_eq!(source.file(), Some(usual.as_path()));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_followed_is_not_passed_over() {
+        let name = format!("lapce_ipc_dangling_{}.toml", std::process::id());
+        let usual = std::env::temp_dir().join(name);
+        std::os::unix::fs::symlink("/nowhere/at/all.toml", &usual).unwrap();
+        let mut source = Source {
+            file: None,
+            usual: usual.clone(),
+        };
+        let said = source.load().unwrap_err();
+        std::fs::remove_file(&usual).unwrap();
+        assert!(said.contains("a link to /nowhere/at/all.toml"), "{said}");
+        // It was never read, so it need not stay.
+        assert_eq!(source.load(), Ok(Config::default()));
+        assert!(source.described().contains("there is no /"));
+        // Below a file there is none, but that is not for certain what was meant.
+        source.usual = "/dev/null/lapce-ipc.toml".into();
+        assert!(source.load().unwrap_err().contains("Not a directory"));
     }
 }

@@ -53,6 +53,7 @@ pub fn run(config: Config, mut source: Source) -> Result<(), String> {
     if config.legacy {
         parts.push("version 1 clients are served".into());
     }
+    parts.push(source.described());
     log::info!("ready: {}", parts.join(", "));
     release_startup_pages();
     notify::send("READY=1");

@@ -115,8 +115,14 @@ impl Config {
     /// Reads a file, and the token file that it names.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| ConfigError::new(&name, format!("cannot be read: {error}")))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let link = std::fs::read_link(path);
+            let link = link.map_or_else(
+                |_| String::new(),
+                |target| format!(" (it is a link to {})", target.display()),
+            );
+            ConfigError::new(&name, format!("cannot be read{link}: {error}"))
+        })?;
         let mut config = Config::parse(&text, &name)?;
         config.load_token(&text, &name)?;
         Ok(config)
