@@ -3,7 +3,9 @@
 pub use crate::client::{
     Answer, AnswerRef, Client, ClientBuilder, ClientStats, Error, Parts, PeerLimits, Watch,
 };
-pub use crate::config::{BadLimit, Config, ConfigError, IdleMode, Limits, UnknownIdleMode};
+pub use crate::config::{
+    BadLimit, Config, ConfigError, IdleMode, Limits, UnknownIdleMode, read_token,
+};
 pub use crate::pool::{
     ConnectionPool, ConnectionPoolBuilder, PoolConfig, PoolStats, PooledConnection,
 };

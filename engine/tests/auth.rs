@@ -41,6 +41,16 @@ fn the_right_token_opens() {
     assert_eq!(peer.receive().payload, b"x");
 }
 
+/// What a server takes as its token, a client can show.
+#[test]
+fn the_longest_token_opens() {
+    let token = vec![b'x'; 65_384];
+    let server = server().auth_token(token.clone()).start().unwrap();
+    let client = Client::builder().auth_token(token);
+    let client = client.connect(&address(&server).to_string()).unwrap();
+    assert_eq!(client.call(ECHO, b"x").unwrap(), b"x");
+}
+
 #[test]
 fn a_wrong_or_missing_token_is_refused_and_closed() {
     let server = guarded();

@@ -370,7 +370,7 @@ typedef struct lapce_ipc_server_options {
     size_t size;
     const char *bind;       /* "HOST:PORT"; port 0 lets the system choose one */
     const char *shm;        /* the instance's name, "" for the default one */
-    const void *auth_token; /* 1 to 65535 bytes that every client must show; copied */
+    const void *auth_token; /* 1 to 65384 bytes that every client must show; copied */
     size_t auth_token_bytes;
     uint64_t drain_ms;           /* how long stopping waits for answers in flight; default 5000 */
     uint64_t max_buffered_bytes; /* messages on their way; default 64 MiB */

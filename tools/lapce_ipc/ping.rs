@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use lapce_ai::ipc::{Client, Error, IdleMode, Transport, msg_type};
+use lapce_ai::ipc::{Client, Error, IdleMode, Transport, msg_type, read_token};
 
 use crate::{Failure, print};
 
@@ -103,10 +103,10 @@ fn connect(arguments: &PingArguments) -> Result<Client, Failure> {
     }
     let mut builder = Client::builder();
     if let Some(file) = &arguments.auth_token_file {
-        let token = std::fs::read(file).map_err(|error| {
+        let token = read_token(file).map_err(|error| {
             Failure::Usage(format!("{} cannot be read: {error}", file.display()))
         })?;
-        builder = builder.auth_token(token.trim_ascii());
+        builder = builder.auth_token(token);
     }
     let client = builder
         .idle(arguments.idle.into())

@@ -11,3 +11,4 @@ pub use file::Config;
 pub use idle::{IdleMode, UnknownIdleMode};
 pub use limits::{BadLimit, Limits};
 pub(crate) use token::check_token;
+pub use token::read_token;

@@ -106,7 +106,7 @@ impl ServerBuilder {
         self
     }
 
-    /// Asks every connection for this token, of 1 to 65,535 bytes, in its HANDSHAKE.
+    /// Asks every connection for this token, of 1 to 65,384 bytes, in its HANDSHAKE.
     pub fn auth_token(mut self, token: impl Into<Vec<u8>>) -> ServerBuilder {
         self.auth_token = Some(token.into());
         self
@@ -261,7 +261,9 @@ impl ServerBuilder {
         if let Err(problem) = self.limits.check() {
             return bad(problem.to_string());
         }
-        if let Some(Err(problem)) = self.auth_token.as_deref().map(check_token) {
+        if let Some(token) = &self.auth_token
+            && let Err(problem) = check_token(token, &self.limits)
+        {
             return bad(format!("auth_token: {problem}"));
         }
         if let Some(instance) = self.shm.as_ref().filter(|name| !is_instance_name(name)) {
