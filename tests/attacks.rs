@@ -308,7 +308,12 @@ fn the_umask_takes_no_right_away_from_the_owner() {
 
 /// A shell command with a /dev/shm of its own, where the kernel lets us have one.
 fn with_small_shm(bytes: &str, script: &str) -> Option<Command> {
-    let mount = format!("mount -t tmpfs -o size={bytes} tmpfs /dev/shm");
+    with_shm(&format!("size={bytes}"), script)
+}
+
+/// As [`with_small_shm`], with any options of mount(8).
+fn with_shm(options: &str, script: &str) -> Option<Command> {
+    let mount = format!("mount -t tmpfs -o {options} tmpfs /dev/shm");
     let unshared = |script: &str| {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--map-root-user", "sh", "-c", script]);
@@ -350,6 +355,28 @@ fn shared_memory_is_full() {
         assert_eq!(output.status.code(), Some(0), "{said}");
         let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(json["transport"], "tcp", "{said}");
+    }
+}
+
+/// What to do then is not what to do about a file in the way.
+#[test]
+fn shared_memory_cannot_be_written() {
+    let scratch = Scratch::new();
+    let file = scratch.write("lapce-ipc.toml", &config(&scratch, "", ""));
+    let serve = format!("exec {SERVER} --config {}", file.display());
+    let control = format!("/dev/shm/lapce_ipc_v2_{}_control", scratch.instance());
+    let in_the_way = format!("mkdir {control} && {serve}");
+    for (options, script, remedy) in [
+        ("ro,size=1m", &serve, "set enabled = false under [shm]"),
+        ("size=1m", &in_the_way, "remove it"),
+    ] {
+        let Some(mut command) = with_shm(options, script) else {
+            return;
+        };
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(&control) && said.contains(remedy), "{said}");
     }
 }
 

@@ -91,10 +91,14 @@ impl From<RingError> for ServerError {
 impl From<ShmError> for ServerError {
     fn from(error: ShmError) -> ServerError {
         match error {
-            ShmError::Failed { path, source } if is_shortage(&source) => ServerError::Shortage {
-                what: format!("{path} cannot be made"),
-                source,
-            },
+            ShmError::NotMade { path, source } | ShmError::Failed { path, source }
+                if is_shortage(&source) =>
+            {
+                ServerError::Shortage {
+                    what: format!("{path} cannot be made"),
+                    source,
+                }
+            }
             error => ServerError::SharedMemory(error.to_string()),
         }
     }

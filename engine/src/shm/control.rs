@@ -61,7 +61,9 @@ pub(crate) enum ShmError {
     TimedOut,
     /// What is there is not what it should be.
     Unusable { path: String, reason: String },
-    /// The system does not do what it should for a server's segment.
+    /// A server's segment cannot be made.
+    NotMade { path: String, source: io::Error },
+    /// What has a server's name cannot be replaced.
     Failed { path: String, source: io::Error },
 }
 
@@ -95,13 +97,19 @@ impl std::fmt::Display for ShmError {
             ShmError::Unusable { path, reason } => {
                 write!(f, "Failed to open shared memory: {path}: {reason}")
             }
-            ShmError::Failed { path, source } => {
+            ShmError::NotMade { path, source } => {
                 write!(f, "Failed to open shared memory: {path}: {source}")?;
                 match source.kind() {
                     io::ErrorKind::StorageFull => Ok(()),
-                    _ => f.write_str("; remove it, or choose another shm.instance"),
+                    _ => f.write_str(
+                        "; let this user make files in /dev/shm, or set enabled = false under [shm]",
+                    ),
                 }
             }
+            ShmError::Failed { path, source } => write!(
+                f,
+                "Failed to open shared memory: {path}: {source}; remove it, or choose another shm.instance"
+            ),
         }
     }
 }
@@ -145,10 +153,14 @@ impl Control {
             path: path.clone(),
             source,
         };
+        let not_made = |source: io::Error| ShmError::NotMade {
+            path: path.clone(),
+            source,
+        };
         // It gets its name when it is filled in and locked, so that nobody sees it half made.
         let (segment, file) =
-            Segment::create_unnamed(CONTROL_BYTES, CONTROL_BYTES).map_err(unusable)?;
-        lock(&file).map_err(unusable)?;
+            Segment::create_unnamed(CONTROL_BYTES, CONTROL_BYTES).map_err(not_made)?;
+        lock(&file).map_err(not_made)?;
         let pid = std::process::id();
         let header = ControlHeader {
             server_pid: pid,
@@ -164,7 +176,7 @@ impl Control {
                     return Ok(Control::owned(segment, file, name, header));
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(unusable(error)),
+                Err(error) => return Err(not_made(error)),
             }
             // Of whatever length: a client may have cut it short before its server died.
             match segment::open_ours(&name) {
