@@ -1,12 +1,11 @@
 //! The configuration file: TOML in, checked settings out, and back.
 
 use std::fmt;
-use std::net::ToSocketAddrs;
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{BadLimit, ConfigError, IdleMode, Limits, token};
+use super::{BadLimit, ConfigError, IdleMode, Limits, address, token};
 use crate::ipc::is_instance_name;
 
 /// What the daemon can be told. The defaults are those of a daemon without a file.
@@ -111,6 +110,9 @@ struct SecuritySection {
     auth_token_file: Option<String>,
 }
 
+/// Room for what clients say of themselves, and the least that one may say it accepts.
+const HANDSHAKE_BYTES: u32 = 1024;
+
 impl Config {
     /// Reads a file, and the token file that it names.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
@@ -136,11 +138,12 @@ impl Config {
         let mut config = Config::default();
 
         if let Some(address) = file.server.bind_address {
-            if let Err(problem) = check_address(&address) {
-                return at("server.bind_address", problem);
-            }
             config.bind_address = address;
         }
+        let listens = match address::resolve(&config.bind_address) {
+            Ok(listens) => listens,
+            Err(problem) => return at("server.bind_address", problem),
+        };
         match file.server.protocol_version {
             Some(2) => {}
             Some(1) => {
@@ -193,17 +196,33 @@ impl Config {
             config.shm_instance = instance;
         }
         if let Some(address) = file.metrics.bind_address {
-            if !address.is_empty()
-                && let Err(problem) = check_address(&address)
-            {
-                return at("metrics.bind_address", problem);
-            }
             config.metrics_bind_address = address;
         }
+        if !config.metrics_bind_address.is_empty() {
+            match address::resolve(&config.metrics_bind_address) {
+                Ok(metrics) if address::collide(&listens, &metrics) => {
+                    return at(
+                        "metrics.bind_address",
+                        format!(
+                            "{} is server.bind_address too: choose another port for one of them, or \"\" for no metrics",
+                            config.metrics_bind_address
+                        ),
+                    );
+                }
+                Ok(_) => {}
+                Err(problem) => return at("metrics.bind_address", problem),
+            }
+        }
         config.limits = limits(&file.limits, name, text)?;
+        if config.limits.max_message_bytes < HANDSHAKE_BYTES {
+            config.notices.push(format!(
+                "{name}: limits.max_message_bytes is {}: a HANDSHAKE of up to {HANDSHAKE_BYTES} bytes, with which most clients begin, may be refused with TOO_LARGE",
+                config.limits.max_message_bytes
+            ));
+        }
         config.auth_token_file = file.security.auth_token_file.unwrap_or_default();
         if config.auth_token_file.is_empty()
-            && let Err(problem) = check_loopback(&config.bind_address)
+            && let Err(problem) = address::check_loopback(&config.bind_address, &listens)
         {
             return at("server.bind_address", problem);
         }
@@ -250,27 +269,6 @@ fn limits(section: &LimitsSection, name: &str, text: &str) -> Result<Limits, Con
             text,
             &format!("limits.{limit}"),
             problem,
-        )),
-    }
-}
-
-fn check_address(address: &str) -> Result<(), String> {
-    let bad = || format!("`{address}` is not HOST:PORT, 127.0.0.1:8080 for example");
-    let (host, port) = address.rsplit_once(':').ok_or_else(bad)?;
-    if host.is_empty() || port.parse::<u16>().is_err() {
-        return Err(bad());
-    }
-    Ok(())
-}
-
-fn check_loopback(address: &str) -> Result<(), String> {
-    let mut addresses = address
-        .to_socket_addrs()
-        .map_err(|error| format!("{address} leads nowhere: {error}"))?;
-    match addresses.all(|address| address.ip().to_canonical().is_loopback()) {
-        true => Ok(()),
-        false => Err(format!(
-            "{address} can be reached from other machines: set auth_token_file under [security], or listen on 127.0.0.1"
         )),
     }
 }
@@ -343,6 +341,18 @@ mod tests {
         assert_eq!(config.notices.len(), 2);
         assert!(config.notices[0].contains("protocol_version"));
         assert!(config.notices[1].contains("[compatibility]"));
+    }
+
+    #[test]
+    fn a_limit_that_may_lock_clients_out_is_told() {
+        let notices = |bytes: u32| {
+            let text = format!(
+                "[server]\nprotocol_version = 2\n[compatibility]\n[limits]\nmax_message_bytes = {bytes}\n"
+            );
+            parse(&text).unwrap().notices
+        };
+        assert_eq!(notices(1024).len(), 0);
+        assert!(notices(1023)[0].contains("limits.max_message_bytes is 1023"));
     }
 
     #[test]
@@ -432,6 +442,18 @@ mod tests {
             (
                 "[server]\nbind_address = \"here\"\n",
                 &["test.toml:2", "HOST:PORT"],
+            ),
+            (
+                "[metrics]\nbind_address = \"http://127.0.0.1:9090\"\n",
+                &["test.toml:2", "metrics.bind_address", "HOST:PORT"],
+            ),
+            (
+                "[server]\nbind_address = \"127.0.0.1:81\"\n[metrics]\nbind_address = \"127.0.0.1:81\"\n",
+                &["test.toml:4", "metrics.bind_address", "another port"],
+            ),
+            (
+                "[server]\nbind_address = \"127.0.0.1:9090\"\n",
+                &["metrics.bind_address", "server.bind_address too"],
             ),
             ("[server]\nworkers = 17\n", &["test.toml:2", "0 to 16"]),
             ("[server]\nworkers = -1\n", &["test.toml:2", "workers"]),

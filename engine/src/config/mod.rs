@@ -1,5 +1,6 @@
 //! What a server can be told.
 
+mod address;
 mod error;
 mod file;
 mod idle;
