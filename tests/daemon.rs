@@ -396,21 +396,37 @@ fn a_migrated_file_that_would_be_refused_is_not_passed_over() {
     assert!(said.contains(why), "{said} / {why}");
 }
 
-/// Something that answers, and is no server of ours.
+/// Something that listens, and is no server of ours: what it answers, and what is said of that.
 #[test]
 fn check_is_not_content_with_any_answer() {
+    let scratch = Scratch::new();
+    let daemon = start(&scratch, &config(&scratch, NEW, COMPATIBILITY), &[]);
+    let ours = format!("http://{}/metrics", daemon.address);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+    let strange = format!("http://{}/metrics", listener.local_addr().unwrap());
     let stranger = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let _ = stream.read(&mut [0; 1024]).unwrap();
         let answer = b"HTTP/1.0 200 OK\r\n\r\nprocess_resident_memory_bytes 1\n";
         stream.write_all(answer).unwrap();
     });
-    let output = run(COMMAND, &["check", "--metrics", &url]);
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let unanswered = format!("http://{}/metrics", silent.local_addr().unwrap());
+    for (url, code, expected) in [
+        (strange.as_str(), 1, "lapce_ipc_build_info"),
+        (&ours, 1, "did not answer in HTTP"),
+        (&unanswered, 1, "no answer within 5 s"),
+        ("http://127.0.0.1:99999/metrics", 2, "HOST:PORT"),
+        ("http://:9090/metrics", 2, "HOST:PORT"),
+        ("http:///metrics", 2, "HOST:PORT"),
+    ] {
+        let output = run(COMMAND, &["check", "--metrics", url]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(expected), "{said}");
+    }
     stranger.join().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("lapce_ipc_build_info"));
+    assert_eq!(daemon.stop(), 0);
 }
 
 #[test]

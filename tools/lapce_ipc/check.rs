@@ -1,14 +1,15 @@
 //! `lapce-ipc check`: a server's metrics against the limits of the upgrade guide.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{Failure, print};
 
+/// To connect, and for the whole of the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// An answer may be this long.
-const ANSWER_BYTES_MAX: u64 = 1024 * 1024;
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 /// Every server says what it is.
 const BUILD_INFO: &str = "lapce_ipc_build_info{";
@@ -112,33 +113,62 @@ fn fetch(url: &str) -> Result<String, Failure> {
     let rest = url.strip_prefix("http://").ok_or_else(usage)?;
     let (host, path) = rest.split_once('/').unwrap_or((rest, "metrics"));
     let address = match host.rsplit_once(':') {
-        Some((_, port)) if port.parse::<u16>().is_ok() => host.to_owned(),
+        // The colon of [::1] is none of a port.
+        Some((name, port)) if !port.ends_with(']') => {
+            if name.is_empty() || port.parse::<u16>().is_err() {
+                return Err(usage());
+            }
+            host.to_owned()
+        }
+        _ if host.is_empty() => return Err(usage()),
         _ => format!("{host}:80"),
     };
-    let failed =
-        |error: std::io::Error| Failure::Failed(format!("{url} cannot be reached: {error}"));
+    let failed = |error: std::io::Error| {
+        let waited = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+        Failure::Failed(match waited {
+            true => format!("{url}: no answer within {} s", PATIENCE.as_secs()),
+            false => format!("{url} cannot be reached: {error}"),
+        })
+    };
     let to = address
         .to_socket_addrs()
         .map_err(failed)?
         .next()
         .ok_or_else(usage)?;
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE).map_err(failed)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
     let request = format!("GET /{path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).map_err(failed)?;
-    let mut answer = String::new();
-    stream
-        .take(ANSWER_BYTES_MAX)
-        .read_to_string(&mut answer)
-        .map_err(failed)?;
-    match answer.split_once("\r\n\r\n") {
-        Some((head, body)) if head.split(' ').nth(1) == Some("200") => Ok(body.to_owned()),
-        Some((head, _)) => {
-            let status = head.lines().next().unwrap_or_default();
-            Err(Failure::Failed(format!("{url} answered `{status}`")))
-        }
-        None => Err(Failure::Failed(format!("{url} did not answer in HTTP"))),
+    let answer = read_all(&mut stream).map_err(failed)?;
+    let no_http = || Failure::Failed(format!("{url} did not answer in HTTP"));
+    let answer = std::str::from_utf8(&answer).map_err(|_| no_http())?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(no_http)?;
+    let status = head.lines().next().unwrap_or_default();
+    let mut words = status.split(' ');
+    if !words.next().is_some_and(|word| word.starts_with("HTTP/")) {
+        return Err(no_http());
     }
+    match words.next() {
+        Some("200") => Ok(body.to_owned()),
+        _ => Err(Failure::Failed(format!("{url} answered `{status}`"))),
+    }
+}
+
+/// All that comes until the other side ends, within the time for all of it.
+fn read_all(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let until = Instant::now() + PATIENCE;
+    let (mut answer, mut part) = (Vec::new(), vec![0; 16 * 1024]);
+    while answer.len() < ANSWER_BYTES_MAX {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut part)? {
+            0 => break,
+            bytes => answer.extend_from_slice(&part[..bytes]),
+        }
+    }
+    Ok(answer)
 }
 
 #[cfg(test)]
