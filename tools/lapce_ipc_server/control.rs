@@ -1,6 +1,6 @@
 //! The control plane: one ordinary thread that answers HTTP, on tokio-uring.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
@@ -23,18 +23,28 @@ const HEADERS_MAX: usize = 64;
 /// How long a request may take to arrive, a connection stay without one, and an answer take to be
 /// read.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections at a time. More wait for one of them to end, which each does after its next answer then, or
-/// if it does nothing.
+/// Connections at a time. Where more come, each ends after its next answer, and the one that has waited for
+/// its client the longest ends at once.
 const CONNECTIONS_MAX: usize = 16;
-/// How often it is looked whether one has.
-const LOOK: Duration = Duration::from_millis(20);
+/// How long a client may take at least, however many there are.
+const TURN: Duration = Duration::from_millis(50);
+/// How often it is looked whether one has ended.
+const LOOK: Duration = Duration::from_millis(5);
 
 struct State {
     server: ServerHandle,
     draining: Arc<AtomicBool>,
-    connections: Cell<usize>,
+    connections: RefCell<Vec<Rc<Connection>>>,
     /// Somebody waits for one of them to end.
     crowded: Cell<bool>,
+}
+
+struct Connection {
+    stream: TcpStream,
+    /// Since when it has waited for its client.
+    waits_since: Cell<Instant>,
+    /// For an answer to be read, and not for a request.
+    answers: Cell<bool>,
 }
 
 /// Starts the thread and returns the address that it listens on; `None` if `address` is empty.
@@ -71,7 +81,7 @@ pub fn start(
                 let state = State {
                     server,
                     draining,
-                    connections: Cell::new(0),
+                    connections: RefCell::default(),
                     crowded: Cell::new(false),
                 };
                 serve(listener, Rc::new(state)).await;
@@ -90,19 +100,26 @@ async fn serve(listener: TcpListener, state: Rc<State>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                while state.connections.get() >= CONNECTIONS_MAX {
+                while state.connections.borrow().len() >= CONNECTIONS_MAX {
                     state.crowded.set(true);
+                    end_one(&state.connections.borrow());
                     tokio::time::sleep(LOOK).await;
                 }
                 state.crowded.set(false);
-                state.connections.set(state.connections.get() + 1);
+                let connection = Rc::new(Connection {
+                    stream,
+                    waits_since: Cell::new(Instant::now()),
+                    answers: Cell::new(false),
+                });
+                state.connections.borrow_mut().push(connection.clone());
                 let state = state.clone();
                 tokio_uring::spawn(async move {
                     // A client that breaks the connection costs nobody else anything.
-                    let _ = converse(&stream, &state).await;
+                    let _ = converse(&connection, &state).await;
                     // What is still under way on it ends now, so that its descriptor is closed.
-                    let _ = stream.shutdown(std::net::Shutdown::Both);
-                    state.connections.set(state.connections.get() - 1);
+                    let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+                    let mut connections = state.connections.borrow_mut();
+                    connections.retain(|other| !Rc::ptr_eq(other, &connection));
                 });
             }
             // Out of descriptors: wait for some to come back.
@@ -111,10 +128,32 @@ async fn serve(listener: TcpListener, state: Rc<State>) {
     }
 }
 
+/// Ends the connection that has waited for its client the longest, if that is long: for a request rather
+/// than for an answer to be read.
+fn end_one(connections: &[Rc<Connection>]) {
+    let had_its_turn =
+        |connection: &&Rc<Connection>| connection.waits_since.get().elapsed() >= TURN;
+    let oldest = connections
+        .iter()
+        .filter(had_its_turn)
+        .min_by_key(|connection| (connection.answers.get(), connection.waits_since.get()));
+    if let Some(connection) = oldest {
+        // It is gone when it has noticed.
+        let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
 /// Answers requests on one connection until it ends.
-async fn converse(stream: &TcpStream, state: &State) -> io::Result<()> {
+async fn converse(connection: &Connection, state: &State) -> io::Result<()> {
+    let stream = &connection.stream;
+    let wait = |answers| {
+        let now = Instant::now();
+        connection.waits_since.set(now);
+        connection.answers.set(answers);
+        now + PATIENCE
+    };
     let mut received = Vec::with_capacity(1024);
-    let mut until = Instant::now() + PATIENCE;
+    let mut until = wait(false);
     // Ends when the client does, or takes too long.
     loop {
         let (head_bytes, answer) = match parse(&received) {
@@ -127,7 +166,7 @@ async fn converse(stream: &TcpStream, state: &State) -> io::Result<()> {
                 received.extend_from_slice(&buffer);
                 continue;
             }
-            Parsed::Part => (
+            Parsed::Part | Parsed::Long => (
                 received.len(),
                 Answer::plain(431, "The request is too long.\n"),
             ),
@@ -148,19 +187,21 @@ async fn converse(stream: &TcpStream, state: &State) -> io::Result<()> {
         };
         received.drain(..head_bytes);
         let close = answer.close;
-        until = Instant::now() + PATIENCE;
+        until = wait(true);
         let (result, _) = timeout_at(until, stream.write_all(answer.encode())).await?;
         result?;
         if close {
             return stream.shutdown(std::net::Shutdown::Write);
         }
-        until = Instant::now() + PATIENCE;
+        until = wait(false);
     }
 }
 
 enum Parsed {
     /// More bytes are needed.
     Part,
+    /// It has more lines than are read.
+    Long,
     Bad,
     Whole {
         head_bytes: usize,
@@ -176,6 +217,7 @@ fn parse(bytes: &[u8]) -> Parsed {
     let head_bytes = match request.parse(bytes) {
         Ok(httparse::Status::Complete(head_bytes)) => head_bytes,
         Ok(httparse::Status::Partial) => return Parsed::Part,
+        Err(httparse::Error::TooManyHeaders) => return Parsed::Long,
         Err(_) => return Parsed::Bad,
     };
     let header = |name: &str| {
@@ -185,12 +227,19 @@ fn parse(bytes: &[u8]) -> Parsed {
             .find(|header| header.name.eq_ignore_ascii_case(name))
             .map(|header| header.value)
     };
-    let connection = header("connection").unwrap_or_default();
+    // A list, which may be spread over several lines.
+    let connection_has = |option: &[u8]| {
+        let lines = request.headers.iter();
+        let mut options = lines
+            .filter(|header| header.name.eq_ignore_ascii_case("connection"))
+            .flat_map(|header| header.value.split(|byte| *byte == b','));
+        options.any(|found| found.trim_ascii().eq_ignore_ascii_case(option))
+    };
     let has_body = header("content-length").is_some_and(|length| length != b"0")
         || header("transfer-encoding").is_some();
     let close = match request.version {
-        Some(1) => connection.eq_ignore_ascii_case(b"close"),
-        _ => !connection.eq_ignore_ascii_case(b"keep-alive"),
+        Some(1) => connection_has(b"close"),
+        _ => connection_has(b"close") || !connection_has(b"keep-alive"),
     };
     Parsed::Whole {
         head_bytes,
@@ -278,6 +327,8 @@ mod tests {
         assert!(matches!(parse(b""), Parsed::Part));
         assert!(matches!(parse(b"GET /metrics HTTP/1.1\r\n"), Parsed::Part));
         assert!(matches!(parse(b"IAPL\x02\x10\0\0\r\n\r\n"), Parsed::Bad));
+        let many = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(65));
+        assert!(matches!(parse(many.as_bytes()), Parsed::Long));
         let Parsed::Whole {
             method,
             path,
@@ -291,5 +342,23 @@ mod tests {
             (method.as_str(), path.as_str(), close),
             ("GET", "/metrics", true)
         );
+    }
+
+    #[test]
+    fn connection_is_a_list() {
+        let closes = |version: &str, lines: &str| {
+            let request = format!("GET / HTTP/{version}\r\n{lines}\r\n");
+            match parse(request.as_bytes()) {
+                Parsed::Whole { close, .. } => close,
+                _ => panic!("a whole request"),
+            }
+        };
+        assert!(!closes("1.1", ""));
+        assert!(closes("1.1", "Connection: close, TE\r\n"));
+        assert!(closes("1.1", "Connection: TE ,Close\r\n"));
+        assert!(closes("1.1", "Connection: TE\r\nConnection: close\r\n"));
+        assert!(!closes("1.1", "Connection: TE\r\n"));
+        assert!(closes("1.0", ""));
+        assert!(!closes("1.0", "Connection: TE, keep-alive\r\n"));
     }
 }
