@@ -280,6 +280,25 @@ fn a_port_in_use_is_said() {
     );
 }
 
+/// Wherever they run out, a line says so, and nothing panics.
+#[test]
+fn too_few_descriptors_are_said() {
+    let scratch = Scratch::new();
+    let keys = format!("{NEW}\nworkers = 1");
+    let file = scratch.write("few.toml", &config(&scratch, &keys, COMPATIBILITY));
+    for descriptors in 6..=12 {
+        let script = format!(
+            "ulimit -n {descriptors}; exec {SERVER} --config {}",
+            file.display()
+        );
+        let output = run("sh", &["-c", &script]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{descriptors}: {said}");
+        assert!(said.contains("error: "), "{descriptors}: {said}");
+        assert!(!said.contains("panicked"), "{descriptors}: {said}");
+    }
+}
+
 /// The kernel closes what is in a ring a moment after its process has ended, listening sockets too.
 #[test]
 fn a_daemon_that_follows_another_at_once_gets_its_ports() {

@@ -74,10 +74,13 @@ pub fn start(
         .spawn(move || {
             let mut builder = tokio_uring::builder();
             builder.entries(16);
-            // The runtime panics where there is no ring; the engine has just made one, so this is
-            // a shortage of memory or descriptors.
-            builder.start(async move {
-                let _ = started.send(());
+            // The starter waits for exactly this.
+            let runtime = match tokio_uring::Runtime::new(&builder) {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            runtime.block_on(async move {
+                let _ = started.send(Ok(()));
                 let state = State {
                     server,
                     draining,
@@ -89,8 +92,11 @@ pub fn start(
         })
         .map_err(|error| format!("metrics: no thread: {error}"))?;
     match outcome.recv() {
-        Ok(()) => Ok(Some(local)),
-        Err(_) => Err("metrics: the control plane's ring could not be set up".into()),
+        Ok(Ok(())) => Ok(Some(local)),
+        Ok(Err(error)) => Err(format!(
+            "metrics: the thread that serves them cannot be set up: {error}; raise the limit of open descriptors (ulimit -n, or LimitNOFILE in a unit) if that is reached, or do without: metrics.bind_address = \"\""
+        )),
+        Err(_) => Err("metrics: the thread that serves them has failed".into()),
     }
 }
 
