@@ -345,6 +345,19 @@ fn systemd_is_told_of_readiness_reload_and_the_end() {
     assert_eq!(daemon.child.wait().unwrap().code(), Some(0));
 }
 
+/// systemd kills who takes longer to stop than it expects.
+#[test]
+fn systemd_is_told_of_an_end_that_may_take_long() {
+    let scratch = Scratch::new();
+    let manager = ServiceManager::new(&scratch);
+    let vars = [("NOTIFY_SOCKET", manager.path.as_str())];
+    let long = "[compatibility]\n[limits]\ndrain_ms = 20000";
+    let daemon = start(&scratch, &config(&scratch, NEW, long), &vars);
+    assert_eq!(manager.hear(), "READY=1");
+    assert_eq!(daemon.stop(), 0);
+    assert_eq!(manager.hear(), "STOPPING=1\nEXTEND_TIMEOUT_USEC=25000000");
+}
+
 /// Whoever has no patience for the answers in flight.
 #[test]
 fn a_second_signal_ends_it_at_once() {

@@ -17,6 +17,11 @@ use crate::{control, notify};
 /// Legacy clients are reported this often.
 const LEGACY_REPORT: Duration = Duration::from_secs(60 * 60);
 
+/// A stop that takes no longer than this is within any unit's TimeoutStopSec.
+const DRAIN_SHORT: Duration = Duration::from_secs(5);
+/// What else a stop may take.
+const BESIDE_DRAIN: Duration = Duration::from_secs(5);
+
 /// How often the chores are looked after.
 const CHORES: Duration = Duration::from_secs(5);
 /// Above this, pages that are only copies of files are given back.
@@ -72,7 +77,7 @@ pub fn run(config: Config, mut source: Source) -> Result<(), String> {
         notify::send("READY=1");
     }
     log::info!("stopping: answering what is in flight");
-    notify::send("STOPPING=1");
+    notify::send(&stopping(Duration::from_millis(config.limits.drain_ms)));
     let start = Instant::now();
     // First, so that a second signal leaves no name behind.
     handle.begin_stop();
@@ -83,6 +88,16 @@ pub fn run(config: Config, mut source: Source) -> Result<(), String> {
         true => Err("the server has failed".into()),
         false => Ok(()),
     }
+}
+
+/// What the service manager is told of the end. It kills who takes longer than its unit's TimeoutStopSec,
+/// unless it hears before that a stop may take longer.
+fn stopping(drain: Duration) -> String {
+    if drain <= DRAIN_SHORT {
+        return "STOPPING=1".into();
+    }
+    let micros = (drain + BESIDE_DRAIN).as_micros();
+    format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}")
 }
 
 /// The signals that are heeded. While `draining`, those that end a process do so at once.
