@@ -5,7 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{IdleMode, Limits, Request, Responder, Server, ServerBuilder};
+use lapce_ai::ipc::{IdleMode, Limits, Request, Responder, Server, ServerBuilder, Transport};
 use support::*;
 
 const MIB: usize = 1 << 20;
@@ -46,12 +46,19 @@ fn a_cut_header_does_not_go_past_the_line() {
     for cut in [1, 23, 24, 25] {
         let mut first = Peer::connect(address(&server));
         let mut second = Peer::connect(address(&server));
+        let before = server.stats().bytes_in(Transport::Tcp);
+        let taken = |bytes: usize| {
+            let all = before + bytes as u64;
+            eventually("it is taken", || {
+                server.stats().bytes_in(Transport::Tcp) == all
+            });
+        };
         for peer in [&mut first, &mut second] {
             peer.send(&long[..cut]);
         }
-        std::thread::sleep(Duration::from_millis(20));
+        taken(2 * cut);
         first.send(&long[cut..100_000]);
-        std::thread::sleep(Duration::from_millis(20));
+        taken(cut + 100_000);
         let mut rest = second.try_clone();
         std::thread::scope(|scope| {
             scope.spawn(|| rest.send(&long[cut..]));
@@ -86,7 +93,7 @@ fn what_a_message_decompresses_to_counts() {
     std::thread::sleep(WHILE);
     // Others, with short ones, are served meanwhile.
     Peer::connect(address(&server)).expect_alive();
-    let handled = server.stats().requests(lapce_ai::ipc::Transport::Tcp);
+    let handled = server.stats().requests(Transport::Tcp);
     assert!(handled <= 3, "{handled} answers of 16 MiB at once");
     std::thread::scope(|scope| {
         for mut peer in peers {

@@ -11,7 +11,7 @@ use crate::wire::ProtocolVersion;
 /// The most requests in flight that may be asked for.
 const MAX_INFLIGHT_MAX: usize = 1 << 20;
 
-/// The longest auth token: it travels in a handshake record.
+/// No server takes a longer auth token: it travels in a handshake record.
 const AUTH_TOKEN_BYTES_MAX: usize = u16::MAX as usize;
 /// Answers kept for later take at most this, by default: 64 MiB.
 const MAX_UNREAD_BYTES: usize = 64 * 1024 * 1024;
