@@ -99,6 +99,34 @@ fn many_small_messages_over_shared_memory_are_handled_in_turns() {
     assert!(longest < TURN_MAX, "{longest:?}");
 }
 
+/// One answer is not read, and does not keep the server from what waits for its turn when the client goes:
+/// some thirty of these messages were handled.
+#[test]
+fn what_waits_for_its_turn_is_handled_though_its_client_has_gone() {
+    const MESSAGES: usize = 3_000;
+    let instance = format!("gone{}", std::process::id());
+    let (sender, handled) = mpsc::channel();
+    let work = move |_: Request<'_>, _: Responder<'_>| {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_micros(50) {}
+        sender.send(()).unwrap();
+    };
+    // More than a ring holds.
+    let long = |_: Request<'_>, responder: Responder<'_>| responder.reply(&[1; 400_000]);
+    let builder = server().handler(WORK, work).handler(WORK + 1, long);
+    let _server = builder.shm(&instance).start().unwrap();
+    let client = Client::connect(&format!("shm:{instance}")).unwrap();
+    client.submit(WORK + 1, b"").unwrap();
+    for _ in 0..MESSAGES {
+        client.send(WORK, b"").unwrap();
+    }
+    drop(client);
+    for number in 0..MESSAGES {
+        let came = handled.recv_timeout(Duration::from_secs(10));
+        assert_eq!(came, Ok(()), "{number}");
+    }
+}
+
 /// Answers that are all there at once are summed and copied in turns too.
 #[test]
 fn long_answers_that_come_together_are_delivered_in_turns() {

@@ -375,13 +375,14 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else {
             return false;
         };
-        let waiting =
-            connection.has_waiting() || connection.out.buffered_bytes() > outgoing_bytes_max;
+        let unread_bytes = connection.out.buffered_bytes();
+        let waiting = connection.has_waiting() || unread_bytes > outgoing_bytes_max;
         let waits = connection.phase == Phase::Open && waiting;
         let ends = connection.out.ends.as_ref();
-        let answers_wait = connection.out.buffered_bytes() > 0;
-        if waits && answers_wait && ends.is_some_and(|ends| ends.peer_closed()) {
-            // Nobody will read them. (A message that waits for room is still handled.)
+        // As in `pause_or_receive`: with less, what waits goes on by itself.
+        let waits_for_reader = waits && unread_bytes > outgoing_bytes_max / 2;
+        if waits_for_reader && ends.is_some_and(|ends| ends.peer_closed()) {
+            // Nobody will read them. (What waits for room, or for its turn, is still handled.)
             connection.phase = Phase::Closing;
             self.touch(key);
         }
