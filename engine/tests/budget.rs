@@ -361,3 +361,38 @@ fn a_crowd_gets_all_its_answers() {
         }
     });
 }
+
+/// While what came before waits for its turn nothing more is received: that is not the sender's time. Such
+/// a sender was closed for being slow once somebody else waited for room.
+#[test]
+fn who_waits_for_its_turn_is_no_slow_sender() {
+    const BEFORE: u64 = 2_500;
+    let server = tight(|server| {
+        server.handler(0x0100, |_: Request<'_>, responder: Responder<'_>| {
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(1) {}
+            responder.reply(b"");
+        })
+    });
+    let long = pattern(1, 10 * MIB);
+    let mut bytes: Vec<u8> = (1..=BEFORE)
+        .flat_map(|id| request(0x0100, id, b""))
+        .collect();
+    bytes.extend(echo(9_999, &long));
+    let mut peer = Peer::connect(address(&server));
+    let mut other = Peer::connect(address(&server));
+    let mut writers = [peer.try_clone(), other.try_clone()];
+    std::thread::scope(|scope| {
+        let [first, second] = &mut writers;
+        // It may be closed by the server.
+        scope.spawn(|| std::io::Write::write_all(&mut first.stream, &bytes));
+        std::thread::sleep(WHILE / 6);
+        scope.spawn(|| second.send(&echo(1, &long)));
+        for id in 1..=BEFORE {
+            let got = peer.receive();
+            assert_eq!((got.msg_id, got.msg_type), (id, 0x0100), "{got:?}");
+        }
+        peer.expect_echo(9_999, &long);
+        other.expect_echo(1, &long);
+    });
+}

@@ -233,6 +233,7 @@ impl Worker {
 
     /// Sets the deadline for what the connection must do next.
     fn watch_time(&mut self, key: Key) {
+        let outgoing_bytes_max = self.outgoing_bytes_max();
         let limits = &self.shared.limits;
         let Some(connection) = self.connections.get_mut(key) else {
             return;
@@ -258,6 +259,10 @@ impl Worker {
             _ => None,
         };
         self.timed |= !connection.session.is_admitted() || connection.reserved_bytes > 0;
+        if connection.has_waiting() && connection.out.buffered_bytes() <= outgoing_bytes_max / 2 {
+            // Nothing is received while what came before waits for its turn: that is not the peer's time.
+            connection.reserved_at_ns = self.now_ns;
+        }
         let for_reading = !connection.out.is_empty();
         match allowed_ms {
             None => connection.deadline_ns = 0,
