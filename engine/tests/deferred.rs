@@ -428,3 +428,29 @@ fn answers_that_nobody_reads_leave_room_for_others() {
     }
     answering.join().unwrap();
 }
+
+/// There is nobody who could read it, so nobody is waited for: it took 30 s, until the connection was closed.
+#[test]
+fn an_answer_that_goes_nowhere_waits_for_nobody() {
+    let (sender, receiver) = mpsc::channel();
+    let server = server()
+        .handler(WORK, move |_: Request<'_>, responder: Responder<'_>| {
+            sender.send(responder.detach()).unwrap();
+        })
+        .handler(WORK + 1, |_: Request<'_>, responder: Responder<'_>| {
+            responder.reply(&vec![1; 9 << 20])
+        })
+        .start()
+        .unwrap();
+    let mut peer = Peer::connect(address(&server));
+    let unread = request(WORK + 1, 1, b"");
+    peer.send(&[frame(0, WORK, 0, b""), unread].concat());
+    let deferred: Deferred = receiver.recv_timeout(PATIENCE).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let start = std::time::Instant::now();
+    let answering = std::thread::spawn(move || deferred.reply("nobody reads this"));
+    eventually("it is answered", || answering.is_finished());
+    assert_eq!(answering.join().unwrap(), Ok(()));
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(peer.receive().payload.len(), 9 << 20);
+}

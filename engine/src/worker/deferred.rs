@@ -100,6 +100,10 @@ impl Deferred {
             );
             return self.send(Body::Error(ErrorCode::HandlerFailed, text));
         }
+        if !self.to.wanted {
+            // It goes nowhere, so nobody has to read before.
+            return self.send(Body::Last(Vec::new()));
+        }
         // Gone: it is told so below, and the worker that nothing is owed any more.
         let _ = self.wait_for_reader();
         self.send(Body::Last(payload))
