@@ -99,6 +99,31 @@ fn many_small_messages_over_shared_memory_are_handled_in_turns() {
     assert!(longest < TURN_MAX, "{longest:?}");
 }
 
+/// That one connection's were quick says nothing of another's: two hundred of these were handled before
+/// anybody looked at the clock.
+#[test]
+fn slow_ones_behind_many_quick_ones_are_handled_in_turns() {
+    let slow = |_: Request<'_>, responder: Responder<'_>| {
+        std::thread::sleep(Duration::from_millis(1));
+        responder.reply(b"");
+    };
+    let quick = |_: Request<'_>, responder: Responder<'_>| responder.reply(b"");
+    let builder = server().handler(WORK, slow).handler(WORK + 1, quick);
+    let server = builder.start().unwrap();
+    let flooding = flood(&server, frame(0, WORK + 1, 0, b"").repeat(4000));
+    let mut peer = Peer::connect(address(&server));
+    let other = Other::start(&server);
+    for _ in 0..4 {
+        std::thread::sleep(Duration::from_millis(400));
+        peer.send(&frame(0, WORK, 0, b"").repeat(200));
+    }
+    std::thread::sleep(Duration::from_millis(400));
+    let longest = other.longest();
+    drop(server);
+    flooding.join().unwrap();
+    assert!(longest < 2 * TURN_MAX, "{longest:?}");
+}
+
 /// One answer is not read, and does not keep the server from what waits for its turn when the client goes:
 /// some thirty of these messages were handled.
 #[test]

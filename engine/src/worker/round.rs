@@ -196,6 +196,7 @@ impl Worker {
                 .out
                 .gather(self.batch.bytes_beside(run, &self.driver)),
         }
+        self.turns.of(run.key, first.msg_type);
         let mut handled = 0;
         // Each turn handles at least one frame, or ends the loop.
         while handled < run.frames() && !connection.has_stash() && self.turns.may_go_on(connection)

@@ -5,6 +5,7 @@
 
 use super::connection::Connection;
 use crate::sys::clock;
+use crate::uring::Key;
 
 /// What a connection may take. The rest of what it sent waits for the next round.
 const TURN_NS: u64 = 2_000_000;
@@ -22,6 +23,8 @@ pub(super) struct Turns {
     every: usize,
     /// Frames until the next look.
     left: usize,
+    /// Whose frames, and of which type, were handled last.
+    of: Option<(Key, u16)>,
 }
 
 impl Turns {
@@ -31,6 +34,7 @@ impl Turns {
             looked_ns: 0,
             every: FRAMES_MIN,
             left: FRAMES_MIN,
+            of: None,
         }
     }
 
@@ -40,6 +44,14 @@ impl Turns {
         if self.watched {
             self.looked_ns = clock::now_ns();
             self.left = self.every;
+        }
+    }
+
+    /// Frames of this type of this connection's come now: that others were quick says nothing of these.
+    pub(super) fn of(&mut self, key: Key, msg_type: u16) {
+        if self.watched && self.of.replace((key, msg_type)) != Some((key, msg_type)) {
+            self.every = FRAMES_MIN;
+            self.left = self.left.min(FRAMES_MIN);
         }
     }
 
@@ -67,7 +79,8 @@ impl Turns {
         connection.spent_ns += took_ns;
         self.looked_ns = now_ns;
         self.every = match took_ns > LOOK_NS {
-            true => (self.every / 2).max(FRAMES_MIN),
+            // As many as take so long; those that got slow did so at once.
+            true => (self.every * LOOK_NS as usize / took_ns as usize).max(FRAMES_MIN),
             false => (self.every * 2).min(FRAMES_MAX),
         };
         self.left = self.every;
