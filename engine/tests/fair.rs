@@ -5,7 +5,7 @@ mod support;
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -150,6 +150,37 @@ fn what_waits_for_its_turn_is_handled_though_its_client_has_gone() {
         let came = handled.recv_timeout(Duration::from_secs(10));
         assert_eq!(came, Ok(()), "{number}");
     }
+}
+
+/// Rings that got cold while what had come over them was handled, since others' were to be looked at, and
+/// whose clients have said all they have to say: a part of it stayed there for ever.
+#[test]
+fn more_rings_than_are_hot_are_all_handled_to_the_end() {
+    const CLIENTS: u64 = 60;
+    let instance = format!("rings{}", std::process::id());
+    let handled = Arc::new(AtomicU64::new(0));
+    let count = handled.clone();
+    let work = move |_: Request<'_>, _: Responder<'_>| {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_micros(5) {}
+        count.fetch_add(1, Ordering::Relaxed);
+    };
+    let _server = server().handler(WORK, work).shm(&instance).start().unwrap();
+    let sending: Vec<_> = (0..CLIENTS)
+        .map(|number| {
+            let (messages, to) = (1500 + number * 37, format!("shm:{instance}"));
+            std::thread::spawn(move || {
+                let client = Client::connect(&to).unwrap();
+                for _ in 0..messages {
+                    client.send(WORK, &[7; 100]).unwrap();
+                }
+                (client, messages)
+            })
+        })
+        .collect();
+    let sent: Vec<_> = sending.into_iter().map(|it| it.join().unwrap()).collect();
+    let all: u64 = sent.iter().map(|(_, messages)| messages).sum();
+    eventually("all are handled", || handled.load(Ordering::Relaxed) == all);
 }
 
 /// Answers that are all there at once are summed and copied in turns too.

@@ -59,7 +59,9 @@ impl Worker {
             self.rings.hot.retain(|&hot| hot != key);
             return true;
         };
-        let waiting = connection.has_waiting();
+        // Not who counts as waiting because that is handled in this round: nobody would look at its ring then.
+        let waiting = connection.waiting.as_ref();
+        let waiting = waiting.is_some_and(|waiting| !waiting.is_empty());
         let (Some(link), Some(ends)) = (&mut connection.shm, &mut connection.out.ends) else {
             return true;
         };
