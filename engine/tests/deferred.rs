@@ -454,3 +454,22 @@ fn an_answer_that_goes_nowhere_waits_for_nobody() {
     assert!(start.elapsed() < Duration::from_secs(5));
     assert_eq!(peer.receive().payload.len(), 9 << 20);
 }
+
+/// One CANCEL names all that one id is used for: it must not be looked for each of them among all of them.
+#[test]
+fn a_cancel_of_many_takes_no_long_time() {
+    const REQUESTS: usize = 20_000;
+    let (server, requests) = deferring(Limits {
+        max_inflight_per_connection: 1 + REQUESTS as u32,
+        ..Limits::default()
+    });
+    let mut peer = Peer::connect(address(&server));
+    peer.send(&request(WORK, 5, b"").repeat(REQUESTS));
+    peer.expect_alive();
+    let start = std::time::Instant::now();
+    peer.send(&frame(0, CANCEL, 5, b"").repeat(10));
+    peer.expect_alive();
+    let took = start.elapsed();
+    assert!(took < Duration::from_millis(100), "{took:?}");
+    assert!(requests.iter().take(100).all(|(_, it)| it.is_gone()));
+}

@@ -298,8 +298,9 @@ impl Outgoing {
     /// The requester does not want the answer to this request any more.
     pub(super) fn cancel(&mut self, msg_id: u64) {
         if let Some(shared) = &self.shared {
-            for number in self.owed.numbers(msg_id) {
-                shared.cancelled.add(number);
+            let mut cancelled = self.owed.cancel(msg_id).peekable();
+            if cancelled.peek().is_some() {
+                shared.cancelled.add(cancelled);
             }
         }
     }

@@ -20,6 +20,7 @@ pub(super) struct Owed {
 struct Duty {
     msg_id: u64,
     number: u64,
+    cancelled: bool,
 }
 
 impl Owed {
@@ -32,14 +33,20 @@ impl Owed {
     pub(super) fn add(&mut self, msg_id: u64) -> u64 {
         let number = self.number;
         self.number += 1;
-        self.all.push(Duty { msg_id, number });
+        self.all.push(Duty {
+            msg_id,
+            number,
+            cancelled: false,
+        });
         number
     }
 
-    /// The numbers of what is owed to the requests with this id.
-    pub(super) fn numbers(&self, msg_id: u64) -> impl Iterator<Item = u64> {
-        let of_it = self.all.iter().filter(move |duty| duty.msg_id == msg_id);
-        of_it.map(|duty| duty.number)
+    /// What is owed to the requests with this id is not wanted any more. The numbers of what was.
+    pub(super) fn cancel(&mut self, msg_id: u64) -> impl Iterator<Item = u64> {
+        self.all.iter_mut().filter_map(move |duty| {
+            let is_new = duty.msg_id == msg_id && !std::mem::replace(&mut duty.cancelled, true);
+            is_new.then_some(duty.number)
+        })
     }
 
     /// The last answer to a request has come.
@@ -66,12 +73,9 @@ impl Cancelled {
         self.count.load(Ordering::Relaxed) > 0 && self.with(|numbers| numbers.contains(&number))
     }
 
-    pub(super) fn add(&self, number: u64) {
-        self.with(|numbers| {
-            if !numbers.contains(&number) {
-                numbers.push(number);
-            }
-        });
+    /// Adds what is not there yet.
+    pub(super) fn add(&self, new: impl Iterator<Item = u64>) {
+        self.with(|numbers| numbers.extend(new));
     }
 
     pub(super) fn remove(&self, number: u64) {
@@ -98,12 +102,22 @@ mod tests {
     fn each_answer_is_owed_once() {
         let mut owed = Owed::default();
         let [first, other, second] = [5, 6, 5].map(|id| owed.add(id));
-        assert_eq!(owed.numbers(5).collect::<Vec<_>>(), [first, second]);
         owed.remove(first);
-        assert_eq!(owed.numbers(5).collect::<Vec<_>>(), [second]);
-        assert_eq!(owed.numbers(6).collect::<Vec<_>>(), [other]);
-        owed.remove(second);
-        assert_eq!(owed.numbers(5).count(), 0);
+        let third = owed.add(5);
+        let numbers = |owed: &mut Owed, id| {
+            let mut all: Vec<_> = owed.cancel(id).collect();
+            all.sort_unstable();
+            all
+        };
+        assert_eq!(numbers(&mut owed, 5), [second, third]);
+        // Once each.
+        assert_eq!(numbers(&mut owed, 5), []);
+        let fourth = owed.add(5);
+        assert_eq!(numbers(&mut owed, 5), [fourth]);
+        assert_eq!(numbers(&mut owed, 6), [other]);
+        for number in [fourth, third, second] {
+            owed.remove(number);
+        }
         assert_eq!(owed.count(), 1);
     }
 
@@ -111,9 +125,7 @@ mod tests {
     fn what_is_cancelled_is_so_until_it_is_done() {
         let cancelled = Cancelled::default();
         assert!(!cancelled.contains(5));
-        cancelled.add(5);
-        cancelled.add(5);
-        cancelled.add(6);
+        cancelled.add([5, 6].into_iter());
         assert!(cancelled.contains(5) && cancelled.contains(6) && !cancelled.contains(7));
         cancelled.remove(5);
         assert!(!cancelled.contains(5) && cancelled.contains(6));
