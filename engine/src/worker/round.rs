@@ -2,7 +2,7 @@
 
 use super::Worker;
 use super::batch::{Chunk, Item, Run};
-use super::connection::{Phase, Waiting};
+use super::connection::{Connection, Phase, Waiting};
 use super::deferred::{Answer, Body};
 use super::inbox::Message;
 use crate::stats::Transport;
@@ -196,27 +196,31 @@ impl Worker {
                 .out
                 .gather(self.batch.bytes_beside(run, &self.driver)),
         }
-        self.turns.of(run.key, first.msg_type);
-        let mut handled = 0;
-        // Each turn handles at least one frame, or ends the loop.
-        while handled < run.frames() && !connection.has_stash() && self.turns.may_go_on(connection)
-        {
-            let frames = self.turns.frames().min(run.frames() - handled);
-            let done = self.dispatcher.run(
+        let mut handle = |connection: &mut Connection, bytes| {
+            self.dispatcher.run(
                 &self.shared.handlers,
                 run.key,
                 connection,
                 &first,
-                (
-                    &bytes[handled * run.frame_bytes..][..frames * run.frame_bytes],
-                    run.frame_bytes,
-                ),
+                (bytes, run.frame_bytes),
                 (self.now_ns, outgoing_bytes_max),
-            );
-            handled += done;
-            self.turns.took(connection, done);
-            if done < frames {
-                break;
+            )
+        };
+        let mut handled = 0;
+        if !connection.has_stash() && !self.turns.are_watched() {
+            handled = handle(connection, bytes);
+        } else if !connection.has_stash() {
+            self.turns.of(run.key, first.msg_type);
+            // Each turn handles at least one frame, or ends the loop.
+            while handled < run.frames() && self.turns.may_go_on(connection) {
+                let frames = self.turns.frames().min(run.frames() - handled);
+                let next = &bytes[handled * run.frame_bytes..][..frames * run.frame_bytes];
+                let done = handle(connection, next);
+                handled += done;
+                self.turns.took(connection, done);
+                if done < frames || connection.has_stash() {
+                    break;
+                }
             }
         }
         // Once one of its frames waits, those behind it wait too.

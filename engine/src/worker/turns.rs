@@ -47,9 +47,14 @@ impl Turns {
         }
     }
 
+    /// Whether there are so many that each connection's take turns.
+    pub(super) fn are_watched(&self) -> bool {
+        self.watched
+    }
+
     /// Frames of this type of this connection's come now: that others were quick says nothing of these.
     pub(super) fn of(&mut self, key: Key, msg_type: u16) {
-        if self.watched && self.of.replace((key, msg_type)) != Some((key, msg_type)) {
+        if self.of.replace((key, msg_type)) != Some((key, msg_type)) {
             self.every = FRAMES_MIN;
             self.left = self.left.min(FRAMES_MIN);
         }
@@ -57,10 +62,7 @@ impl Turns {
 
     /// How many frames may be handled at once.
     pub(super) fn frames(&self) -> usize {
-        match self.watched {
-            true => self.left,
-            false => usize::MAX,
-        }
+        self.left
     }
 
     /// Whether more of this connection's may be handled in this round.
@@ -71,7 +73,7 @@ impl Turns {
     /// So many were handled. What was handled since the last look counts as this connection's.
     pub(super) fn took(&mut self, connection: &mut Connection, frames: usize) {
         self.left = self.left.saturating_sub(frames);
-        if !self.watched || self.left > 0 {
+        if self.left > 0 {
             return;
         }
         let now_ns = clock::now_ns();
