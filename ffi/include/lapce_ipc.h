@@ -29,6 +29,10 @@
  * same client returns -EBUSY. Everything else may be called from any thread at any time. After fork()
  * the child must not use handles of its parent.
  *
+ * SIGNALS. Memory that another process has cut short raises SIGBUS. The library handles it, and passes on
+ * what is not its own to the handler that was there before. It unblocks SIGBUS in the threads that it starts
+ * and in one that connects; another thread that uses a client over shared memory must not block it.
+ *
  * STRUCTS begin with their size, which the ..._INIT macros set, so that later versions of the library
  * can add fields at the end: a program compiled with an older header goes on working. One compiled
  * with a newer header gets -E2BIG if it uses a field that the library does not know.

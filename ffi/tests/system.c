@@ -6,6 +6,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <sys/prctl.h>
@@ -99,6 +100,42 @@ static void busy_and_stopping(void) {
     OK(lapce_ipc_server_stop(server));
 }
 
+/* A program that waits for signals in one thread has them blocked in all others. Memory that somebody cuts short
+ * must not end it all the same. */
+static void signals_blocked(void) {
+    int status;
+    pid_t child = fork();
+
+    CHECK(child >= 0);
+    if (child == 0) {
+        lapce_ipc_server_options options = server_options();
+        lapce_ipc_server *server;
+        lapce_ipc_client *client;
+        char instance[32], address[64], path[96];
+        sigset_t all;
+
+        CHECK(sigfillset(&all) == 0 && pthread_sigmask(SIG_BLOCK, &all, NULL) == 0);
+        snprintf(instance, sizeof instance, "blocked_%d", (int)getpid());
+        snprintf(address, sizeof address, "shm:%s", instance);
+        snprintf(path, sizeof path, "/dev/shm/lapce_ipc_v2_%s_control", instance);
+        options.bind = NULL;
+        options.shm = instance;
+        OK(lapce_ipc_server_new(&options, &server));
+        OK(lapce_ipc_server_start(server));
+        CHECK(truncate(path, 0) == 0);
+        usleep(500 * 1000);
+        /* The server's threads, and this one. */
+        OK(lapce_ipc_connect(address, NULL, &client));
+        CHECK(truncate(path, 0) == 0);
+        OK(lapce_ipc_ping(client, NULL));
+        OK(lapce_ipc_close(client));
+        OK(lapce_ipc_server_stop(server));
+        _exit(0);
+    }
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 int main(void) {
     lapce_ipc_client *client;
 
@@ -108,6 +145,7 @@ int main(void) {
     if (getenv("LAPCE_IPC_TEST_SPIN") == NULL) {
         without(SYS_io_uring_setup, EPERM, -ENOSYS, "io_uring");
         without(SYS_bind, EACCES, -EACCES, "127.0.0.1");
+        signals_blocked();
     }
     busy_and_stopping();
     return 0;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::Client;
 use super::link::Link;
 use crate::shm::Sleeper;
-use crate::sys::futex;
+use crate::sys::{futex, sigbus};
 
 /// The client is at work: nobody is to be told.
 const OFF: u32 = 0;
@@ -188,6 +188,7 @@ impl Shared {
 
     /// Ends when the watch is dropped.
     fn run(&self) {
+        sigbus::let_in();
         loop {
             // Acquire: pairs with the swap in `arm`.
             match self.state.load(Ordering::Acquire) {

@@ -13,7 +13,7 @@ use crate::config::{IdleMode, Limits, check_token};
 use crate::process::wait_for_port;
 use crate::shm::{Control, DoorbellWord, ReadyBits};
 use crate::stats::Registry;
-use crate::sys::{affinity, socket};
+use crate::sys::{affinity, sigbus, socket};
 use crate::uring::{self, Features};
 use crate::wire::{ErrorCode, is_instance_name, msg_type};
 use crate::worker::{
@@ -223,6 +223,8 @@ impl ServerBuilder {
                 .name(format!("lapce-ipc-{index}"))
                 .stack_size(WORKER_STACK_BYTES)
                 .spawn(move || {
+                    // Before it serves anybody: clients can cut memory that it reads short.
+                    sigbus::let_in();
                     let run = || {
                         Worker::run(setup, |result| {
                             // The starter waits for exactly this.

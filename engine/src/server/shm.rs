@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use super::ServerError;
 use crate::shm::{self, AttachServer, Control, Placement, ReadyBits, ServerEnd};
+use crate::sys::sigbus;
 use crate::worker::{Message, Shared};
 
 /// Stack of the attach thread.
@@ -100,6 +101,7 @@ impl ShmService {
             .name("lapce-ipc-attach".into())
             .stack_size(STACK_BYTES)
             .spawn(move || {
+                sigbus::let_in();
                 if catch_unwind(AssertUnwindSafe(|| server.run())).is_err() {
                     failed();
                 }

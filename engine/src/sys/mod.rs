@@ -9,5 +9,5 @@ pub mod prefetch;
 pub(crate) mod process;
 pub(crate) mod record_lock;
 pub(crate) mod segment;
-mod sigbus;
+pub(crate) mod sigbus;
 pub(crate) mod socket;

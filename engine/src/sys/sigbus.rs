@@ -55,6 +55,7 @@ pub(super) struct Guard {
 /// gone.
 pub(super) fn guard(base: usize, bytes: usize) -> io::Result<Guard> {
     install();
+    let_in();
     for (index, place) in TABLE.iter().enumerate() {
         // Acquire: pairs with the release in `drop`, so that a reused place is really free.
         if place
@@ -106,6 +107,19 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         TABLE[self.place].base.store(0, Ordering::Release);
+    }
+}
+
+/// Has this thread take faults from now on. A program may have blocked all signals before it started its
+/// threads, to wait for them in one; of a blocked SIGBUS that a fault raises the kernel makes the end of the
+/// process.
+pub(crate) fn let_in() {
+    // SAFETY: a set of ours, filled in; only this thread's mask changes.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGBUS);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
     }
 }
 

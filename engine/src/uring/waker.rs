@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::sys::futex;
+use crate::sys::{futex, sigbus};
 
 /// Where a worker's doorbell word lies: private memory, or the control segment.
 pub(crate) type DoorbellMemory = Arc<dyn AsRef<AtomicU32> + Send + Sync>;
@@ -83,6 +83,7 @@ impl Waker {
 }
 
 fn watch(shared: &Shared, doorbell: &AtomicU32, eventfd: &OwnedFd) {
+    sigbus::let_in();
     let mut served = 0;
     // Unbounded by design: ends when the driver is dropped.
     loop {
