@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,6 +23,9 @@ pub(crate) struct Descriptor {
     told: Arc<AtomicBool>,
     watch: Watch,
     watched: Option<Watched>,
+    /// The socket that the epoll has, under a number of our own: by the client's it cannot be taken out
+    /// once the client has closed it.
+    socket: Option<OwnedFd>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,6 +68,7 @@ impl Descriptor {
             told,
             watch,
             watched: None,
+            socket: None,
         })
     }
 
@@ -121,20 +125,28 @@ impl Descriptor {
     }
 
     fn watch(&mut self, wanted: Option<Watched>) -> io::Result<()> {
-        self.watched = None;
+        let name = |watched: Watched| (watched.fd, watched.connection);
+        let is_same = self.watched.take().map(name) == wanted.map(name);
+        if let Some(before) = self.socket.take_if(|_| !is_same) {
+            // Closing it would not do: a child that the program has forked may have it open too, and it would
+            // be readable for ever.
+            let _ = control(&self.epoll, libc::EPOLL_CTL_DEL, before.as_raw_fd(), 0);
+        }
         let Some(watched) = wanted else {
-            // The socket that was watched is closed, and with that out of the epoll.
             return Ok(());
         };
         let events = match watched.writable {
             true => libc::EPOLLIN | libc::EPOLLOUT,
             false => libc::EPOLLIN,
         };
-        match control(&self.epoll, libc::EPOLL_CTL_ADD, watched.fd, events) {
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
-                control(&self.epoll, libc::EPOLL_CTL_MOD, watched.fd, events)?;
+        match &self.socket {
+            Some(socket) => control(&self.epoll, libc::EPOLL_CTL_MOD, socket.as_raw_fd(), events)?,
+            None => {
+                // SAFETY: the client keeps it open until it is asked for something again.
+                let socket = unsafe { BorrowedFd::borrow_raw(watched.fd) }.try_clone_to_owned()?;
+                control(&self.epoll, libc::EPOLL_CTL_ADD, socket.as_raw_fd(), events)?;
+                self.socket = Some(socket);
             }
-            result => result?,
         }
         self.watched = wanted;
         Ok(())

@@ -5,6 +5,7 @@
 
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -136,6 +137,72 @@ static void signals_blocked(void) {
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+/* How many TCP connections the server has, once those that were closed are gone. */
+static uint64_t connections(lapce_ipc_server *server) {
+    lapce_ipc_server_stats_t stats = LAPCE_IPC_SERVER_STATS_INIT;
+
+    for (int turn = 0; turn < 1000; turn++) {
+        OK(lapce_ipc_server_stats(server, &stats));
+        if (stats.tcp.connections == 0) break;
+        usleep(10 * 1000);
+    }
+    return stats.tcp.connections;
+}
+
+/* A child that the program has forked has all its descriptors, and keeps nothing open by that. */
+static void forked(void) {
+    lapce_ipc_server_options options = server_options();
+    lapce_ipc_client_options client_options = LAPCE_IPC_CLIENT_OPTIONS_INIT;
+    lapce_ipc_answer answer = LAPCE_IPC_ANSWER_INIT;
+    lapce_ipc_server *server, *next;
+    lapce_ipc_client *client;
+    struct pollfd polled = { -1, POLLIN, 0 };
+    char address[64];
+    pid_t child;
+    int turn;
+
+    OK(lapce_ipc_server_new(&options, &server));
+    OK(lapce_ipc_server_start(server));
+    OK(lapce_ipc_server_address(server, address, sizeof address));
+    client_options.flags = LAPCE_IPC_NO_SHM_UPGRADE;
+    OK(lapce_ipc_connect(address, &client_options, &client));
+    OK(lapce_ipc_descriptor(client, &polled.fd));
+    OK(lapce_ipc_ping(client, NULL));
+    child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        pause();
+        _exit(0);
+    }
+
+    /* The port is free again. */
+    OK(lapce_ipc_server_stop(server));
+    options.bind = address;
+    OK(lapce_ipc_server_new(&options, &next));
+    OK(lapce_ipc_server_start(next));
+
+    /* The descriptor tells of the new connection, and not of the old one's end for ever. */
+    OK(lapce_ipc_ping(client, NULL));
+    for (turn = 0; turn < 1000 && poll(&polled, 1, 20) > 0; turn++) {
+        while (lapce_ipc_poll(client, &answer) == 0) {}
+    }
+    CHECK(turn < 1000);
+
+    /* A client that is closed is gone, also if its child has its socket. */
+    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+    child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        pause();
+        _exit(0);
+    }
+    OK(lapce_ipc_close(client));
+    CHECK(connections(next) == 0);
+    OK(lapce_ipc_server_stop(next));
+    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+    lapce_ipc_buffer_free(&answer.payload);
+}
+
 int main(void) {
     lapce_ipc_client *client;
 
@@ -146,6 +213,7 @@ int main(void) {
         without(SYS_io_uring_setup, EPERM, -ENOSYS, "io_uring");
         without(SYS_bind, EACCES, -EACCES, "127.0.0.1");
         signals_blocked();
+        forked();
     }
     busy_and_stopping();
     return 0;

@@ -17,6 +17,14 @@ pub(super) struct TcpLink {
     stream: TcpStream,
 }
 
+impl Drop for TcpLink {
+    fn drop(&mut self) {
+        // Closing it would not do: the server would not hear of it while a child that the program has forked
+        // has the socket open too.
+        let _ = socket::shutdown_both(self.stream.as_raw_fd());
+    }
+}
+
 impl TcpLink {
     pub(super) fn connect(address: &str, deadline_ns: u64) -> Result<TcpLink, Error> {
         let failed = |source| Error::ConnectFailed {

@@ -483,6 +483,9 @@ impl Worker {
         }
         self.accept_later = false;
         if let Some(listener) = self.listener.take() {
+            // Closing it would not do while a child that the program has forked has it open too: who connects
+            // would wait for nobody, and the port stay taken.
+            let _ = socket::shutdown_both(listener.as_raw_fd());
             self.driver.close(listener);
         }
     }
