@@ -293,6 +293,18 @@ impl Control {
         })
     }
 
+    /// Whether clients still find the server by its name. One that stops takes that away first, and then answers
+    /// nobody any more, though its process may live on.
+    pub(super) fn check_offered(&self) -> Result<(), ShmError> {
+        match segment::is_at(&self.path, self.segment.identity()) {
+            true => Ok(()),
+            false => Err(ShmError::Missing(format!(
+                "Failed to open shared memory: {}: the server that made it has stopped; start lapce_ipc_server again",
+                self.path
+            ))),
+        }
+    }
+
     pub(crate) fn server_pid(&self) -> u32 {
         self.header.server_pid
     }

@@ -156,6 +156,7 @@ impl Claim<'_> {
         deadline: Instant,
         is_done: impl Fn() -> bool,
     ) -> Result<Option<Stage>, ShmError> {
+        let mut has_waited = false;
         // Ends with an answer, the server's end, or the deadline.
         loop {
             let state = self.slot.state();
@@ -177,7 +178,11 @@ impl Claim<'_> {
             if left.is_zero() || server.has_ended() {
                 return Err(ShmError::TimedOut);
             }
+            if has_waited {
+                self.control.check_offered()?;
+            }
             self.slot.wait(state, left.min(ANSWER_WAIT));
+            has_waited = true;
         }
     }
 }
@@ -200,9 +205,24 @@ pub(crate) fn join(
     client_bytes_max: u32,
     limit: Duration,
 ) -> Result<ClientEnd, ShmError> {
+    join_opened(
+        Arc::new(Control::open(name)?),
+        host_id,
+        client_bytes_max,
+        limit,
+    )
+}
+
+/// As [`join`], through a control segment that is open.
+pub(super) fn join_opened(
+    control: Arc<Control>,
+    host_id: Option<&[u8]>,
+    client_bytes_max: u32,
+    limit: Duration,
+) -> Result<ClientEnd, ShmError> {
     let begin = Instant::now();
     let deadline = begin + limit;
-    let control = Arc::new(Control::open(name)?);
+    let name = control.name.as_str();
     let slot_deadline = match host_id {
         Some(id) if id != control.host_id() => {
             return Err(unusable(name, "it belongs to another server"));
@@ -216,6 +236,7 @@ pub(crate) fn join(
         if let Some(end) = attach(name, &control, claim, client_bytes_max, deadline)? {
             return Ok(end);
         }
+        control.check_offered()?;
         if Instant::now() >= slot_deadline {
             return Err(ShmError::TimedOut);
         }
@@ -308,6 +329,7 @@ fn claim(control: &Control, deadline: Instant) -> Result<Claim<'_>, ShmError> {
                 });
             }
         }
+        control.check_offered()?;
         if Instant::now() >= deadline {
             return Err(ShmError::TimedOut);
         }

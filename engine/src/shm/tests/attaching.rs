@@ -1,11 +1,14 @@
 //! Who gets which segment: servers and clients that meet by a name.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
+use super::super::join::join_opened;
 use super::super::layout;
 use super::super::leftovers::connection_name;
 use super::super::slots::{SLOTS, Slot, Stage};
-use super::super::{Control, join};
+use super::super::{Control, ShmError, join};
 use super::instance;
 use super::scene::{PATIENCE, Scene, answer, frame, until};
 use crate::client::Client;
@@ -256,6 +259,26 @@ fn slot_in(control: &Control, stage: Stage) -> Slot<'_> {
     };
     until("a slot has come so far", || find().is_some());
     find().unwrap()
+}
+
+/// The process may live on, and another server have the name: who waited for this one would miss it.
+#[test]
+fn a_server_that_has_stopped_is_not_waited_for() {
+    let instance = instance();
+    let server = Server::builder().shm(&instance).start().unwrap();
+    let control = Arc::new(Control::open(&control_segment_name(&instance)).unwrap());
+    drop(server);
+    let _next = Server::builder().shm(&instance).start().unwrap();
+    let begin = Instant::now();
+    let refused = join_opened(control.clone(), None, 0, PATIENCE).unwrap_err();
+    assert!(matches!(refused, ShmError::Missing(_)), "{refused}");
+    // Also where it left no slot free.
+    for index in 0..SLOTS {
+        control.slot(index).overwrite(1);
+    }
+    let refused = join_opened(control, None, 0, PATIENCE).unwrap_err();
+    assert!(matches!(refused, ShmError::Missing(_)), "{refused}");
+    assert!(begin.elapsed() < PATIENCE / 4);
 }
 
 /// Anybody may free a slot: the client believes the server's word in the connection's own segment.
