@@ -137,6 +137,45 @@ static void signals_blocked(void) {
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+/* A client that executes another program has left its connection, though its process lives on. */
+static void executed(void) {
+    lapce_ipc_server_options options = server_options();
+    lapce_ipc_server_stats_t stats = LAPCE_IPC_SERVER_STATS_INIT;
+    lapce_ipc_server *server;
+    lapce_ipc_client *client;
+    char instance[32], address[64];
+    pid_t child;
+    int turn;
+
+    snprintf(instance, sizeof instance, "executed_%d", (int)getpid());
+    snprintf(address, sizeof address, "shm:%s", instance);
+    options.bind = NULL;
+    options.shm = instance;
+    OK(lapce_ipc_server_new(&options, &server));
+    OK(lapce_ipc_server_start(server));
+    OK(lapce_ipc_connect(address, NULL, &client));
+    child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        lapce_ipc_client *other;
+        OK(lapce_ipc_connect(address, NULL, &other));
+        OK(lapce_ipc_ping(other, NULL));
+        execlp("sleep", "sleep", "1000", (char *)NULL);
+        _exit(1);
+    }
+    for (turn = 0; turn < 2000; turn++) {
+        OK(lapce_ipc_server_stats(server, &stats));
+        if (stats.shm.connections_total == 2 && stats.shm.connections == 1) break;
+        usleep(10 * 1000);
+    }
+    CHECK(turn < 2000 && waitpid(child, NULL, WNOHANG) == 0);
+    /* Who keeps his is left in peace. */
+    OK(lapce_ipc_ping(client, NULL));
+    OK(lapce_ipc_close(client));
+    OK(lapce_ipc_server_stop(server));
+    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+}
+
 /* How many TCP connections the server has, once those that were closed are gone. */
 static uint64_t connections(lapce_ipc_server *server) {
     lapce_ipc_server_stats_t stats = LAPCE_IPC_SERVER_STATS_INIT;
@@ -214,6 +253,7 @@ int main(void) {
         without(SYS_bind, EACCES, -EACCES, "127.0.0.1");
         signals_blocked();
         forked();
+        executed();
     }
     busy_and_stopping();
     return 0;

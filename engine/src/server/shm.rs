@@ -96,6 +96,7 @@ impl ShmService {
             placement: Workers(shared),
             stop: offer.withdrawn.clone(),
             is_full: Cell::new(false),
+            lives: shm::Lives::default(),
         };
         let thread = std::thread::Builder::new()
             .name("lapce-ipc-attach".into())

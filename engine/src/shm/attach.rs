@@ -1,10 +1,10 @@
 //! The server's side of attaching: an ordinary thread that makes connections' segments, so that no
 //! worker has to.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
@@ -12,8 +12,8 @@ use crossbeam::queue::ArrayQueue;
 use super::control::{Control, READY_BITS, random};
 use super::ends::Ends;
 use super::layout::{
-    self, AT_CAPACITY, AT_CLIENT_BYTES_MAX, AT_DELIVERED, AT_READY_BIT, AT_SERVER_BYTES_MAX,
-    AT_SERVER_PID, AT_VERSION, AT_WORKER,
+    self, AT_CAPACITY, AT_CLIENT_BYTES_MAX, AT_CLIENT_HOLDS, AT_DELIVERED, AT_LIFE, AT_READY_BIT,
+    AT_SERVER_BYTES_MAX, AT_SERVER_PID, AT_VERSION, AT_WORKER,
 };
 use super::leftovers::connection_name;
 use super::slots::{SLOTS, Slot, Stage, State, UNSEEN};
@@ -26,6 +26,10 @@ use crate::wire::ErrorCode;
 const SLOT_LIFE: Duration = Duration::from_secs(2);
 /// How often all is looked at when nobody calls.
 const LOOK: Duration = Duration::from_millis(200);
+/// How often it is looked whether clients keep their connections: 2 ms for 1,000.
+const LIVES_LOOK: Duration = Duration::from_secs(5);
+/// The same where there is no place for one more.
+const SHORTAGE_LOOK: Duration = Duration::from_millis(50);
 /// The protocol's code for one connection too many.
 const OVERLOADED: u32 = ErrorCode::Overloaded as u32;
 
@@ -92,6 +96,8 @@ struct Pending {
     state: State,
     /// The client shows by this file's record lock which process it is.
     file: File,
+    /// See [`Life`].
+    life: u64,
 }
 
 #[derive(Default)]
@@ -99,6 +105,59 @@ struct Watch {
     /// Since when the slot is in its state, and which.
     since: Option<(State, Instant)>,
     pending: Option<Pending>,
+}
+
+/// A connection whose client shows that it keeps it. One that executes another program ends without a word, and
+/// its process, which is watched, lives on.
+#[derive(Debug)]
+struct Life {
+    segment: Weak<Segment>,
+    number: u64,
+    worker: usize,
+    ready_bit: usize,
+}
+
+/// The connections whose clients show that they keep them, and when that was last looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Lives(RefCell<Vec<Life>>, Cell<Option<Instant>>);
+
+impl Lives {
+    fn add(&self, life: Life) {
+        let mut lives = self.0.borrow_mut();
+        if lives.len() == lives.capacity() {
+            lives.retain(|life| life.segment.strong_count() > 0);
+        }
+        lives.push(life);
+    }
+
+    /// Ends the connections whose clients have left them, unless it was looked just now. Says whether there were
+    /// any.
+    fn look_after(&self, control: &Control, at_most_every: Duration) -> bool {
+        if self
+            .1
+            .get()
+            .is_some_and(|last| last.elapsed() < at_most_every)
+        {
+            return false;
+        }
+        let mut any = false;
+        self.1.set(Some(Instant::now()));
+        self.0.borrow_mut().retain(|life| {
+            let Some(segment) = life.segment.upgrade() else {
+                return false;
+            };
+            let is_held = control.is_held(life.number);
+            if !is_held {
+                any = true;
+                let closed = layout::TO_SERVER.producer_flags + layout::FLAG_CLOSED;
+                // Release: as the client's own word in `Ends::close`.
+                segment.word32(closed).store(1, Ordering::Release);
+                control.ring(life.worker, life.ready_bit);
+            }
+            is_held
+        });
+        any
+    }
 }
 
 /// Makes connections until told to stop.
@@ -112,6 +171,7 @@ pub(crate) struct AttachServer<P> {
     pub(crate) max_message_bytes: u32,
     /// The last that asked was refused for want of room, and the log says so.
     pub(crate) is_full: Cell<bool>,
+    pub(crate) lives: Lives,
 }
 
 /// Ends the thread of an [`AttachServer`], at the latest when it looks around.
@@ -142,6 +202,7 @@ impl<P: Placement> AttachServer<P> {
                 log::error!("{}: {wrong}", self.control.path);
             }
             told = wrong;
+            self.lives.look_after(&self.control, LIVES_LOOK);
             for (index, watch) in watches.iter_mut().enumerate() {
                 self.serve_slot(self.control.slot(index), watch);
             }
@@ -206,6 +267,10 @@ impl<P: Placement> AttachServer<P> {
         if !self.is_full.replace(true) {
             log::warn!("shared-memory connections are refused: {why}");
         }
+        if self.lives.look_after(&self.control, SHORTAGE_LOOK) {
+            // Their places are free in a moment: this slot is looked at again then.
+            return;
+        }
         self.placement.refused();
         self.refuse(slot, state, OVERLOADED);
     }
@@ -267,6 +332,16 @@ impl<P: Placement> AttachServer<P> {
                 let client_bytes_max = pending.ends.segment.word32(AT_CLIENT_BYTES_MAX);
                 // Relaxed: the client wrote it before the slot's state, which was read by an acquire.
                 let client_bytes_max = client_bytes_max.load(Ordering::Relaxed);
+                let segment = &pending.ends.segment;
+                // Relaxed: as above.
+                if segment.word32(AT_CLIENT_HOLDS).load(Ordering::Relaxed) != 0 {
+                    self.lives.add(Life {
+                        segment: Arc::downgrade(segment),
+                        number: pending.life,
+                        worker: pending.worker,
+                        ready_bit: pending.ready_bit,
+                    });
+                }
                 let end = Box::new(ServerEnd {
                     client_bytes_max: Some(client_bytes_max).filter(|&max| max > 0),
                     ends: pending.ends,
@@ -289,7 +364,8 @@ impl<P: Placement> AttachServer<P> {
         worker: usize,
         ready_bit: usize,
     ) -> std::io::Result<Pending> {
-        let name = connection_name(&self.control.name, random());
+        let life = random();
+        let name = connection_name(&self.control.name, life);
         let (segment, file) = Segment::create(&name, layout::SEGMENT_BYTES, layout::PAGE)?;
         segment
             .word32(AT_VERSION)
@@ -309,6 +385,7 @@ impl<P: Placement> AttachServer<P> {
         segment
             .word32(AT_SERVER_BYTES_MAX)
             .store(self.max_message_bytes, Ordering::Relaxed);
+        segment.word64(AT_LIFE).store(life, Ordering::Relaxed);
         // Release: pairs with the acquire in `join`.
         segment
             .word64(layout::AT_MAGIC)
@@ -323,6 +400,7 @@ impl<P: Placement> AttachServer<P> {
             name,
             state,
             file,
+            life,
         })
     }
 }

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::slots::{SLOT_BYTES, SLOTS, Slot};
 use super::{doorbell, leftovers};
 use crate::sys::segment::{self, Segment};
-use crate::sys::{futex, process};
+use crate::sys::{futex, process, record_lock};
 use crate::wire::{ErrorCode, control_segment_name};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"LAPCTL03");
@@ -303,6 +303,19 @@ impl Control {
                 self.path
             ))),
         }
+    }
+
+    /// The client keeps its connection, which is named by this number, as long as it has this segment open.
+    /// False: it cannot say so.
+    pub(super) fn hold(&self, life: u64) -> bool {
+        let file = self.segment.kept();
+        file.is_some_and(|file| record_lock::hold_byte(file, life).is_ok())
+    }
+
+    /// Whether the client that has said so keeps its connection still, as far as is known.
+    pub(super) fn is_held(&self, life: u64) -> bool {
+        let file = self.segment.kept();
+        file.is_none_or(|file| record_lock::is_byte_held(file, life).unwrap_or(true))
     }
 
     pub(crate) fn server_pid(&self) -> u32 {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use super::control::{Control, READY_BITS, ShmError, WORKERS_MAX};
 use super::ends::Ends;
 use super::layout::{
-    self, AT_CAPACITY, AT_CLIENT_BYTES_MAX, AT_DELIVERED, AT_READY_BIT, AT_SERVER_BYTES_MAX,
-    AT_VERSION, AT_WORKER,
+    self, AT_CAPACITY, AT_CLIENT_BYTES_MAX, AT_CLIENT_HOLDS, AT_DELIVERED, AT_LIFE, AT_READY_BIT,
+    AT_SERVER_BYTES_MAX, AT_VERSION, AT_WORKER,
 };
 use super::slots::{SLOTS, Slot, Stage, State, UNSEEN};
 use crate::sys::process::PidFd;
@@ -291,10 +291,14 @@ fn attach(
     // By this lock the server knows whom to watch; it must last until the server has looked.
     record_lock::hold(&file).map_err(no_connection)?;
     let server_bytes_max = segment.word32(AT_SERVER_BYTES_MAX).load(Ordering::Relaxed);
-    // Relaxed: the step to MAPPED is a release.
+    let holds = control.hold(segment.word64(AT_LIFE).load(Ordering::Relaxed));
+    // Relaxed (both): the step to MAPPED is a release.
     segment
         .word32(AT_CLIENT_BYTES_MAX)
         .store(client_bytes_max, Ordering::Relaxed);
+    segment
+        .word32(AT_CLIENT_HOLDS)
+        .store(u32::from(holds), Ordering::Relaxed);
     if !claim.step(Stage::Mapped) {
         return Ok(None);
     }

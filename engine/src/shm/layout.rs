@@ -3,7 +3,9 @@
 //! ```text
 //! page 0    0  magic u64, version u32, capacity u32, server pid u32, worker u32, ready bit u32,
 //!              delivered u32: not 0 once the worker has the connection, the longest payload in bytes
-//!              that the server accepts u32, and the client u32: 0 if it does not say
+//!              that the server accepts u32, and the client u32: 0 if it does not say, a number of the
+//!              connection's own u64, and whether the client holds the byte of this number in the control
+//!              segment's file u32
 //!          64  how far the server has consumed    (u64, written by the server)
 //!         128  the server's flags                 (written by the server)
 //!         192  how far the client has consumed    (u64, written by the client)
@@ -24,7 +26,7 @@ pub(super) use super::sizes::{CAPACITY, HOT, PAGE};
 /// "LAPSHM02" as a number.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"LAPSHM02");
 /// Changes whenever anything here does.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 pub(super) const AT_MAGIC: usize = 0;
 pub(super) const AT_VERSION: usize = 8;
@@ -35,6 +37,8 @@ pub(super) const AT_READY_BIT: usize = 24;
 pub(super) const AT_DELIVERED: usize = 28;
 pub(super) const AT_SERVER_BYTES_MAX: usize = 32;
 pub(super) const AT_CLIENT_BYTES_MAX: usize = 36;
+pub(super) const AT_LIFE: usize = 40;
+pub(super) const AT_CLIENT_HOLDS: usize = 48;
 
 /// Bytes of a connection's segment.
 pub(super) const SEGMENT_BYTES: usize = PAGE + 2 * (CAPACITY - HOT);

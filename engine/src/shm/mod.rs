@@ -27,7 +27,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use attach::{AttachServer, Placement, ReadyBits, ServerEnd, stop};
+pub(crate) use attach::{AttachServer, Lives, Placement, ReadyBits, ServerEnd, stop};
 pub(crate) use consumer::Record;
 pub(crate) use control::{Control, DoorbellWord, ShmError};
 pub(crate) use ends::Ends;

@@ -43,9 +43,58 @@ pub(crate) fn holder(file: &File) -> io::Result<u32> {
     Err(io::Error::new(io::ErrorKind::NotFound, reason))
 }
 
+fn one_byte(at: u64) -> libc::flock {
+    let mut lock = whole_file();
+    // No file is so long.
+    lock.l_start = (at & i64::MAX as u64) as libc::off_t;
+    lock.l_len = 1;
+    lock
+}
+
+/// Locks a byte, which need not be there, until this open file is closed: at the latest when the process ends or
+/// executes another program (a child that it has forked has the file open too).
+pub(crate) fn hold_byte(file: &File, at: u64) -> io::Result<()> {
+    let lock = one_byte(at);
+    // SAFETY: a descriptor of the caller's; the record is only read.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether somebody else who has the file open holds this byte.
+pub(crate) fn is_byte_held(file: &File, at: u64) -> io::Result<bool> {
+    let mut lock = one_byte(at);
+    // SAFETY: a descriptor of the caller's; the kernel fills in the record.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_byte_is_held_as_long_as_the_file_is_open() {
+        let path = std::env::temp_dir().join(format!("lapce_ipc_byte_{}", std::process::id()));
+        let file = File::create(&path).unwrap();
+        let open = || File::options().write(true).open(&path).unwrap();
+        let (one, other, third) = (open(), open(), open());
+        std::fs::remove_file(&path).unwrap();
+        for at in [7, u64::MAX] {
+            hold_byte(&one, at).unwrap();
+            assert!(hold_byte(&other, at).is_err());
+            assert!(is_byte_held(&file, at).unwrap());
+            assert!(!is_byte_held(&file, at - 1).unwrap());
+        }
+        // Of nobody else's closing it.
+        drop((other, third));
+        assert!(is_byte_held(&file, 7).unwrap());
+        drop(one);
+        assert!(!is_byte_held(&file, 7).unwrap());
+    }
 
     #[test]
     fn the_holder_is_known_as_long_as_it_holds() {

@@ -240,6 +240,11 @@ impl Segment {
         self.kept = Some(file);
     }
 
+    /// The file that is kept.
+    pub(crate) fn kept(&self) -> Option<&File> {
+        self.kept.as_ref()
+    }
+
     /// Makes a file that is kept as long as it should be, its owner's alone, and shared again if there was
     /// no memory for it when it was touched. `true`: it was not all that, at some time since this was last
     /// called.
