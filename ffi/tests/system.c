@@ -176,6 +176,53 @@ static void executed(void) {
     CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
 }
 
+/* A server whose program executes another one has gone too: its clients hear of it, and find the next. */
+static void server_executed(void) {
+    lapce_ipc_server_options options = server_options();
+    lapce_ipc_client_options client_options = LAPCE_IPC_CLIENT_OPTIONS_INIT;
+    lapce_ipc_buffer answer = LAPCE_IPC_BUFFER_INIT;
+    lapce_ipc_server *server;
+    lapce_ipc_client *client;
+    char instance[32], address[64];
+    int go[2], ready[2];
+    char byte;
+    int code;
+    pid_t child;
+
+    snprintf(instance, sizeof instance, "server_%d", (int)getpid());
+    snprintf(address, sizeof address, "shm:%s", instance);
+    options.bind = NULL;
+    options.shm = instance;
+    CHECK(pipe(go) == 0 && pipe(ready) == 0);
+    child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        OK(lapce_ipc_server_new(&options, &server));
+        OK(lapce_ipc_server_start(server));
+        CHECK(write(ready[1], "", 1) == 1 && read(go[0], &byte, 1) == 1);
+        execlp("sleep", "sleep", "1000", (char *)NULL);
+        _exit(1);
+    }
+    CHECK(read(ready[0], &byte, 1) == 1);
+    client_options.timeout_ms = 20000;
+    OK(lapce_ipc_connect(address, &client_options, &client));
+    OK(lapce_ipc_ping(client, NULL));
+    CHECK(write(go[1], "", 1) == 1);
+    /* Once nobody answers, it does not take the timeout to see that. */
+    do {
+        code = lapce_ipc_call(client, LAPCE_IPC_ECHO, "x", 1, &answer);
+    } while (code == 0);
+    CHECK(code == -ECONNRESET || code == -ENOENT || code == -EPIPE);
+    OK(lapce_ipc_server_new(&options, &server));
+    OK(lapce_ipc_server_start(server));
+    OK(lapce_ipc_ping(client, NULL));
+    OK(lapce_ipc_close(client));
+    OK(lapce_ipc_server_stop(server));
+    lapce_ipc_buffer_free(&answer);
+    CHECK(waitpid(child, NULL, WNOHANG) == 0);
+    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+}
+
 /* How many TCP connections the server has, once those that were closed are gone. */
 static uint64_t connections(lapce_ipc_server *server) {
     lapce_ipc_server_stats_t stats = LAPCE_IPC_SERVER_STATS_INIT;
@@ -254,6 +301,7 @@ int main(void) {
         signals_blocked();
         forked();
         executed();
+        server_executed();
     }
     busy_and_stopping();
     return 0;

@@ -27,7 +27,7 @@ use crate::sys::{futex, process, record_lock};
 use crate::wire::{ErrorCode, control_segment_name};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"LAPCTL03");
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const AT_VERSION: usize = 8;
 const AT_BYTES: usize = 12;
 const AT_SERVER_PID: usize = 16;
@@ -41,6 +41,8 @@ const AT_WORKER_CPU: usize = 4;
 pub(crate) const WORKERS_MAX: usize = 16;
 /// Connections of one worker.
 pub(crate) const READY_BITS: usize = 1024;
+/// The byte of the file that the server holds, see [`Control::server_holds`]. Clients' numbers are random.
+const SERVER_LIFE: u64 = u64::MAX;
 // A server's own, with its control segment.
 const _: () = assert!(WORKERS_MAX * READY_BITS < segment::MAPPED_MAX);
 const SLOTS_AT: usize = 2 * 4096;
@@ -161,6 +163,7 @@ impl Control {
         let (segment, file) =
             Segment::create_unnamed(CONTROL_BYTES, CONTROL_BYTES).map_err(not_made)?;
         lock(&file).map_err(not_made)?;
+        record_lock::hold_byte(&file, SERVER_LIFE).map_err(not_made)?;
         let pid = std::process::id();
         let header = ControlHeader {
             server_pid: pid,
@@ -279,18 +282,20 @@ impl Control {
             ));
         };
         let pid = header.server_pid;
-        if !header.server_lives() {
-            return Err(ShmError::Missing(format!(
-                "Failed to open shared memory: {path}: the server that made it, pid {pid}, is gone; start lapce_ipc_server again"
-            )));
-        }
-        Ok(Control {
+        let control = Control {
             segment,
             path,
             name: name.to_owned(),
             owned: false,
             header,
-        })
+        };
+        if !header.server_lives() || !control.server_holds() {
+            return Err(ShmError::Missing(format!(
+                "Failed to open shared memory: {}: the server that made it, pid {pid}, is gone; start lapce_ipc_server again",
+                control.path
+            )));
+        }
+        Ok(control)
     }
 
     /// Whether clients still find the server by its name. One that stops takes that away first, and then answers
@@ -303,6 +308,12 @@ impl Control {
                 self.path
             ))),
         }
+    }
+
+    /// For a client: whether the server has the segment still, as far as is known. One whose process executes
+    /// another program, or itself anew, has gone, and the process lives on.
+    pub(super) fn server_holds(&self) -> bool {
+        self.is_held(SERVER_LIFE)
     }
 
     /// The client keeps its connection, which is named by this number, as long as it has this segment open.

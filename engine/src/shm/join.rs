@@ -70,6 +70,7 @@ impl ClientEnd {
             segment: self.ends.segment.clone(),
             word_at: self.ends.rx.waiting_word_at(),
             closed_at: self.ends.peer_closed_at(),
+            control: self.control.clone(),
             server: PidFd::open(self.control.server_pid())?,
         })
     }
@@ -78,6 +79,7 @@ impl ClientEnd {
     pub(crate) fn server_has_gone(&self) -> bool {
         self.ends.peer_closed()
             || self.server.has_ended()
+            || !self.control.server_holds()
             || self.ends.segment.poisoned()
             || self.control.segment.poisoned()
     }
@@ -90,6 +92,7 @@ pub(crate) struct Sleeper {
     word_at: usize,
     /// The server's word that it has gone.
     closed_at: usize,
+    control: Arc<Control>,
     server: PidFd,
 }
 
@@ -103,7 +106,8 @@ impl Sleeper {
     /// then says too. False: neither, so far.
     pub(crate) fn sleep(&self, limit: Duration) -> bool {
         if futex::wait(self.word(), 1, Some(limit)) == futex::Waited::TimedOut {
-            let gone = self.server.has_ended() || self.segment.poisoned();
+            let gone =
+                self.server.has_ended() || !self.control.server_holds() || self.segment.poisoned();
             if gone {
                 // Release: as the server's own word in `Ends::close`.
                 self.segment
