@@ -185,8 +185,8 @@ typedef struct lapce_ipc_client_options {
     { sizeof(lapce_ipc_client_options), 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /* Connects to "HOST:PORT", "shm:" or "shm:INSTANCE". Waits for at most connect_timeout_ms, and
- * for what the system takes to look up HOST. options may
- * be NULL. On success *client is a handle to be closed with lapce_ipc_close, else NULL.
+ * for what the system takes to look up HOST. options may be NULL. On success *client is a handle to be
+ * closed with lapce_ipc_close, else NULL.
  *
  * A lost connection is made anew by the next function that sends (unless LAPCE_IPC_NO_RECONNECT). What
  * was not sent is then sent; what may have been carried out fails with -ECONNRESET. While the server is

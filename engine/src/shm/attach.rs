@@ -119,11 +119,14 @@ struct Life {
 
 /// The connections whose clients show that they keep them, and when that was last looked at.
 #[derive(Debug, Default)]
-pub(crate) struct Lives(RefCell<Vec<Life>>, Cell<Option<Instant>>);
+pub(crate) struct Lives {
+    all: RefCell<Vec<Life>>,
+    looked: Cell<Option<Instant>>,
+}
 
 impl Lives {
     fn add(&self, life: Life) {
-        let mut lives = self.0.borrow_mut();
+        let mut lives = self.all.borrow_mut();
         if lives.len() == lives.capacity() {
             lives.retain(|life| life.segment.strong_count() > 0);
         }
@@ -133,16 +136,13 @@ impl Lives {
     /// Ends the connections whose clients have left them, unless it was looked just now. Says whether there were
     /// any.
     fn look_after(&self, control: &Control, at_most_every: Duration) -> bool {
-        if self
-            .1
-            .get()
-            .is_some_and(|last| last.elapsed() < at_most_every)
-        {
+        let looked = self.looked.get();
+        if looked.is_some_and(|looked| looked.elapsed() < at_most_every) {
             return false;
         }
         let mut any = false;
-        self.1.set(Some(Instant::now()));
-        self.0.borrow_mut().retain(|life| {
+        self.looked.set(Some(Instant::now()));
+        self.all.borrow_mut().retain(|life| {
             let Some(segment) = life.segment.upgrade() else {
                 return false;
             };
