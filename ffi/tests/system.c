@@ -28,6 +28,38 @@ static lapce_ipc_server_options server_options(void) {
     return options;
 }
 
+/* The same over shared memory alone, of an instance of this name and process; and where clients connect to. */
+static lapce_ipc_server_options shm_options(const char *name, char instance[32], char address[64]) {
+    lapce_ipc_server_options options = server_options();
+    snprintf(instance, 32, "%s_%d", name, (int)getpid());
+    snprintf(address, 64, "shm:%s", instance);
+    options.bind = NULL;
+    options.shm = instance;
+    return options;
+}
+
+/* A child has done all that it was to do. */
+static void ends_well(pid_t child) {
+    int status;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+/* A child that has all that this process has open, and does nothing. */
+static pid_t forked_child(void) {
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        pause();
+        _exit(0);
+    }
+    return child;
+}
+
+static void end_child(pid_t child) {
+    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+}
+
 /* Starts a server in a child that may not use one system call: it must fail with this code. */
 static void without(int system_call, int error, int code, const char *words) {
     struct sock_filter filter[] = {
@@ -37,7 +69,6 @@ static void without(int system_call, int error, int code, const char *words) {
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = { sizeof filter / sizeof *filter, filter };
-    int status;
     pid_t child = fork();
 
     CHECK(child >= 0);
@@ -51,8 +82,7 @@ static void without(int system_call, int error, int code, const char *words) {
         OK(lapce_ipc_server_stop(server));
         _exit(0);
     }
-    CHECK(waitpid(child, &status, 0) == child);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    ends_well(child);
 }
 
 static void hold(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
@@ -104,23 +134,18 @@ static void busy_and_stopping(void) {
 /* A program that waits for signals in one thread has them blocked in all others. Memory that somebody cuts short
  * must not end it all the same. */
 static void signals_blocked(void) {
-    int status;
     pid_t child = fork();
 
     CHECK(child >= 0);
     if (child == 0) {
-        lapce_ipc_server_options options = server_options();
+        char instance[32], address[64], path[96];
+        lapce_ipc_server_options options = shm_options("blocked", instance, address);
         lapce_ipc_server *server;
         lapce_ipc_client *client;
-        char instance[32], address[64], path[96];
         sigset_t all;
 
         CHECK(sigfillset(&all) == 0 && pthread_sigmask(SIG_BLOCK, &all, NULL) == 0);
-        snprintf(instance, sizeof instance, "blocked_%d", (int)getpid());
-        snprintf(address, sizeof address, "shm:%s", instance);
         snprintf(path, sizeof path, "/dev/shm/lapce_ipc_v2_%s_control", instance);
-        options.bind = NULL;
-        options.shm = instance;
         OK(lapce_ipc_server_new(&options, &server));
         OK(lapce_ipc_server_start(server));
         CHECK(truncate(path, 0) == 0);
@@ -133,24 +158,19 @@ static void signals_blocked(void) {
         OK(lapce_ipc_server_stop(server));
         _exit(0);
     }
-    CHECK(waitpid(child, &status, 0) == child);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    ends_well(child);
 }
 
 /* A client that executes another program has left its connection, though its process lives on. */
 static void executed(void) {
-    lapce_ipc_server_options options = server_options();
+    char instance[32], address[64];
+    lapce_ipc_server_options options = shm_options("executed", instance, address);
     lapce_ipc_server_stats_t stats = LAPCE_IPC_SERVER_STATS_INIT;
     lapce_ipc_server *server;
     lapce_ipc_client *client;
-    char instance[32], address[64];
     pid_t child;
     int turn;
 
-    snprintf(instance, sizeof instance, "executed_%d", (int)getpid());
-    snprintf(address, sizeof address, "shm:%s", instance);
-    options.bind = NULL;
-    options.shm = instance;
     OK(lapce_ipc_server_new(&options, &server));
     OK(lapce_ipc_server_start(server));
     OK(lapce_ipc_connect(address, NULL, &client));
@@ -173,26 +193,22 @@ static void executed(void) {
     OK(lapce_ipc_ping(client, NULL));
     OK(lapce_ipc_close(client));
     OK(lapce_ipc_server_stop(server));
-    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+    end_child(child);
 }
 
 /* A server whose program executes another one has gone too: its clients hear of it, and find the next. */
 static void server_executed(void) {
-    lapce_ipc_server_options options = server_options();
+    char instance[32], address[64];
+    lapce_ipc_server_options options = shm_options("server", instance, address);
     lapce_ipc_client_options client_options = LAPCE_IPC_CLIENT_OPTIONS_INIT;
     lapce_ipc_buffer answer = LAPCE_IPC_BUFFER_INIT;
     lapce_ipc_server *server;
     lapce_ipc_client *client;
-    char instance[32], address[64];
     int go[2], ready[2];
     char byte;
     int code;
     pid_t child;
 
-    snprintf(instance, sizeof instance, "server_%d", (int)getpid());
-    snprintf(address, sizeof address, "shm:%s", instance);
-    options.bind = NULL;
-    options.shm = instance;
     CHECK(pipe(go) == 0 && pipe(ready) == 0);
     child = fork();
     CHECK(child >= 0);
@@ -220,7 +236,7 @@ static void server_executed(void) {
     OK(lapce_ipc_server_stop(server));
     lapce_ipc_buffer_free(&answer);
     CHECK(waitpid(child, NULL, WNOHANG) == 0);
-    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+    end_child(child);
 }
 
 /* How many TCP connections the server has, once those that were closed are gone. */
@@ -254,12 +270,7 @@ static void forked(void) {
     OK(lapce_ipc_connect(address, &client_options, &client));
     OK(lapce_ipc_descriptor(client, &polled.fd));
     OK(lapce_ipc_ping(client, NULL));
-    child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        pause();
-        _exit(0);
-    }
+    child = forked_child();
 
     /* The port is free again. */
     OK(lapce_ipc_server_stop(server));
@@ -275,17 +286,12 @@ static void forked(void) {
     CHECK(turn < 1000);
 
     /* A client that is closed is gone, also if its child has its socket. */
-    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
-    child = fork();
-    CHECK(child >= 0);
-    if (child == 0) {
-        pause();
-        _exit(0);
-    }
+    end_child(child);
+    child = forked_child();
     OK(lapce_ipc_close(client));
     CHECK(connections(next) == 0);
     OK(lapce_ipc_server_stop(next));
-    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+    end_child(child);
     lapce_ipc_buffer_free(&answer.payload);
 }
 

@@ -29,6 +29,9 @@ pub struct Limits {
 const MILLISECONDS_MAX: u64 = 24 * 60 * 60 * 1000;
 /// The longest payload that may be allowed.
 const MESSAGE_BYTES_MAX: u32 = 1 << 30;
+/// A message longer than this reserves its room in `max_buffered_bytes`, which nobody gets before credentials are
+/// shown where they are asked for.
+pub(crate) const SMALL_FRAME_BYTES: usize = 64 * 1024;
 /// What must have room beside the longest message.
 const BESIDE_BYTES: u64 = 1024;
 

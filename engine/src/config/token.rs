@@ -3,15 +3,13 @@
 use std::io;
 use std::path::Path;
 
-use super::Limits;
+use super::{Limits, SMALL_FRAME_BYTES};
 use crate::wire::HEADER_BYTES;
 
-/// The longest frame that a worker reads of whoever has not shown its credentials.
-const FRAME_BYTES_MAX: usize = 64 * 1024;
 /// What a HANDSHAKE says beside the token, at most.
 const BESIDE_BYTES: usize = 128;
-/// The longest that a HANDSHAKE can carry.
-const BYTES_MAX: usize = FRAME_BYTES_MAX - HEADER_BYTES - BESIDE_BYTES;
+/// The longest that a HANDSHAKE can carry: of whoever has not shown its credentials no longer frame is read.
+const BYTES_MAX: usize = SMALL_FRAME_BYTES - HEADER_BYTES - BESIDE_BYTES;
 
 /// The auth token that a file holds: all its bytes but the line ends behind them.
 pub fn read_token(file: &Path) -> io::Result<Vec<u8>> {

@@ -78,11 +78,15 @@ impl ClientEnd {
     /// Whether the server has gone, in an orderly way or not.
     pub(crate) fn server_has_gone(&self) -> bool {
         self.ends.peer_closed()
-            || self.server.has_ended()
-            || !self.control.server_holds()
+            || has_left(&self.server, &self.control)
             || self.ends.segment.poisoned()
             || self.control.segment.poisoned()
     }
+}
+
+/// Whether the server's process has ended, or has executed another program.
+fn has_left(server: &PidFd, control: &Control) -> bool {
+    server.has_ended() || !control.server_holds()
 }
 
 /// The word on which a client sleeps, for another thread.
@@ -106,8 +110,7 @@ impl Sleeper {
     /// then says too. False: neither, so far.
     pub(crate) fn sleep(&self, limit: Duration) -> bool {
         if futex::wait(self.word(), 1, Some(limit)) == futex::Waited::TimedOut {
-            let gone =
-                self.server.has_ended() || !self.control.server_holds() || self.segment.poisoned();
+            let gone = has_left(&self.server, &self.control) || self.segment.poisoned();
             if gone {
                 // Release: as the server's own word in `Ends::close`.
                 self.segment

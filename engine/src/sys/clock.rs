@@ -61,19 +61,19 @@ pub(crate) fn now_ns() -> u64 {
         Some(scale) => scale,
         None => SCALE.get_or_init(calibrate),
     };
-    scale.now_ns(ticks())
+    scale.now_ns(ticks)
 }
 
 impl Scale {
-    /// The time at which the counter says this.
+    /// The time at which the counter says this. It is read only where it is used.
     #[inline]
-    fn now_ns(&self, ticks: u64) -> u64 {
+    fn now_ns(&self, ticks: impl FnOnce() -> u64) -> u64 {
         // Acquire: pairs with the release in `behind_base`: how far ahead this clock is.
         let ns_per_tick = self.ns_per_tick.load(Ordering::Acquire);
         if ns_per_tick == 0 {
             return monotonic_ns() + self.ahead_ns.load(Ordering::Relaxed);
         }
-        let ticks = ticks.wrapping_sub(self.base_ticks);
+        let ticks = ticks().wrapping_sub(self.base_ticks);
         if ticks > i64::MAX as u64 {
             return self.behind_base(ticks.wrapping_neg());
         }
@@ -188,14 +188,14 @@ mod tests {
             ns_per_tick: AtomicU64::new(1 << 32),
             ahead_ns: AtomicU64::new(0),
         };
-        assert_eq!(scale.now_ns(hour + 7), start_ns + 7);
+        assert_eq!(scale.now_ns(|| hour + 7), start_ns + 7);
         // Another core's.
-        assert_eq!(scale.now_ns(hour - 1000), start_ns);
-        let mut last_ns = scale.now_ns(hour + AHEAD_NS / 2);
+        assert_eq!(scale.now_ns(|| hour - 1000), start_ns);
+        let mut last_ns = scale.now_ns(|| hour + AHEAD_NS / 2);
         assert_eq!(last_ns, start_ns + AHEAD_NS / 2);
         // Behind the base, and later where it has been before.
         for ticks in [1000, hour / 2, hour, hour + 7] {
-            let now_ns = scale.now_ns(ticks);
+            let now_ns = scale.now_ns(|| ticks);
             assert!(now_ns >= last_ns, "{now_ns} after {last_ns}");
             last_ns = now_ns;
         }

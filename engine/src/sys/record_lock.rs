@@ -16,14 +16,18 @@ fn whole_file() -> libc::flock {
     lock
 }
 
-/// Locks the file for this process, unless another process has it.
-pub(crate) fn hold(file: &File) -> io::Result<()> {
-    let lock = whole_file();
-    // SAFETY: a descriptor of the caller's; the record is only read.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &lock) } {
+/// Sets a lock, or has the kernel fill in who is in its way.
+fn control(file: &File, command: libc::c_int, lock: &mut libc::flock) -> io::Result<()> {
+    // SAFETY: a descriptor of the caller's; the kernel reads and writes one record of ours.
+    match unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(lock)) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
+}
+
+/// Locks the file for this process, unless another process has it.
+pub(crate) fn hold(file: &File) -> io::Result<()> {
+    control(file, libc::F_SETLK, &mut whole_file())
 }
 
 /// The process that holds the file, this one included. An error says why nobody that can be watched
@@ -31,10 +35,7 @@ pub(crate) fn hold(file: &File) -> io::Result<()> {
 pub(crate) fn holder(file: &File) -> io::Result<u32> {
     let mut lock = whole_file();
     // Asked as the open file, not as this process, whose own lock would be in nobody's way.
-    // SAFETY: a descriptor of the caller's; the kernel fills in the record.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) } == -1 {
-        return Err(io::Error::last_os_error());
-    }
+    control(file, libc::F_OFD_GETLK, &mut lock)?;
     let reason = match (libc::c_int::from(lock.l_type), lock.l_pid) {
         (libc::F_UNLCK, _) => "the process that asked for it is gone",
         (_, pid) if pid > 0 => return Ok(pid as u32),
@@ -54,22 +55,14 @@ fn one_byte(at: u64) -> libc::flock {
 /// Locks a byte, which need not be there, until this open file is closed: at the latest when the process ends or
 /// executes another program (a child that it has forked has the file open too).
 pub(crate) fn hold_byte(file: &File, at: u64) -> io::Result<()> {
-    let lock = one_byte(at);
-    // SAFETY: a descriptor of the caller's; the record is only read.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
+    control(file, libc::F_OFD_SETLK, &mut one_byte(at))
 }
 
 /// Whether somebody else who has the file open holds this byte.
 pub(crate) fn is_byte_held(file: &File, at: u64) -> io::Result<bool> {
     let mut lock = one_byte(at);
-    // SAFETY: a descriptor of the caller's; the kernel fills in the record.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK),
-    }
+    control(file, libc::F_OFD_GETLK, &mut lock)?;
+    Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK)
 }
 
 #[cfg(test)]

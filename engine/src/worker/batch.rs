@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::Worker;
 use super::lifecycle::PROGRESS_BYTES;
+use crate::config::SMALL_FRAME_BYTES;
 use crate::uring::{Driver, Key, Received};
 use crate::wire::{
     self, Flags, GoodFirst, Header, ProtocolVersion, Refusal, Scanned, VERIFY_BATCH,
@@ -12,8 +13,6 @@ use crate::wire::{
 
 /// Runs whose places are set aside at start; a round with more takes memory once.
 const RUNS: usize = 256;
-/// A message longer than this reserves its room among the bytes on their way.
-pub(super) const SMALL_FRAME_BYTES: usize = 64 * 1024;
 
 /// Memory in which the payloads of a round lie.
 pub(super) enum Chunk {
@@ -93,7 +92,7 @@ impl Batch {
     }
 
     fn add_run(&mut self, header: &Header, run: Run) {
-        self.frames += run.count as usize;
+        self.frames += run.frames();
         self.has_priority |= header.flags.contains(Flags::PRIORITY);
         self.items.push(Item::Frames(run));
     }
@@ -184,7 +183,7 @@ impl Batch {
     /// The bytes of a run.
     #[inline]
     pub(super) fn run<'a>(&'a self, run: &Run, driver: &'a Driver) -> &'a [u8] {
-        &self.bytes(run.chunk, driver)[run.start as usize..][..run.count as usize * run.frame_bytes]
+        &self.bytes(run.chunk, driver)[run.start as usize..][..run.frames() * run.frame_bytes]
     }
 
     /// How many bytes there are of what arrived together with a run.

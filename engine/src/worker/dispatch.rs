@@ -5,7 +5,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use super::batch::SMALL_FRAME_BYTES;
 use super::connection::{Connection, Phase};
 use super::context::Shared;
 use super::cut_off;
@@ -14,6 +13,7 @@ use super::inbox::Inbox;
 use super::outgoing::Outgoing;
 use super::session::{Decision, Rules, same_secret};
 use super::vec_pool::VecPool;
+use crate::config::SMALL_FRAME_BYTES;
 use crate::stats::{Transport, WorkerStats};
 use crate::uring::Key;
 use crate::wire::{

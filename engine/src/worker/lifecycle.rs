@@ -199,7 +199,7 @@ impl Worker {
         let choked = connection.phase == Phase::Open
             && (connection.has_waiting() || connection.out.buffered_bytes() > outgoing_bytes_max);
         if choked
-            && connection.out.buffered_bytes() <= outgoing_bytes_max / 2
+            && !connection.out.waits_for_reader(outgoing_bytes_max)
             && !connection.waits_for_room
             && !self.resumed.contains(&key)
         {
@@ -259,7 +259,7 @@ impl Worker {
             _ => None,
         };
         self.timed |= !connection.session.is_admitted() || connection.reserved_bytes > 0;
-        if connection.has_waiting() && connection.out.buffered_bytes() <= outgoing_bytes_max / 2 {
+        if connection.has_waiting() && !connection.out.waits_for_reader(outgoing_bytes_max) {
             // Nothing is received while what came before waits for its turn: that is not the peer's time.
             connection.reserved_at_ns = self.now_ns;
         }

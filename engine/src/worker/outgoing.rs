@@ -83,6 +83,11 @@ impl Outgoing {
         self.staged.len() - self.staged_sent + self.behind_bytes + self.sending_bytes
     }
 
+    /// Whether so much is unread of what may be that requests wait for the reader. With less they go on.
+    pub(super) fn waits_for_reader(&self, bytes_max: usize) -> bool {
+        self.buffered_bytes() > bytes_max / 2
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.staged.is_empty() && self.sending_bytes == 0
     }

@@ -375,12 +375,11 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else {
             return false;
         };
-        let unread_bytes = connection.out.buffered_bytes();
-        let waiting = connection.has_waiting() || unread_bytes > outgoing_bytes_max;
+        let waiting =
+            connection.has_waiting() || connection.out.buffered_bytes() > outgoing_bytes_max;
         let waits = connection.phase == Phase::Open && waiting;
         let ends = connection.out.ends.as_ref();
-        // As in `pause_or_receive`: with less, what waits goes on by itself.
-        let waits_for_reader = waits && unread_bytes > outgoing_bytes_max / 2;
+        let waits_for_reader = waits && connection.out.waits_for_reader(outgoing_bytes_max);
         if waits_for_reader && ends.is_some_and(|ends| ends.peer_closed()) {
             // Nobody will read them. (What waits for room, or for its turn, is still handled.)
             connection.phase = Phase::Closing;

@@ -47,6 +47,15 @@ fn a_call_beside_a_stream_ends_in_time() {
     drop(client);
 }
 
+/// Whether a CANCEL of this request comes before the client's end.
+fn is_cancelled(stream: &mut Stream, id: u64) -> bool {
+    let mut cancelled = false;
+    while let Some(frame) = stream.next() {
+        cancelled |= frame.header.msg_type == msg_type::CANCEL && frame.id() == id;
+    }
+    cancelled
+}
+
 /// A stream whose answers were thrown away is not wanted any more.
 #[test]
 fn a_stream_that_overran_is_cancelled() {
@@ -64,11 +73,7 @@ fn a_stream_that_overran_is_cancelled() {
             );
         }
         stream.answer(&other);
-        while let Some(frame) = stream.next() {
-            if frame.header.msg_type == msg_type::CANCEL && frame.id() == endless.id() {
-                *sees.lock().unwrap() = true;
-            }
-        }
+        *sees.lock().unwrap() = is_cancelled(&mut stream, endless.id());
     });
     let client = Client::builder()
         .max_unread_bytes(20_000)
@@ -96,11 +101,7 @@ fn a_damaged_part_cancels_the_rest() {
             endless.id(),
             &[0xFF; 100],
         );
-        while let Some(frame) = stream.next() {
-            if frame.header.msg_type == msg_type::CANCEL && frame.id() == endless.id() {
-                *sees.lock().unwrap() = true;
-            }
-        }
+        *sees.lock().unwrap() = is_cancelled(&mut stream, endless.id());
     });
     let client = Client::builder()
         .shm_upgrade(false)

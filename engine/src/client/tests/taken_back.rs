@@ -73,40 +73,39 @@ fn long(start: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Its sender was told that it may send it again, and the next server does not get it.
+fn is_not_sent_later(client: &Client, address: &str, what: &[u8], error: &Error) {
+    assert!(error.is_safe_to_repeat(), "{error:?}");
+    let seen = received_by_successor(client, address);
+    assert_eq!(count(&seen, what), 0, "{error:?}");
+}
+
 #[test]
 fn submit_that_failed_safely_is_not_sent_later() {
     let (client, address, _) = reset(Client::builder());
     let error = client.submit(APP, &long(b"long")).unwrap_err();
-    assert!(error.is_safe_to_repeat(), "{error:?}");
-    let seen = received_by_successor(&client, &address);
-    assert_eq!(count(&seen, b"long"), 0, "{error:?}");
+    is_not_sent_later(&client, &address, b"long", &error);
 }
 
 #[test]
 fn call_that_failed_safely_is_not_sent_later() {
     let (client, address, _) = reset(Client::builder().reconnect_timeout(Duration::ZERO));
     let error = client.call(APP, b"called").unwrap_err();
-    assert!(error.is_safe_to_repeat(), "{error:?}");
-    let seen = received_by_successor(&client, &address);
-    assert_eq!(count(&seen, b"called"), 0, "{error:?}");
+    is_not_sent_later(&client, &address, b"called", &error);
 }
 
 #[test]
 fn stream_that_failed_safely_is_not_sent_later() {
     let (client, address, _) = reset(Client::builder().reconnect_timeout(Duration::ZERO));
     let error = client.call_stream(APP, b"called").map(drop).unwrap_err();
-    assert!(error.is_safe_to_repeat(), "{error:?}");
-    let seen = received_by_successor(&client, &address);
-    assert_eq!(count(&seen, b"called"), 0, "{error:?}");
+    is_not_sent_later(&client, &address, b"called", &error);
 }
 
 #[test]
 fn one_way_that_failed_safely_is_not_sent_later() {
     let (client, address, _) = reset(Client::builder());
     let error = client.send(APP, b"one-way").unwrap_err();
-    assert!(error.is_safe_to_repeat(), "{error:?}");
-    let seen = received_by_successor(&client, &address);
-    assert_eq!(count(&seen, b"one-way"), 0, "{error:?}");
+    is_not_sent_later(&client, &address, b"one-way", &error);
 }
 
 #[test]
