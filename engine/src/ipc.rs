@@ -1,4 +1,17 @@
-//! The public face of the engine.
+//! The public API.
+//!
+//! - [`Server`] answers requests on threads of its own. Each message type has a [`Handler`], which gets
+//!   a [`Request`] and answers through its [`Responder`], or later through a [`Deferred`].
+//! - [`Client`] is one connection, for one thread at a time; many threads share a [`ConnectionPool`].
+//!   An [`Error`] says whether the request may have been carried out.
+//! - [`Config`] is the daemon's configuration file; [`Limits`] bounds what peers can make a server use.
+//! - [`Snapshot`], [`ClientStats`], [`PoolStats`] and [`ProcessStats`] are the statistics.
+//! - [`Watch`] tells an event loop of answers that come through shared memory.
+//!
+//! Both transports carry the same frames: a [`Header`] of 24 bytes with [`Flags`], a message type
+//! ([`msg_type`]), an id and a CRC-32C, then the payload. docs/protocol.md has every byte.
+//!
+//! Sizes are in bytes of payload unless said otherwise, times in the unit that the name ends with.
 
 pub use crate::client::{
     Answer, AnswerRef, Client, ClientBuilder, ClientStats, Error, Parts, PeerLimits, Watch,

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{BadLimit, ConfigError, IdleMode, Limits, address, token};
-use crate::ipc::is_instance_name;
+use crate::wire::is_instance_name;
 
 /// What the daemon can be told. The defaults are those of a daemon without a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
