@@ -50,7 +50,7 @@ impl TcpLink {
     pub(super) fn is_local(&self) -> bool {
         self.stream
             .peer_addr()
-            .is_ok_and(|peer| peer.ip().to_canonical().is_loopback())
+            .is_ok_and(|peer| socket::is_loopback(peer.ip()))
     }
 
     pub(super) fn fd(&self) -> RawFd {

@@ -2,6 +2,8 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
+use crate::sys::socket;
+
 /// What `HOST:PORT` leads to, or what is wrong with it.
 pub(super) fn resolve(address: &str) -> Result<Vec<SocketAddr>, String> {
     let bad = || format!("`{address}` is not HOST:PORT, 127.0.0.1:8080 for example");
@@ -20,8 +22,7 @@ pub(super) fn resolve(address: &str) -> Result<Vec<SocketAddr>, String> {
 
 /// Refuses what other machines can reach.
 pub(super) fn check_loopback(address: &str, leads_to: &[SocketAddr]) -> Result<(), String> {
-    let is_loopback = |to: &SocketAddr| to.ip().to_canonical().is_loopback();
-    match leads_to.iter().all(is_loopback) {
+    match leads_to.iter().all(|to| socket::is_loopback(to.ip())) {
         true => Ok(()),
         false => Err(format!(
             "{address} can be reached from other machines: set auth_token_file under [security], or listen on 127.0.0.1"

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::{BadLimit, ConfigError, IdleMode, Limits, address, token};
+use crate::shm::WORKERS_MAX;
 use crate::wire::is_instance_name;
 
 /// What the daemon can be told. The defaults are those of a daemon without a file.
@@ -163,10 +164,10 @@ impl Config {
             )),
         }
         if let Some(workers) = file.server.workers {
-            if workers > 16 {
+            if workers > WORKERS_MAX {
                 return at(
                     "server.workers",
-                    format!("{workers} is too many: use 0 to 16"),
+                    format!("{workers} is too many: use 0 to {WORKERS_MAX}"),
                 );
             }
             config.workers = workers;

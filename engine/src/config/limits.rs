@@ -96,10 +96,30 @@ impl Limits {
         Ok(())
     }
 
+    /// [`Limits::drain_ms`] in nanoseconds.
+    pub(crate) fn drain_ns(&self) -> u64 {
+        nanos(self.drain_ms)
+    }
+
+    /// [`Limits::send_stall_ms`] in nanoseconds.
+    pub(crate) fn send_stall_ns(&self) -> u64 {
+        nanos(self.send_stall_ms)
+    }
+
+    /// [`Limits::frame_timeout_ms`] in nanoseconds.
+    pub(crate) fn frame_timeout_ns(&self) -> u64 {
+        nanos(self.frame_timeout_ms)
+    }
+
     /// The least `max_buffered_bytes` that does for `max_message_bytes`.
     pub(super) fn buffered_bytes_min(&self) -> u64 {
         u64::from(self.max_message_bytes) + BESIDE_BYTES
     }
+}
+
+/// Does not overflow: [`Limits::check`] allows a day.
+fn nanos(milliseconds: u64) -> u64 {
+    milliseconds * 1_000_000
 }
 
 impl Default for Limits {

@@ -11,7 +11,7 @@ use super::shm::{ShmOffer, ShmService};
 use super::{Server, ServerError, ServerHandle};
 use crate::config::{IdleMode, Limits, check_token};
 use crate::process::wait_for_port;
-use crate::shm::{Control, DoorbellWord, ReadyBits};
+use crate::shm::{Control, DoorbellWord, ReadyBits, WORKERS_MAX};
 use crate::stats::Registry;
 use crate::sys::{affinity, sigbus, socket};
 use crate::uring::{self, Features};
@@ -23,8 +23,6 @@ use crate::worker::{
 
 /// Workers that this process has given a CPU.
 static PINNED: AtomicUsize = AtomicUsize::new(0);
-/// The most workers of a server.
-const WORKERS_MAX: usize = 16;
 /// A worker's stack. Handlers run on it too, and what overflows it ends the process. Only what is used
 /// of it is resident; below 2 MiB no part of it can become a huge page.
 const WORKER_STACK_BYTES: usize = 1024 * 1024;

@@ -37,7 +37,7 @@ const AT_ATTACH: usize = 64;
 const WORKERS_AT: usize = 4096;
 const WORKER_BYTES: usize = 256;
 const AT_WORKER_CPU: usize = 4;
-/// Workers that a control segment has room for.
+/// The most workers of a server: as many as a control segment has room for.
 pub(crate) const WORKERS_MAX: usize = 16;
 /// Connections of one worker.
 pub(crate) const READY_BITS: usize = 1024;

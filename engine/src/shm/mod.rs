@@ -29,7 +29,7 @@ mod tests;
 
 pub(crate) use attach::{AttachServer, Lives, Placement, ReadyBits, ServerEnd, stop};
 pub(crate) use consumer::Record;
-pub(crate) use control::{Control, DoorbellWord, ShmError};
+pub(crate) use control::{Control, DoorbellWord, ShmError, WORKERS_MAX};
 pub(crate) use ends::Ends;
 pub(crate) use join::{ClientEnd, Sleeper, join};
 pub(crate) use layout::RECORD_MAX;

@@ -105,11 +105,9 @@ impl Registry {
                 to.latency_sum_ns += from.latency.add_to(&mut latency[transport.index()]);
             }
             for (total, count) in errors.iter_mut().zip(&worker.errors) {
-                *total += count.load(std::sync::atomic::Ordering::Relaxed);
+                *total += count.load(Ordering::Relaxed);
             }
-            legacy_requests += worker
-                .legacy_requests
-                .load(std::sync::atomic::Ordering::Relaxed);
+            legacy_requests += worker.legacy_requests.load(Ordering::Relaxed);
         }
         let (mut acquired, mut reused) = (0u64, 0u64);
         if let Ok(pools) = self.pools.lock() {

@@ -13,8 +13,8 @@ pub(crate) enum Direction {
     Out,
 }
 
-/// Error codes run from 1 to this.
-pub(super) const ERROR_CODES: usize = 14;
+/// How many error codes there are. They run from 1.
+pub(super) const ERROR_CODES: usize = ErrorCode::ALL.len();
 
 pub(super) struct PerTransport {
     pub(super) requests: AtomicU64,
@@ -100,6 +100,7 @@ impl WorkerStats {
     pub(crate) fn disconnected(&self, transport: Transport) {
         let connections = &self.of(transport).connections;
         debug_assert!(connections.load(Ordering::Relaxed) > 0);
-        add_single_writer(connections, u64::MAX); // minus one
+        // Wraps around: minus one.
+        add_single_writer(connections, u64::MAX);
     }
 }

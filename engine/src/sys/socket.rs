@@ -1,7 +1,7 @@
 //! Sockets, as far as the standard library does not go.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -162,6 +162,11 @@ pub(crate) fn wait_ready(fd: RawFd, write: bool, limit: Option<Duration>) -> io:
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
         Err(error) => Err(error),
     }
+}
+
+/// Whether an address is this machine's alone: of IPv4 also where it is written as one of IPv6.
+pub(crate) fn is_loopback(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
 }
 
 /// Raises the soft limit of open descriptors to the hard one and returns it.

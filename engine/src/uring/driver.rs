@@ -14,7 +14,8 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use super::buffers::{BUFFER_BYTES, BUFFER_COUNT, BufferRing, GROUP, Received};
 use super::features::{Features, RingError};
 use super::key::Key;
-use super::waker::{DoorbellMemory, SLEEPING, Waker};
+use super::waker::{DoorbellMemory, Waker};
+use crate::shm::doorbell::SLEEPING;
 
 /// In place of a descriptor that is polled: no longer.
 const STOPPED: RawFd = -1;

@@ -1,7 +1,7 @@
-//! Names for connections that survive the reuse of a slot, and their packing into `user_data`.
+//! Keys, which name connections in io_uring's `user_data`.
 
-/// A slot's index and the generation in which it was handed out. An operation that completes after
-/// its connection is gone carries an old generation and finds nobody.
+/// Names a connection: the index of its slot, and the slot's generation, which counts its reuses. An
+/// operation that completes after its connection is gone carries an old generation and finds nobody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) index: u32,
@@ -9,7 +9,7 @@ pub(crate) struct Key {
     pub(crate) generation: u32,
 }
 
-/// Generations wrap here.
+/// A generation has 24 bits, and wraps after that many reuses of one slot.
 pub(crate) const GENERATION_MASK: u32 = 0x00FF_FFFF;
 
 impl Key {

@@ -14,5 +14,5 @@ mod waker;
 pub(crate) use buffers::{BUFFER_COUNT, Received};
 pub(crate) use driver::{Driver, DriverOptions, Event};
 pub(crate) use features::{Features, RingError, probe};
-pub(crate) use key::Key;
+pub(crate) use key::{GENERATION_MASK, Key};
 pub(crate) use waker::DoorbellMemory;

@@ -10,15 +10,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::shm::doorbell::{AWAKE, SLEEPING};
 use crate::sys::{futex, sigbus};
 
 /// Where a worker's doorbell word lies: private memory, or the control segment.
 pub(crate) type DoorbellMemory = Arc<dyn AsRef<AtomicU32> + Send + Sync>;
 
-/// The longest wait on one memory.
+/// The longest wait on the doorbell word: other memory may be mapped at its address meanwhile.
 const WAIT: Duration = Duration::from_secs(1);
-/// The value of a doorbell word while its worker sleeps, or is about to.
-pub(super) const SLEEPING: u32 = 1;
 
 struct Shared {
     /// Counts the times the worker asked for a wait; a futex of its own.
@@ -99,7 +98,6 @@ fn watch(shared: &Shared, doorbell: &AtomicU32, eventfd: &OwnedFd) {
         served = requested;
         // Acquire: pairs with the swap of whoever rings.
         while doorbell.load(Ordering::Acquire) == SLEEPING && !shared.stop.load(Ordering::Acquire) {
-            // For a limited time, since other memory may be mapped there meanwhile.
             futex::wait(doorbell, SLEEPING, Some(WAIT));
         }
         let one = 1u64.to_ne_bytes();
@@ -113,7 +111,7 @@ impl Drop for Waker {
         self.shared.stop.store(true, Ordering::Release);
         self.request();
         let word: &AtomicU32 = (*self.doorbell).as_ref();
-        word.store(0, Ordering::Release);
+        word.store(AWAKE, Ordering::Release);
         futex::wake(word, 1);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

@@ -1,7 +1,7 @@
 //! From a good frame to its answer.
 
 use std::any::Any;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use super::session::{Decision, Rules, same_secret};
 use super::vec_pool::VecPool;
 use crate::config::SMALL_FRAME_BYTES;
 use crate::stats::{Transport, WorkerStats};
+use crate::sys::socket;
 use crate::uring::Key;
 use crate::wire::{
     self, ErrorCode, Flags, Header, Hello, PoolReport, ProtocolVersion, Refusal, accepted_header,
@@ -531,7 +532,9 @@ impl Dispatcher {
         let mut encoded = self.pool().take();
         // Shared memory is offered to those that ask, come over TCP and from this machine.
         let local = connection.transport() == Transport::Tcp
-            && connection.peer.is_some_and(|peer| is_loopback(peer.ip()));
+            && connection
+                .peer
+                .is_some_and(|peer| socket::is_loopback(peer.ip()));
         let offer = self
             .shm_offer
             .as_ref()
@@ -584,8 +587,4 @@ fn write_error(
     let is_request = request.flags.contains(Flags::REQUEST);
     let msg_id = if is_request { request.msg_id } else { 0 };
     out.error(pool, version, code, text, msg_id, is_request);
-}
-
-fn is_loopback(ip: IpAddr) -> bool {
-    ip.to_canonical().is_loopback()
 }

@@ -161,14 +161,9 @@ impl Worker {
 
     /// What is asked of a connection that comes now.
     pub(super) fn new_session(&self) -> Session {
-        let allowed_ns = self
-            .shared
-            .limits
-            .frame_timeout_ms
-            .saturating_mul(1_000_000);
         Session::new(match self.shared.auth_token {
             None => 0,
-            Some(_) => clock::now_ns().saturating_add(allowed_ns),
+            Some(_) => clock::now_ns() + self.shared.limits.frame_timeout_ns(),
         })
     }
 

@@ -238,7 +238,7 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        let allowed_ms = match connection.phase {
+        let allowed_ns = match connection.phase {
             Phase::Lingering => {
                 self.timed = true;
                 return;
@@ -246,7 +246,7 @@ impl Worker {
             Phase::Closing => None,
             // Renewed when the peer reads.
             _ if connection.out.sending_bytes > 0 || !connection.out.staged.is_empty() => {
-                Some(limits.send_stall_ms)
+                Some(limits.send_stall_ns())
             }
             Phase::Open if connection.assembler.is_mid_frame() && !connection.has_waiting() => {
                 // A byte now and then is not enough.
@@ -254,7 +254,7 @@ impl Worker {
                     connection.progress_bytes = 0;
                     connection.deadline_ns = 0;
                 }
-                Some(limits.frame_timeout_ms)
+                Some(limits.frame_timeout_ns())
             }
             _ => None,
         };
@@ -264,12 +264,12 @@ impl Worker {
             connection.reserved_at_ns = self.now_ns;
         }
         let for_reading = !connection.out.is_empty();
-        match allowed_ms {
+        match allowed_ns {
             None => connection.deadline_ns = 0,
-            Some(allowed_ms) => {
+            Some(allowed_ns) => {
                 if connection.deadline_ns == 0 || connection.deadline_is_for_reading != for_reading
                 {
-                    connection.deadline_ns = self.now_ns + allowed_ms * 1_000_000;
+                    connection.deadline_ns = self.now_ns + allowed_ns;
                     connection.deadline_is_for_reading = for_reading;
                 }
                 self.timed = true;
@@ -410,8 +410,6 @@ impl Worker {
                 return self.touch(key);
             }
         }
-        let limits = &self.shared.limits;
-        let frame_timeout_ns = limits.frame_timeout_ms.saturating_mul(1_000_000);
         if connection.phase == Phase::Open {
             let by_ns = connection.session.authenticate_by_ns;
             if by_ns != 0 {
@@ -425,7 +423,7 @@ impl Worker {
             // Who holds room that others wait for must hurry.
             if connection.reserved_bytes > 0
                 && self.shared.room.is_waited_for()
-                && now_ns - connection.reserved_at_ns >= frame_timeout_ns
+                && now_ns - connection.reserved_at_ns >= self.shared.limits.frame_timeout_ns()
             {
                 self.time_out_frame(key);
                 return self.touch(key);
@@ -473,8 +471,7 @@ impl Worker {
 
     /// From now on nothing new is taken; the worker ends when its last connection has.
     pub(super) fn start_draining(&mut self) {
-        let allowed_ns = self.shared.limits.drain_ms * 1_000_000;
-        self.drain_deadline_ns = Some(self.now_ns + allowed_ns);
+        self.drain_deadline_ns = Some(self.now_ns + self.shared.limits.drain_ns());
         self.refusing_until_ns = self.now_ns + REFUSING_DRAIN_NS;
         self.next_sweep_ns = self.now_ns + SWEEP_DRAIN_NS;
         self.dispatcher.draining = true;

@@ -1,9 +1,6 @@
 //! Slots for connections, named by keys that outlive the reuse of a slot.
 
-use crate::uring::Key;
-
-/// The generation wraps after this many reuses of one slot.
-const GENERATION_MASK: u32 = 0x00FF_FFFF;
+use crate::uring::{GENERATION_MASK, Key};
 
 struct Slot<T> {
     generation: u32,
