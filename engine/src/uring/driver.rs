@@ -46,8 +46,10 @@ pub(crate) struct DriverOptions {
 pub(crate) enum Event {
     /// A connection was accepted.
     Accepted(OwnedFd),
-    /// Accepting stopped: arm it again, later if the error is a shortage (EMFILE).
-    AcceptEnded(Option<i32>),
+    /// The same, and accepting stopped, without an error: arm it again.
+    AcceptedLast(OwnedFd),
+    /// Accepting stopped, with this errno: arm it again, later if it tells of a shortage (EMFILE).
+    AcceptEnded(i32),
     /// Bytes arrived. Give them back with [`Driver::recycle`].
     Received(Key, Received),
     /// The same, and receiving stopped, for no fault of the connection's.
@@ -156,7 +158,8 @@ impl Driver {
         self.in_flight += 1;
     }
 
-    /// Accepts connections from `listener` until [`Event::AcceptEnded`].
+    /// Accepts connections from `listener` until [`Event::AcceptEnded`] or
+    /// [`Event::AcceptedLast`].
     pub(crate) fn accept(&mut self, listener: RawFd) {
         let fd = types::Fd(listener);
         let entry = if self.features.multishot_accept {
@@ -171,7 +174,7 @@ impl Driver {
         self.start(entry.user_data(Key::WORKER.pack(ACCEPT)));
     }
 
-    /// Ends accepting; [`Event::AcceptEnded`] follows.
+    /// Ends accepting; [`Event::AcceptEnded`] follows, or [`Event::AcceptedLast`] if a connection came first.
     pub(crate) fn stop_accepting(&mut self) {
         self.cancel(Key::WORKER.pack(ACCEPT));
     }
@@ -369,14 +372,13 @@ impl Driver {
             ACCEPT if result >= 0 => {
                 // SAFETY: a successful accept gives a descriptor that is ours alone.
                 let fd = unsafe { OwnedFd::from_raw_fd(result) };
-                if !more {
-                    // A single-shot accept, or a multishot one that ended with a success: the
-                    // caller is told by an event of its own, which the next turn brings.
-                    self.renew_accept_later();
-                }
-                Some(Event::Accepted(fd))
+                // Without more to come: a single-shot accept, or one that a full completion queue ended.
+                Some(match more {
+                    true => Event::Accepted(fd),
+                    false => Event::AcceptedLast(fd),
+                })
             }
-            ACCEPT => Some(Event::AcceptEnded(Some(-result))),
+            ACCEPT => Some(Event::AcceptEnded(-result)),
             RECEIVE if self.features.multishot_receive => self.received(entry, key, more),
             RECEIVE => self.readable(key, result),
             SEND => {
@@ -401,13 +403,6 @@ impl Driver {
             CANCEL => None,
             _ => unreachable!("user_data is only made here"),
         }
-    }
-
-    fn renew_accept_later(&mut self) {
-        // A no-op completes in the next turn under the accept's name, as an error that means "arm
-        // it again": cancelling what does not exist answers ENOENT.
-        let entry = opcode::AsyncCancel::new(u64::MAX).build();
-        self.start(entry.user_data(Key::WORKER.pack(ACCEPT)));
     }
 
     fn received(&mut self, entry: &cqueue::Entry, key: Key, more: bool) -> Option<Event> {

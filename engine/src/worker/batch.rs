@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Worker;
-use super::lifecycle::PROGRESS_BYTES;
+use super::deadlines::PROGRESS_BYTES;
 use crate::config::SMALL_FRAME_BYTES;
 use crate::uring::{Driver, Key, Received};
 use crate::wire::{

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use super::lifecycle::PROGRESS_BYTES;
+use super::deadlines::PROGRESS_BYTES;
 use super::outgoing::Outgoing;
 use super::session::Session;
 use super::shm::ShmLink;

@@ -1,24 +1,13 @@
 //! What the ring reports, turned into bytes and state.
 
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use super::Worker;
 use super::batch::Chunk;
-use super::connection::{Connection, Phase, Waiting};
-use super::cut_off;
-use super::inbox::Message;
-use super::session::Session;
+use super::connection::{Phase, Waiting};
 use crate::stats::{Direction, Transport};
-use crate::sys::{clock, socket};
 use crate::uring::{Event, Key, Received};
-use crate::wire::{ErrorCode, ProtocolVersion};
 
-/// Connections over the limit that are read from for a while, so that they learn why they are closed; more
-/// are told and closed at once.
-const REFUSED_MAX: usize = 64;
-/// Reads of what such a connection has sent.
-const DISCARDS_MAX: usize = 16;
 /// Looks at the hot connection without success after which it is hot no longer.
 const HOT_MISSES_MAX: u32 = 20_000;
 
@@ -94,16 +83,12 @@ impl Worker {
     fn event(&mut self, event: Event) {
         match event {
             Event::Accepted(fd) => self.accepted(fd),
-            Event::AcceptEnded(error) => {
+            Event::AcceptedLast(fd) => {
+                self.accepted(fd);
                 self.accepting = false;
-                match error {
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                        self.tell_that_connections_wait();
-                        self.accept_later = true;
-                    }
-                    _ => self.accept(),
-                }
+                self.accept();
             }
+            Event::AcceptEnded(errno) => self.accept_ended(errno),
             Event::Received(key, received) => self.received(key, received),
             Event::ReceivedLast(key, received) => {
                 self.received(key, received);
@@ -115,83 +100,6 @@ impl Worker {
             Event::Unwatched(key) => self.client_exited(key, false),
             Event::Doorbell => {}
         }
-    }
-
-    /// Says so once in a while: it is tried again many times a second.
-    fn tell_that_connections_wait(&mut self) {
-        if self.connections_wait.due(self.now_ns).is_some() {
-            log::warn!("out of descriptors or memory: new connections wait");
-        }
-    }
-
-    fn accepted(&mut self, fd: OwnedFd) {
-        if self.inbox.drain_asked() {
-            return;
-        }
-        if !self.shared.claim_connection() {
-            return self.refuse_over_limit(fd);
-        }
-        let inboxes = &self.shared.inboxes;
-        let least = inboxes
-            .iter()
-            .min_by_key(|inbox| inbox.load())
-            .expect("there is a worker");
-        least.load_changed(1);
-        if std::sync::Arc::ptr_eq(least, &self.inbox) {
-            return self.add_tcp(fd);
-        }
-        let least = least.clone();
-        if let Err(message) = least.try_send(Message::Tcp(fd)) {
-            least.load_changed(-1);
-            self.inbox.load_changed(1);
-            if let Message::Tcp(fd) = message {
-                self.add_tcp(fd);
-            }
-        }
-    }
-
-    /// Takes a connection whose place is already claimed.
-    pub(super) fn add_tcp(&mut self, fd: OwnedFd) {
-        let (fd, peer) = peer_of(fd);
-        let connection = Connection::tcp(fd, peer, self.new_session());
-        let key = self.connections.insert(connection);
-        self.stats.connected(Transport::Tcp);
-        self.touch(key);
-    }
-
-    /// What is asked of a connection that comes now.
-    pub(super) fn new_session(&self) -> Session {
-        Session::new(match self.shared.auth_token {
-            None => 0,
-            Some(_) => clock::now_ns() + self.shared.limits.frame_timeout_ns(),
-        })
-    }
-
-    fn refuse_over_limit(&mut self, fd: OwnedFd) {
-        self.stats.error(ErrorCode::Overloaded);
-        let text = format!(
-            "too many connections: the limit is {} (limits.max_connections)",
-            self.shared.limits.max_connections
-        );
-        // In its own words, if it has said some.
-        let mut first = [0];
-        let version = match socket::peek_now(fd.as_raw_fd(), &mut first) {
-            Ok(1) => ProtocolVersion::detect(first[0]),
-            _ => None,
-        };
-        let (fd, peer) = peer_of(fd);
-        let mut connection = Connection::tcp(fd, peer, Session::new(0));
-        connection.session.version = version;
-        let version = connection.version();
-        let (out, pool) = (&mut connection.out, self.dispatcher.pool());
-        out.error(pool, version, ErrorCode::Overloaded, &text, 0, false);
-        cut_off::refused(&mut connection, ErrorCode::Overloaded, &text);
-        if self.connections.len() as u64 > self.inbox.load() + REFUSED_MAX as u64 {
-            return close_at_once(connection);
-        }
-        connection.counted = false;
-        let key = self.connections.insert(connection);
-        self.touch(key);
     }
 
     fn received(&mut self, key: Key, received: Received) {
@@ -284,32 +192,6 @@ impl Worker {
         {
             connection.dirty = true;
             self.touched.push(key);
-        }
-    }
-}
-
-/// The peer's address, by way of the standard library's stream.
-fn peer_of(fd: OwnedFd) -> (OwnedFd, Option<SocketAddr>) {
-    let stream = TcpStream::from(fd);
-    let peer = stream.peer_addr().ok();
-    (OwnedFd::from(stream), peer)
-}
-
-/// Sends what there is to say and closes, without reading on as is done for few. What has come so far is
-/// read, so that it does not turn the close into a reset, which takes away what was said.
-fn close_at_once(mut connection: Connection) {
-    let Some(fd) = connection.tcp.fd.take() else {
-        return;
-    };
-    connection.out.seal();
-    // The buffer of a new socket has room for it. A peer that is gone needs no answer.
-    let _ = socket::send_now(fd.as_raw_fd(), &connection.out.staged);
-    let _ = socket::shutdown_write(fd.as_raw_fd());
-    let mut discarded = [0; 4096];
-    for _ in 0..DISCARDS_MAX {
-        match socket::recv_now(fd.as_raw_fd(), &mut discarded) {
-            Ok(length) if length == discarded.len() => {}
-            _ => break,
         }
     }
 }

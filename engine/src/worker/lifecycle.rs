@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 
 use super::Worker;
 use super::connection::{Connection, Phase};
-use super::cut_off;
+use super::deadlines::SWEEP_DRAIN_NS;
 use crate::stats::Direction;
 use crate::sys::socket;
 use crate::uring::Key;
-use crate::wire::{Assembler, ErrorCode, ProtocolVersion, Refusal};
+use crate::wire::Assembler;
 
 /// A connection whose answers take more than this is not served until its peer has read some.
 const OUTGOING_BYTES_MAX: usize = 1024 * 1024;
@@ -22,17 +22,13 @@ const CHARGE_BYTES: u64 = 16 * 1024;
 const KEPT_IN_FLIGHT_BYTES: usize = 32 * 1024;
 /// How long a connection that is shut down is read from, so that the peer can read why.
 const LINGER_NS: u64 = 2_000_000_000;
-/// A sweep that comes so long after it was due was kept from coming.
-const LATE_NS: u64 = 10 * SWEEP_NS;
 /// The same while draining.
-const LINGER_DRAIN_NS: u64 = 200_000_000;
+pub(super) const LINGER_DRAIN_NS: u64 = 200_000_000;
+/// How many bytes are read from it meanwhile, at most; after that it is closed.
+const LINGER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// How long a draining worker tells those who go on asking that it does. Then they are left, as the silent
 /// ones are at once: a client that repeats what was refused would keep the server from its end.
 const REFUSING_DRAIN_NS: u64 = 200_000_000;
-/// A peer in the middle of a frame has `frame_timeout_ms` for each piece of this size.
-pub(super) const PROGRESS_BYTES: u64 = 1024;
-/// How many bytes of it, at most.
-const LINGER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 impl Worker {
     /// Bytes that a connection's answers may take before it is paused.
@@ -231,52 +227,6 @@ impl Worker {
         }
     }
 
-    /// Sets the deadline for what the connection must do next.
-    fn watch_time(&mut self, key: Key) {
-        let outgoing_bytes_max = self.outgoing_bytes_max();
-        let limits = &self.shared.limits;
-        let Some(connection) = self.connections.get_mut(key) else {
-            return;
-        };
-        let allowed_ns = match connection.phase {
-            Phase::Lingering => {
-                self.timed = true;
-                return;
-            }
-            Phase::Closing => None,
-            // Renewed when the peer reads.
-            _ if connection.out.sending_bytes > 0 || !connection.out.staged.is_empty() => {
-                Some(limits.send_stall_ns())
-            }
-            Phase::Open if connection.assembler.is_mid_frame() && !connection.has_waiting() => {
-                // A byte now and then is not enough.
-                if connection.progress_bytes >= PROGRESS_BYTES {
-                    connection.progress_bytes = 0;
-                    connection.deadline_ns = 0;
-                }
-                Some(limits.frame_timeout_ns())
-            }
-            _ => None,
-        };
-        self.timed |= !connection.session.is_admitted() || connection.reserved_bytes > 0;
-        if connection.has_waiting() && !connection.out.waits_for_reader(outgoing_bytes_max) {
-            // Nothing is received while what came before waits for its turn: that is not the peer's time.
-            connection.reserved_at_ns = self.now_ns;
-        }
-        let for_reading = !connection.out.is_empty();
-        match allowed_ns {
-            None => connection.deadline_ns = 0,
-            Some(allowed_ns) => {
-                if connection.deadline_ns == 0 || connection.deadline_is_for_reading != for_reading
-                {
-                    connection.deadline_ns = self.now_ns + allowed_ns;
-                    connection.deadline_is_for_reading = for_reading;
-                }
-                self.timed = true;
-            }
-        }
-    }
-
     /// Keeps the worker's count of bytes on their way out.
     fn account(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else {
@@ -359,116 +309,6 @@ impl Worker {
         }
     }
 
-    /// Looks at all deadlines.
-    pub(super) fn sweep(&mut self) {
-        let draining = self.drain_deadline_ns;
-        // If the whole process was stopped, or the machine slept, the peers' bytes may be there already:
-        // they are taken before anybody is told that he is late.
-        let late_ns = self.now_ns.saturating_sub(self.next_sweep_ns);
-        let excused_ns = if self.swept && late_ns > LATE_NS {
-            late_ns
-        } else {
-            0
-        };
-        self.next_sweep_ns = self.now_ns
-            + if draining.is_some() {
-                SWEEP_DRAIN_NS
-            } else {
-                SWEEP_NS
-            };
-        self.timed = false;
-        if std::mem::take(&mut self.accept_later) {
-            self.accept();
-        }
-        let mut keys = std::mem::take(&mut self.keys);
-        self.connections.keys(&mut keys);
-        for &key in &keys {
-            self.sweep_one(key, draining, excused_ns);
-        }
-        self.keys = keys;
-        self.swept = self.needs_sweeps();
-    }
-
-    fn sweep_one(&mut self, key: Key, draining: Option<u64>, excused_ns: u64) {
-        let now_ns = self.now_ns;
-        let Some(connection) = self.connections.get_mut(key) else {
-            return;
-        };
-        let quiet = !std::mem::take(&mut connection.active);
-        connection.excuse(excused_ns, now_ns);
-        if connection.deadline_ns != 0 {
-            self.timed = true;
-            if now_ns >= connection.deadline_ns {
-                connection.deadline_ns = 0;
-                match connection.phase {
-                    Phase::Open if connection.out.is_empty() => self.time_out_frame(key),
-                    Phase::Open | Phase::Finishing => {
-                        cut_off::stalled(connection, self.shared.limits.send_stall_ms);
-                    }
-                    _ => connection.phase = Phase::Closing,
-                }
-                return self.touch(key);
-            }
-        }
-        if connection.phase == Phase::Open {
-            let by_ns = connection.session.authenticate_by_ns;
-            if by_ns != 0 {
-                self.timed = true;
-                if now_ns >= by_ns {
-                    self.dispatcher
-                        .refuse_connection(connection, &Refusal::NotAuthenticated, 0);
-                    return self.touch(key);
-                }
-            }
-            // Who holds room that others wait for must hurry.
-            if connection.reserved_bytes > 0
-                && self.shared.room.is_waited_for()
-                && now_ns - connection.reserved_at_ns >= self.shared.limits.frame_timeout_ns()
-            {
-                self.time_out_frame(key);
-                return self.touch(key);
-            }
-        }
-        let Some(drain_deadline_ns) = draining else {
-            return;
-        };
-        let connection = self.connections.get_mut(key).expect("looked up above");
-        if connection.phase == Phase::Lingering {
-            // It was refused before, with more time than there is now.
-            connection.deadline_ns = connection.deadline_ns.min(now_ns + LINGER_DRAIN_NS);
-        }
-        if now_ns >= drain_deadline_ns {
-            connection.phase = Phase::Closing;
-        } else if connection.phase == Phase::Open
-            && (quiet || now_ns >= self.refusing_until_ns)
-            && connection.out.owed.count() == 0
-            && !connection.has_waiting()
-        {
-            connection.phase = Phase::Finishing;
-        } else {
-            return;
-        }
-        self.touch(key);
-    }
-
-    /// The peer sent half a frame and stopped.
-    fn time_out_frame(&mut self, key: Key) {
-        let Some(connection) = self.connections.get_mut(key) else {
-            return;
-        };
-        let text = format!(
-            "a frame was begun and not finished within {} ms (limits.frame_timeout_ms)",
-            self.shared.limits.frame_timeout_ms
-        );
-        self.stats.error(ErrorCode::Timeout);
-        let version: ProtocolVersion = connection.version();
-        let pool = self.dispatcher.pool();
-        connection
-            .out
-            .error(pool, version, ErrorCode::Timeout, &text, 0, false);
-        cut_off::refused(connection, ErrorCode::Timeout, &text);
-    }
-
     /// From now on nothing new is taken; the worker ends when its last connection has.
     pub(super) fn start_draining(&mut self) {
         self.drain_deadline_ns = Some(self.now_ns + self.shared.limits.drain_ns());
@@ -487,5 +327,3 @@ impl Worker {
         }
     }
 }
-
-use super::{SWEEP_DRAIN_NS, SWEEP_NS};

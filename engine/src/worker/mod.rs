@@ -6,10 +6,12 @@
 //! sleep. A worker never blocks but in [`Worker::park`], takes no lock that another thread can
 //! hold, and in the steady state allocates nothing.
 
+mod accept;
 mod batch;
 mod connection;
 mod context;
 mod cut_off;
+mod deadlines;
 mod deferred;
 mod dispatch;
 mod events;
@@ -34,7 +36,7 @@ mod vec_pool;
 mod whole;
 
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,13 +67,9 @@ use crate::uring::{Driver, DriverOptions, Event, Features, Key, RingError};
 const RING_ENTRIES: u32 = 128;
 /// Events taken in one round.
 const EVENTS_MAX: usize = 256;
-/// How often deadlines are looked at, while there are any.
-const SWEEP_NS: u64 = 50_000_000;
 /// A worker that sleeps gives memory back after this long, not before: to page it in again for the
 /// next message costs more than a long message takes.
 const KEEP: Duration = Duration::from_millis(10);
-/// The same while draining, when connections end as soon as they are quiet.
-const SWEEP_DRAIN_NS: u64 = 10_000_000;
 /// The longest sleep. A worker waits for a word in memory; should other memory have been mapped there
 /// meanwhile, it hears nobody until it waits anew.
 const HEARING: Duration = Duration::from_secs(4);
@@ -260,14 +258,6 @@ impl Worker {
             } else {
                 self.watch_hot_rings();
             }
-        }
-    }
-
-    /// Accepts, unless that is under way.
-    fn accept(&mut self) {
-        if let Some(listener) = self.listener.as_ref().filter(|_| !self.accepting) {
-            self.driver.accept(listener.as_raw_fd());
-            self.accepting = true;
         }
     }
 
