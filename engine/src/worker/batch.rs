@@ -210,7 +210,7 @@ impl Worker {
             };
             let bytes = &self.batch.bytes(chunk, &self.driver)[at..];
             let Some(&first) = bytes.first() else { return };
-            if connection.poisoned {
+            if connection.has_bad_frame {
                 return;
             }
             let version = match connection.session.version {
@@ -264,7 +264,7 @@ impl Worker {
                         if !connection.session.is_admitted() {
                             // A HANDSHAKE may be among what was found just now.
                             if before {
-                                connection.waiting().behind.extend_from_slice(bytes);
+                                connection.waiting_mut().behind.extend_from_slice(bytes);
                                 return;
                             }
                             return self.refuse(key, Refusal::NotAuthenticated, 0);
@@ -275,7 +275,7 @@ impl Worker {
                         let compressed_before =
                             before && self.batch.has_compressed_of(key, &self.driver);
                         if compressed_before || !self.shared.room.reserve(room_bytes) {
-                            connection.waiting().behind.extend_from_slice(bytes);
+                            connection.waiting_mut().behind.extend_from_slice(bytes);
                             if !before {
                                 connection.waits_for_room = true;
                                 self.shared.room.wait(self.index, key, room_bytes);
@@ -364,7 +364,7 @@ impl Worker {
     /// before them have been handled.
     pub(super) fn refuse(&mut self, key: Key, refusal: Refusal, msg_id: u64) {
         if let Some(connection) = self.connections.get_mut(key) {
-            connection.poisoned = true;
+            connection.has_bad_frame = true;
         }
         self.batch.items.push(Item::Refused {
             key,
@@ -400,7 +400,7 @@ impl Worker {
                 return;
             }
             if let Err((bad, refusal)) = wire::verify_batch(&frames[..count]) {
-                self.poison(places[bad], refusal);
+                self.refuse_damaged(places[bad], refusal);
                 next = places[bad] + 1;
             }
         }
@@ -438,7 +438,7 @@ impl Worker {
     }
 
     /// This frame is damaged.
-    fn poison(&mut self, bad: usize, refusal: Refusal) {
+    fn refuse_damaged(&mut self, bad: usize, refusal: Refusal) {
         let Item::Frames(Run { key, .. }) = self.batch.items[bad] else {
             unreachable!("only frames are verified")
         };

@@ -1,4 +1,5 @@
-//! One connection's state.
+//! One connection's state, as its worker keeps it: how far it is on its way to its end, what arrived and
+//! waits, what goes out, what it holds of the memory budget, and by when its peer must do something.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -6,58 +7,59 @@ use std::os::fd::OwnedFd;
 use super::deadlines::PROGRESS_BYTES;
 use super::outgoing::Outgoing;
 use super::session::Session;
-use super::shm::ShmLink;
+use super::shm::ShmState;
 use crate::shm::Ends;
 use crate::stats::Transport;
 use crate::wire::{Assembler, ProtocolVersion, Refusal};
 
-/// How far a connection is on its way to its end.
+/// How far a connection is on its way to its end. It only moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// Requests are taken.
     Open,
-    /// No more requests; answers still owed are delivered, then the sending side is shut down.
+    /// No more requests are taken: the peer has ended, or the server drains. Answers still owed are
+    /// delivered, then our sending side is shut down.
     Finishing,
-    /// Refused: what is encoded is sent, nothing else, then the sending side is shut down.
+    /// The peer broke a rule, and an ERROR frame says which. What is encoded is sent and nothing else;
+    /// then our sending side is shut down.
     Refused,
-    /// Our side is shut down. What still arrives is read and discarded for a short time, since
-    /// closing a socket with unread bytes would destroy the answer on its way.
+    /// Our sending side is shut down. What still arrives is read and discarded for a short time, since
+    /// to close a socket with unread bytes resets the connection, which takes back the answer on its way.
     Lingering,
-    /// The descriptor is about to be closed; waiting for operations in flight to end.
+    /// The descriptor is closed as soon as no operation in flight names it.
     Closing,
 }
 
-/// The socket of a connection and what the ring does with it.
-pub(super) struct TcpLink {
+/// The socket of a connection, and what the io_uring does with it.
+pub(super) struct TcpState {
     /// `None` once given to the driver for closing.
     pub(super) fd: Option<OwnedFd>,
-    /// A receive is armed: its end will be reported.
+    /// A receive is armed: an event will tell of its end.
     pub(super) receiving: bool,
     /// The armed receive was asked to end.
     pub(super) stopping: bool,
-    /// The peer sends no more.
-    pub(super) ended: bool,
-    /// The receive ended for want of a buffer, and [`super::starved::Starved`] arms it again.
+    /// The receive ended because no buffer was free; [`super::starved::Starved`] arms it again.
     pub(super) starved: bool,
     /// Something was received since the receive was armed.
     pub(super) served: bool,
 }
 
-/// A client that takes less than this of an answer is treated as if it took so much: it would have streams
-/// cut into pieces that are smaller than their headers.
+/// A client that says it accepts less than this is treated as if it accepted this much: streams to it
+/// would be cut into pieces smaller than their headers.
 const PEER_MESSAGE_BYTES_MIN: u32 = 1024;
 
-/// What arrived on a connection and is not handled yet, in this order.
+/// What arrived on a connection and could not be handled yet. In the order of arrival: `stash`, then what
+/// the connection's assembler holds, then `behind`, then `refusal`.
 #[derive(Default)]
 pub(super) struct Waiting {
-    /// Whole frames that were found but not handled, because the peer does not read its answers or the
-    /// connection has had its turn.
-    /// They come before what the assembler holds.
+    /// Whole frames that were found and verified but not handled: the peer does not read its answers
+    /// (backpressure), or the connection has had its turn in this round.
     pub(super) stash: Vec<u8>,
-    /// Bytes behind both that were not looked at, because frames before them wait or memory is
-    /// short.
+    /// Bytes that were not scanned for frames, because frames before them wait, or the message that they
+    /// belong to waits for room in the budget.
     pub(super) behind: Vec<u8>,
-    /// The refusal of what follows the stash.
+    /// What follows the stash is no acceptable frame: why, and the message id to be named. It is told
+    /// after the stash is handled.
     pub(super) refusal: Option<(Refusal, u64)>,
 }
 
@@ -68,54 +70,68 @@ impl Waiting {
 }
 
 pub(super) struct Connection {
-    /// Without a descriptor on a shared-memory connection, but `ended` counts there too.
-    pub(super) tcp: TcpLink,
-    pub(super) shm: Option<ShmLink>,
+    /// Without a descriptor on a shared-memory connection.
+    pub(super) tcp: TcpState,
+    /// `None` on a TCP connection.
+    pub(super) shm: Option<ShmState>,
+    /// The peer's address; `None` over shared memory.
     pub(super) peer: Option<SocketAddr>,
     pub(super) session: Session,
     pub(super) phase: Phase,
-    pub(super) out: Outgoing,
-    pub(super) assembler: Assembler,
-    /// What arrived and may not be handled yet. While there is any, nothing is received. Apart,
-    /// since most connections never have any.
-    pub(super) waiting: Option<Box<Waiting>>,
-    /// It is in the worker's list of those with something to send.
-    pub(super) dirty: bool,
-    /// A bad frame was found in this round: what follows it is not looked at.
-    pub(super) poisoned: bool,
-    /// While a round's frames are put in order: one of those so far is a part of a stream, or a HANDSHAKE, that
-    /// does not go first.
-    pub(super) parts_wait: bool,
-    /// How long its frames have taken in this round, as far as that was looked at.
-    pub(super) spent_ns: u64,
-    /// It stands in the line for room.
-    pub(super) waits_for_room: bool,
-    /// Bytes of the worker's budget that a message on its way in has reserved.
-    pub(super) reserved_bytes: u64,
-    /// Since when.
-    pub(super) reserved_at_ns: u64,
-    /// The same for messages that are handled in this round.
-    pub(super) handling_bytes: u64,
-    /// Bytes of the budget that what is held for this connection takes.
-    pub(super) charged_bytes: u64,
-    /// When something must have happened; 0: nothing is waited for.
-    pub(super) deadline_ns: u64,
-    /// Part of the worker's count of bytes on their way out.
-    pub(super) accounted_bytes: usize,
-    /// Bytes discarded while lingering.
-    pub(super) discarded_bytes: u64,
+    /// The peer sends no more, over either transport.
+    pub(super) peer_ended: bool,
     /// It counts against `max_connections`.
     pub(super) counted: bool,
+
+    /// Gathers a frame that came in pieces.
+    pub(super) assembler: Assembler,
+    /// What arrived and may not be handled yet. While there is any, nothing is received. Boxed, since
+    /// most connections never have any.
+    pub(super) waiting: Option<Box<Waiting>>,
+    /// Frames on their way to the peer.
+    pub(super) out: Outgoing,
+
+    // For one round; settling the connection resets them.
+    /// It is in the worker's list of connections to be settled at the end of the round.
+    pub(super) touched: bool,
+    /// A bad frame was found: what follows it is not scanned.
+    pub(super) has_bad_frame: bool,
+    /// While the frames are put in order of priority: one of those so far is a part of a stream, or a
+    /// HANDSHAKE, that does not go first.
+    pub(super) parts_wait: bool,
+    /// How long handling its frames took, as far as the clock was read: see [`super::turns`].
+    pub(super) spent_ns: u64,
+
+    // What it holds of the budget `max_buffered_bytes`: see [`super::room`].
+    /// It waits in line for room.
+    pub(super) waits_for_room: bool,
+    /// Bytes reserved for the long message that is arriving.
+    pub(super) reserved_bytes: u64,
+    /// When they were reserved.
+    pub(super) reserved_at_ns: u64,
+    /// Bytes reserved for messages that are handled in this round.
+    pub(super) handling_bytes: u64,
+    /// Bytes charged for answers and frames that wait for the peer to read.
+    pub(super) charged_bytes: u64,
+    /// Its part of the worker's count of outgoing bytes.
+    pub(super) accounted_bytes: usize,
+
+    // Deadlines: see [`super::deadlines`].
+    /// By when the peer must have read something, or sent the rest of a frame. 0: nothing is due.
+    pub(super) deadline_ns: u64,
     /// The deadline is for reading answers, not for finishing a frame.
     pub(super) deadline_is_for_reading: bool,
-    /// Bytes received since the deadline for a frame was set, or more if one was completed.
+    /// Bytes received since the deadline for a frame was set. A completed frame counts as at least
+    /// [`PROGRESS_BYTES`].
     pub(super) progress_bytes: u64,
+    /// Bytes that were received and discarded since it began to linger.
+    pub(super) discarded_bytes: u64,
     /// Something was received since the last sweep.
     pub(super) active: bool,
 }
 
 impl Connection {
-    pub(super) fn shm(link: ShmLink, ends: Box<Ends>, session: Session) -> Connection {
+    pub(super) fn shm(link: ShmState, ends: Box<Ends>, session: Session) -> Connection {
         let mut connection = Connection::new(None, None, session);
         connection.shm = Some(link);
         connection.out.ends = Some(ends);
@@ -130,11 +146,10 @@ impl Connection {
 
     fn new(fd: Option<OwnedFd>, peer: Option<SocketAddr>, session: Session) -> Connection {
         Connection {
-            tcp: TcpLink {
+            tcp: TcpState {
                 fd,
                 receiving: false,
                 stopping: false,
-                ended: false,
                 starved: false,
                 served: false,
             },
@@ -142,11 +157,13 @@ impl Connection {
             peer,
             session,
             phase: Phase::Open,
-            out: Outgoing::default(),
+            peer_ended: false,
+            counted: true,
             assembler: Assembler::default(),
             waiting: None,
-            dirty: false,
-            poisoned: false,
+            out: Outgoing::default(),
+            touched: false,
+            has_bad_frame: false,
             parts_wait: false,
             spent_ns: 0,
             waits_for_room: false,
@@ -154,12 +171,11 @@ impl Connection {
             reserved_at_ns: 0,
             handling_bytes: 0,
             charged_bytes: 0,
-            deadline_ns: 0,
             accounted_bytes: 0,
-            discarded_bytes: 0,
-            counted: true,
+            deadline_ns: 0,
             deadline_is_for_reading: false,
             progress_bytes: 0,
+            discarded_bytes: 0,
             active: false,
         }
     }
@@ -172,13 +188,13 @@ impl Connection {
         }
     }
 
-    /// The version in which errors are written before the peer's first byte has told it.
+    /// The protocol version that the peer speaks; version 2 before its first byte has told.
     pub(super) fn version(&self) -> ProtocolVersion {
         self.session.version.unwrap_or(ProtocolVersion::V2)
     }
 
-    /// A shared-memory connection of which the worker holds nothing: all that came is handled, all
-    /// answers are in the ring, nothing is counted anywhere and nothing waited for but requests.
+    /// Whether this is a shared-memory connection for which the worker holds nothing: all requests are
+    /// handled, all answers are in the ring, nothing is charged to the budget, no deadline runs.
     #[inline]
     pub(super) fn is_at_rest(&self) -> bool {
         self.phase == Phase::Open
@@ -186,7 +202,7 @@ impl Connection {
             && self.out.is_empty()
             && self.waiting.is_none()
             && self.out.shared.is_none()
-            && !self.tcp.ended
+            && !self.peer_ended
             && !self.assembler.is_mid_frame()
             && self.accounted_bytes == 0
             && self.charged_bytes | self.handling_bytes | self.reserved_bytes == 0
@@ -205,12 +221,13 @@ impl Connection {
             .is_some_and(|waiting| !waiting.stash.is_empty())
     }
 
-    pub(super) fn waiting(&mut self) -> &mut Waiting {
+    /// What waits, to be added to.
+    pub(super) fn waiting_mut(&mut self) -> &mut Waiting {
         self.waiting.get_or_insert_default()
     }
 
-    /// Bytes held in memory for this connection until its peer reads. What waits for room in the
-    /// budget is not among them: it must not take the room that it waits for.
+    /// Bytes held in memory until the peer reads. A stash that waits for room in the budget does not
+    /// count: it would take the room that it waits for.
     pub(super) fn held_bytes(&self) -> usize {
         let stash = match &self.waiting {
             Some(waiting) if !self.waits_for_room => waiting.stash.len(),
@@ -219,7 +236,7 @@ impl Connection {
         self.out.buffered_bytes() + stash
     }
 
-    /// Room for a long message was reserved.
+    /// Notes that room for a long message was reserved.
     pub(super) fn reserve(&mut self, bytes: u64, now_ns: u64) {
         assert!(
             self.reserved_bytes == 0,
@@ -229,9 +246,9 @@ impl Connection {
         self.reserved_at_ns = now_ns;
     }
 
-    /// Puts all deadlines off.
+    /// Postpones all deadlines.
     pub(super) fn excuse(&mut self, by_ns: u64, now_ns: u64) {
-        // Who has reserved just now needs no excuse.
+        // At most to now: a reservation may be younger than what is excused.
         self.reserved_at_ns = (self.reserved_at_ns + by_ns).min(now_ns);
         let deadlines = [&mut self.deadline_ns, &mut self.session.authenticate_by_ns];
         for deadline in deadlines.into_iter().filter(|deadline| **deadline != 0) {
@@ -239,20 +256,21 @@ impl Connection {
         }
     }
 
-    /// A message that was gathered is complete: its room is kept until its answer is accounted for.
+    /// A message that was gathered is complete. Its room is kept until the end of the round, when its
+    /// answer is charged instead.
     pub(super) fn message_complete(&mut self) {
         self.handling_bytes += std::mem::take(&mut self.reserved_bytes);
         self.progress_bytes += PROGRESS_BYTES;
     }
 
-    /// The peer has said how long the payloads may be that it takes.
+    /// The peer has said how long the payloads are that it accepts.
     pub(super) fn peer_takes(&mut self, bytes_max: u32) {
         let bytes_max = bytes_max.max(PEER_MESSAGE_BYTES_MIN);
         self.session.peer_message_bytes_max = bytes_max;
         self.out.peer_bytes_max = Some(bytes_max);
     }
 
-    /// Requests of this connection are handled.
+    /// Whether requests of this connection are still handled.
     #[inline]
     pub(super) fn takes_requests(&self) -> bool {
         self.phase == Phase::Open

@@ -39,12 +39,12 @@ pub(super) struct Dispatcher {
     /// Requests answered since the worker last recorded latencies.
     pub(super) answered_inline: [u64; 2],
     /// What a HANDSHAKE_ACK offers to clients on this machine.
-    pub(super) shm_offer: Option<ShmOffer>,
+    pub(super) shm_address: Option<ShmAddress>,
 }
 
 /// Where a client on the same machine finds the shared memory of this server.
 #[derive(Clone, Debug)]
-pub(crate) struct ShmOffer {
+pub(crate) struct ShmAddress {
     /// File name of the control segment.
     pub(crate) segment: String,
     /// Tells the client that the file it opened is this server's.
@@ -65,7 +65,7 @@ impl Dispatcher {
         worker: usize,
         shared: Arc<Shared>,
         stats: Arc<WorkerStats>,
-        shm_offer: Option<ShmOffer>,
+        shm_address: Option<ShmAddress>,
     ) -> Dispatcher {
         let inbox = shared.inboxes[worker].clone();
         Dispatcher {
@@ -78,7 +78,7 @@ impl Dispatcher {
             inflated_bytes: 0,
             draining: false,
             answered_inline: [0; 2],
-            shm_offer,
+            shm_address,
         }
     }
 
@@ -536,7 +536,7 @@ impl Dispatcher {
                 .peer
                 .is_some_and(|peer| socket::is_loopback(peer.ip()));
         let offer = self
-            .shm_offer
+            .shm_address
             .as_ref()
             .filter(|_| local && hello.capabilities & capability::SHM != 0);
         let ack = Hello {

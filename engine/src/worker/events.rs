@@ -117,7 +117,7 @@ impl Worker {
             connection.discarded_bytes += bytes.len() as u64;
             self.driver.recycle(received);
         } else if connection.has_waiting() {
-            let behind = &mut connection.waiting().behind;
+            let behind = &mut connection.waiting_mut().behind;
             behind.reserve_exact(bytes.len());
             behind.extend_from_slice(bytes);
             self.driver.recycle(received);
@@ -136,7 +136,7 @@ impl Worker {
         tcp.receiving = false;
         tcp.stopping = false;
         match errno {
-            0 => tcp.ended = true,
+            0 => connection.peer_ended = true,
             // Armed again when buffers are back.
             libc::ENOBUFS => self.starved.add(key, tcp),
             // Armed again at once, or when the connection may speak again.
@@ -188,9 +188,9 @@ impl Worker {
     /// Notes that a connection must be settled at the end of the round.
     pub(super) fn touch(&mut self, key: Key) {
         if let Some(connection) = self.connections.get_mut(key)
-            && !connection.dirty
+            && !connection.touched
         {
-            connection.dirty = true;
+            connection.touched = true;
             self.touched.push(key);
         }
     }

@@ -5,7 +5,7 @@
 
 use super::Worker;
 use super::connection::Phase;
-use super::shm::ShmLink;
+use super::shm::ShmState;
 use crate::sys::clock;
 use crate::uring::Key;
 
@@ -116,7 +116,7 @@ impl Worker {
         }
     }
 
-    fn link(&mut self, key: Key) -> Option<&mut ShmLink> {
+    fn link(&mut self, key: Key) -> Option<&mut ShmState> {
         self.connections.get_mut(key)?.shm.as_mut()
     }
 
@@ -132,7 +132,7 @@ impl Worker {
         let now_ns = self.now_ns;
         for _ in 0..WARM_LOOKS.min(self.rings.warm.len()) {
             let key = self.next_warm();
-            let silent_ns = |link: &mut ShmLink| now_ns.saturating_sub(link.last_record_ns);
+            let silent_ns = |link: &mut ShmState| now_ns.saturating_sub(link.last_record_ns);
             if self.link(key).map_or(WARM_NS, silent_ns) >= WARM_NS {
                 self.give_pages_back(key);
             }
@@ -153,10 +153,10 @@ impl Worker {
     /// The worker has slept for a while: buffers go back, and the pages of warm rings and of
     /// those that moved much.
     pub(super) fn release_memory(&mut self) {
-        let first = std::mem::take(&mut self.rings.first);
+        let first = std::mem::take(&mut self.rings.first_record);
         self.dispatcher.pool().give(first);
         self.dispatcher.pool().release();
-        self.rings.first = self.dispatcher.pool().take();
+        self.rings.first_record = self.dispatcher.pool().take();
         // None has spoken for as long.
         for index in 0..self.rings.by_bit.len() {
             if let Some(key) = self.rings.by_bit[index]

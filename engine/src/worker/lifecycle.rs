@@ -55,8 +55,8 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        connection.dirty = false;
-        connection.poisoned = false;
+        connection.touched = false;
+        connection.has_bad_frame = false;
         connection.spent_ns = 0;
         connection.waiting.take_if(|waiting| waiting.is_empty());
         if connection.is_at_rest()
@@ -68,7 +68,7 @@ impl Worker {
             connection.out.stop_gathering();
             return self.count_encoded(key);
         }
-        if connection.phase == Phase::Open && connection.tcp.ended && !connection.has_waiting() {
+        if connection.phase == Phase::Open && connection.peer_ended && !connection.has_waiting() {
             connection.phase = Phase::Finishing;
         }
         self.count_encoded(key);
@@ -165,14 +165,14 @@ impl Worker {
             Phase::Finishing if sent && connection.out.owed.count() == 0 => {}
             Phase::Refused if sent => {}
             Phase::Lingering => {
-                if connection.tcp.ended || connection.discarded_bytes > LINGER_BYTES_MAX {
+                if connection.peer_ended || connection.discarded_bytes > LINGER_BYTES_MAX {
                     connection.phase = Phase::Closing;
                 }
                 return;
             }
             _ => return,
         }
-        if connection.tcp.ended || connection.shm.is_some() {
+        if connection.peer_ended || connection.shm.is_some() {
             // A ring keeps what was put in it until the client has read it.
             connection.phase = Phase::Closing;
             return;
@@ -210,7 +210,7 @@ impl Worker {
         let Some(fd) = tcp.fd.as_ref().map(AsRawFd::as_raw_fd) else {
             return;
         };
-        if wanted && !tcp.receiving && !tcp.ended && !tcp.starved {
+        if wanted && !tcp.receiving && !connection.peer_ended && !tcp.starved {
             tcp.receiving = true;
             tcp.served = false;
             match self.starved.is_empty() {

@@ -45,7 +45,7 @@ use batch::Batch;
 use connection::Connection;
 pub(crate) use context::Shared;
 pub use deferred::{Deferred, Gone};
-use dispatch::{Dispatcher, ShmOffer};
+use dispatch::{Dispatcher, ShmAddress};
 pub(crate) use failure::Failure;
 pub(crate) use handler::HandlerTable;
 pub use handler::{Handler, Request, Responder};
@@ -195,7 +195,7 @@ impl Worker {
                 setup.index,
                 shared.clone(),
                 stats.clone(),
-                setup.control.as_ref().map(|control| ShmOffer {
+                setup.control.as_ref().map(|control| ShmAddress {
                     segment: control.name.clone(),
                     host_id: control.host_id(),
                 }),

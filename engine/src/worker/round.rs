@@ -163,7 +163,7 @@ impl Worker {
                     }
                     // The frames before it are answered first.
                     if connection.has_stash() {
-                        let waiting = connection.waiting();
+                        let waiting = connection.waiting_mut();
                         waiting.refusal = Some((refusal, msg_id));
                         waiting.behind = Vec::new();
                         continue;
@@ -226,7 +226,7 @@ impl Worker {
         // Once one of its frames waits, those behind it wait too.
         let behind = &bytes[handled * run.frame_bytes..];
         if !behind.is_empty() && connection.takes_requests() {
-            connection.waiting().stash.extend_from_slice(behind);
+            connection.waiting_mut().stash.extend_from_slice(behind);
         }
     }
 

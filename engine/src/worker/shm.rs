@@ -39,7 +39,7 @@ const _: () = assert!(RECORD_MAX <= ROUND_BYTES);
 
 /// The shared-memory side of a connection, besides its rings.
 #[derive(Debug)]
-pub(super) struct ShmLink {
+pub(super) struct ShmState {
     /// `None` once given to the driver for closing.
     pidfd: Option<PidFd>,
     /// The end of the client's process will be reported.
@@ -99,7 +99,7 @@ pub(super) struct Rings {
     /// Bits that were set, for one round.
     rung: Vec<usize>,
     /// For a ring's first record; empty between two.
-    pub(super) first: Vec<u8>,
+    pub(super) first_record: Vec<u8>,
 }
 
 impl Rings {
@@ -114,7 +114,7 @@ impl Rings {
             rounds: 0,
             busy_rounds: 0,
             rung: Vec::new(),
-            first: Vec::with_capacity(NEW_BYTES),
+            first_record: Vec::with_capacity(NEW_BYTES),
         }
     }
 
@@ -144,7 +144,7 @@ impl Worker {
             client_bytes_max,
         } = end;
         let pidfd_raw = pidfd.as_raw_fd();
-        let link = ShmLink {
+        let link = ShmState {
             pidfd: Some(pidfd),
             watching: true,
             unwatching: false,
@@ -278,7 +278,7 @@ impl Worker {
         }
         freshen(&mut self.now_ns, &mut self.now_is_fresh);
         connection.active = true;
-        let taken = &mut self.rings.first;
+        let taken = &mut self.rings.first_record;
         debug_assert!(taken.is_empty());
         let header = ends.rx.copy_frame(&record, taken);
         let ack = ends.rx.advance(&record);
@@ -304,7 +304,7 @@ impl Worker {
             self.take_records(key, usize::MAX);
         } else {
             let first = std::mem::take(taken);
-            self.rings.first = self.scan_owned(key, first);
+            self.rings.first_record = self.scan_owned(key, first);
             self.take_after_first(key);
         }
         self.touch(key);
@@ -325,11 +325,11 @@ impl Worker {
         } else if ends.rx.has_record() {
             // It came after we looked, before the client went.
             return true;
-        } else if connection.tcp.ended || self.must_wait(key) {
+        } else if connection.peer_ended || self.must_wait(key) {
             return false;
         } else if let Some(connection) = self.connections.get_mut(key) {
             connection.active = true;
-            connection.tcp.ended = true;
+            connection.peer_ended = true;
         }
         freshen(&mut self.now_ns, &mut self.now_is_fresh);
         self.touch(key);
@@ -398,7 +398,7 @@ impl Worker {
         let Some(ends) = &mut connection.out.ends else {
             return;
         };
-        let taken = &mut self.rings.first;
+        let taken = &mut self.rings.first_record;
         let mut corrupt = None;
         let mut records = 0;
         // Each turn takes a record of at least one byte; bounded by the budget.
@@ -424,7 +424,7 @@ impl Worker {
             let usable = connection.took(&self.stats, taken.len(), self.now_ns);
             if usable && corrupt.is_none() {
                 let taken = std::mem::take(taken);
-                self.rings.first = self.scan_owned(key, taken);
+                self.rings.first_record = self.scan_owned(key, taken);
             } else {
                 taken.clear();
             }

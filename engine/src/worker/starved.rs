@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use super::Worker;
-use super::connection::TcpLink;
+use super::connection::TcpState;
 use crate::uring::{BUFFER_COUNT, Key};
 
 /// Bounded by the number of connections: each stands here once.
@@ -24,7 +24,7 @@ impl Starved {
         self.empty_handed.is_empty() && self.served.is_empty()
     }
 
-    pub(super) fn add(&mut self, key: Key, tcp: &mut TcpLink) {
+    pub(super) fn add(&mut self, key: Key, tcp: &mut TcpState) {
         assert!(!tcp.starved, "a receive ends once");
         tcp.starved = true;
         match tcp.served {
