@@ -13,14 +13,14 @@ use crate::stats::Transport;
 use crate::sys::{clock, socket};
 use crate::wire::{ErrorCode, ProtocolVersion};
 
-/// Connections over the limit that are read from for a while, so that they learn why they are closed; more
-/// are told and closed at once.
+/// This many connections beyond `max_connections` are refused and then read from for a while, so that
+/// the refusal surely reaches them. Those beyond that are told and closed at once.
 const REFUSED_MAX: usize = 64;
-/// Reads of what such a connection has sent.
+/// How often a connection that is closed at once is read from before.
 const DISCARDS_MAX: usize = 16;
 
 impl Worker {
-    /// Accepts, unless that is under way.
+    /// Arms an accept, if this worker accepts and none is armed.
     pub(super) fn accept(&mut self) {
         if let Some(listener) = self.listener.as_ref().filter(|_| !self.accepting) {
             self.driver.accept(listener.as_raw_fd());
@@ -40,13 +40,14 @@ impl Worker {
         }
     }
 
-    /// Says so once in a while: it is tried again many times a second.
+    /// Logs, not too often, that descriptors or memory are short: accepting is tried many times a second.
     fn tell_that_connections_wait(&mut self) {
         if self.connections_wait.due(self.now_ns).is_some() {
             log::warn!("out of descriptors or memory: new connections wait");
         }
     }
 
+    /// Gives a new connection to the worker with the fewest, or refuses it.
     pub(super) fn accepted(&mut self, fd: OwnedFd) {
         if self.inbox.drain_asked() {
             return;
@@ -73,7 +74,7 @@ impl Worker {
         }
     }
 
-    /// Takes a connection whose place is already claimed.
+    /// Serves a TCP connection, whose place among `max_connections` is claimed already.
     pub(super) fn add_tcp(&mut self, fd: OwnedFd) {
         let (fd, peer) = peer_of(fd);
         let connection = Connection::tcp(fd, peer, self.new_session());
@@ -82,7 +83,8 @@ impl Worker {
         self.touch(key);
     }
 
-    /// What is asked of a connection that comes now.
+    /// The session of a connection that begins now: with a deadline for its credentials, if the server
+    /// asks for them.
     pub(super) fn new_session(&self) -> Session {
         Session::new(match self.shared.auth_token {
             None => 0,
@@ -96,7 +98,7 @@ impl Worker {
             "too many connections: the limit is {} (limits.max_connections)",
             self.shared.limits.max_connections
         );
-        // In its own words, if it has said some.
+        // In the version that it speaks, if it has sent something already.
         let mut first = [0];
         let version = match socket::peek_now(fd.as_raw_fd(), &mut first) {
             Ok(1) => ProtocolVersion::detect(first[0]),
@@ -118,21 +120,21 @@ impl Worker {
     }
 }
 
-/// The peer's address, by way of the standard library's stream.
+/// The peer's address, which the standard library asks for.
 fn peer_of(fd: OwnedFd) -> (OwnedFd, Option<SocketAddr>) {
     let stream = TcpStream::from(fd);
     let peer = stream.peer_addr().ok();
     (OwnedFd::from(stream), peer)
 }
 
-/// Sends what there is to say and closes, without reading on as is done for few. What has come so far is
-/// read, so that it does not turn the close into a reset, which takes away what was said.
+/// Sends the refusal and closes, without lingering. What has arrived so far is read before, since closing
+/// a socket with unread bytes resets the connection, which takes the refusal back.
 fn close_at_once(mut connection: Connection) {
     let Some(fd) = connection.tcp.fd.take() else {
         return;
     };
     connection.out.seal();
-    // The buffer of a new socket has room for it. A peer that is gone needs no answer.
+    // The send buffer of a new socket has room for it. A peer that is gone needs no refusal.
     let _ = socket::send_now(fd.as_raw_fd(), &connection.out.staged);
     let _ = socket::shutdown_write(fd.as_raw_fd());
     let mut discarded = [0; 4096];

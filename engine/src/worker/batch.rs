@@ -1,4 +1,11 @@
-//! The frames of one round: found, verified several at a time, then handled, PRIORITY first.
+//! The frames of one round: found in the bytes that arrived and verified, several at a time. `round.rs`
+//! then handles them.
+//!
+//! Three words recur here. A *chunk* is a piece of memory in which bytes of one connection lie: a receive
+//! buffer, or a buffer of our own. A *run* is one or more whole frames that lie one behind the other in a
+//! chunk and begin alike, with the same flags, type and length, so that much is looked at once for all of
+//! them. A *row* is a run of several frames whose CRCs were computed and found right as they were found.
+//! Frames that are no row are verified later, mixed, several at a time.
 
 use std::sync::atomic::Ordering;
 
@@ -11,10 +18,10 @@ use crate::wire::{
     accepted_header, legacy, msg_type,
 };
 
-/// Runs whose places are set aside at start; a round with more takes memory once.
+/// How many runs the list has room for from the start. A round with more allocates once.
 const RUNS: usize = 256;
 
-/// Memory in which the payloads of a round lie.
+/// Memory in which bytes of a connection lie for one round.
 pub(super) enum Chunk {
     /// A receive buffer, given back after the round.
     Buffer(Received),
@@ -32,41 +39,45 @@ impl Chunk {
     }
 }
 
+/// What was found in a connection's bytes, in the order in which it arrived.
 pub(super) enum Item {
     Frames(Run),
-    /// The connection's bytes from here on are no frame.
+    /// From here on the connection's bytes are no acceptable frame.
     Refused {
         key: Key,
         refusal: Refusal,
         msg_id: u64,
     },
-    /// Not to be handled.
+    /// Frames behind a damaged one: not to be handled.
     Done,
 }
 
 /// Whole frames of one connection that lie one behind the other in a chunk and begin alike: with the
-/// same flags, type and length. Their headers are accepted. So what these say is looked at once for all
-/// of a run; only ids and CRCs are read again, frame by frame.
+/// same flags, type and length. Their headers were checked. Only the ids and the CRCs are read again,
+/// frame by frame.
 #[derive(Clone, Copy)]
 pub(super) struct Run {
     pub(super) key: Key,
     pub(super) version: ProtocolVersion,
-    /// Their CRCs were found to be right already: those of more than one were.
+    /// Their CRCs were found to be right. True of every run of more than one frame.
     verified: bool,
     chunk: u32,
+    /// Where in the chunk the first begins, in bytes.
     start: u32,
+    /// How many frames.
     count: u32,
     /// Bytes of each frame.
     pub(super) frame_bytes: usize,
-    /// They are handled before those without PRIORITY: see [`Worker::rank_items`].
+    /// They have PRIORITY and may use it: see [`Worker::rank_items`].
     pub(super) goes_first: bool,
 }
 
 pub(super) struct Batch {
     pub(super) items: Vec<Item>,
     pub(super) chunks: Vec<Chunk>,
-    /// How many frames there are.
+    /// How many frames there are in all runs.
     pub(super) frames: usize,
+    /// Some of them ask for PRIORITY.
     pub(super) has_priority: bool,
 }
 
@@ -118,7 +129,7 @@ impl Batch {
         self.add_run(&header, run);
     }
 
-    /// Whether something of this connection was found in this round.
+    /// Whether frames of this connection were found in this round.
     fn has_any_of(&self, key: Key) -> bool {
         let of_it = |item: &Item| matches!(item, Item::Frames(run) if run.key == key);
         self.items.iter().any(of_it)
@@ -143,8 +154,8 @@ impl Batch {
         }
     }
 
-    /// Adds the whole version 2 frames that lie one behind the other in a chunk from `start` on.
-    /// Says how many there are and where they end.
+    /// Adds the whole version 2 frames that lie in a chunk from `start` on, as runs. Returns how many
+    /// frames there are, and where they end.
     fn add_whole_frames(
         &mut self,
         driver: &Driver,
@@ -155,7 +166,7 @@ impl Batch {
     ) -> (usize, usize) {
         let (mut frames, mut at) = (0, start);
         let mut good = GoodFirst::new();
-        // Each turn takes the bytes of a run.
+        // Each pass takes the bytes of a run.
         loop {
             let bytes = &self.chunks[chunk as usize].bytes(driver)[at..];
             let Some(header) = wire::front_frame(bytes, max_message_bytes, &mut good) else {
@@ -186,7 +197,7 @@ impl Batch {
         &self.bytes(run.chunk, driver)[run.start as usize..][..run.frames() * run.frame_bytes]
     }
 
-    /// How many bytes there are of what arrived together with a run.
+    /// How many bytes arrived together with a run, its own included.
     pub(super) fn bytes_beside(&self, run: &Run, driver: &Driver) -> usize {
         self.bytes(run.chunk, driver).len()
     }
@@ -197,13 +208,13 @@ impl Batch {
 }
 
 impl Worker {
-    /// Finds the frames in a chunk that arrived on a connection, and begins to gather the one that
-    /// it cuts in two. What may not be buffered now waits behind what is there.
+    /// Finds the frames in a chunk that arrived on a connection, and begins to gather a frame of which only
+    /// a part is there. A long one needs room in the budget first; without it, the bytes wait.
     pub(super) fn scan(&mut self, key: Key, chunk: u32) {
         let max = self.shared.limits.max_message_bytes;
         let chunk = self.join_cut_header(key, chunk);
         let mut at = 0;
-        // Each turn takes at least one byte or ends the loop.
+        // Each pass takes at least one byte, or finds out the version, or ends the loop.
         loop {
             let Some(connection) = self.connections.get_mut(key) else {
                 return;
@@ -262,7 +273,7 @@ impl Worker {
                     }) if frame_bytes > SMALL_FRAME_BYTES && connection.reserved_bytes == 0 => {
                         let before = self.batch.has_any_of(key);
                         if !connection.session.is_admitted() {
-                            // A HANDSHAKE may be among what was found just now.
+                            // A HANDSHAKE may be among the frames before it, which are handled first.
                             if before {
                                 connection.waiting_mut().behind.extend_from_slice(bytes);
                                 return;
@@ -270,8 +281,8 @@ impl Worker {
                             return self.refuse(key, Refusal::NotAuthenticated, 0);
                         }
                         let room_bytes = frame_bytes as u64;
-                        // What may have to wait for room itself goes first: nobody holds room, nor stands
-                        // in line, for two.
+                        // A compressed frame before it may have to wait for room itself, and is handled
+                        // first: no connection holds room, or stands in line, for two messages.
                         let compressed_before =
                             before && self.batch.has_compressed_of(key, &self.driver);
                         if compressed_before || !self.shared.room.reserve(room_bytes) {
@@ -294,8 +305,7 @@ impl Worker {
             if !connection.assembler.is_mid_frame() {
                 let pool = self.dispatcher.pool();
                 let long = connection.reserved_bytes > 0;
-                // A connection in the middle of a frame may stay there: what it is lent for a
-                // short one must be small.
+                // A peer may stop in the middle of a frame, so a buffer lent for a short one is small.
                 let buffer = if long {
                     pool.take_for(connection.reserved_bytes as usize)
                 } else {
@@ -321,8 +331,8 @@ impl Worker {
         }
     }
 
-    /// A header that was cut is looked at together with what follows: only then is it known what the
-    /// frame needs.
+    /// If the last bytes of the connection ended within a header, puts them before this chunk: only with the
+    /// whole header is it known how much room the frame needs. Returns the chunk to be scanned.
     fn join_cut_header(&mut self, key: Key, chunk: u32) -> u32 {
         let connection = self.connections.get_mut(key);
         let cut = connection.and_then(|connection| connection.assembler.take_cut_header());
@@ -341,8 +351,8 @@ impl Worker {
         }
     }
 
-    /// Version 1 is not served here: say so in its own words, to the id that asks, as soon as the
-    /// header is there.
+    /// Refuses a version 1 connection where those are not served: in version 1, and with the request's id,
+    /// so not before its header is there.
     fn refuse_legacy(&mut self, key: Key, chunk: u32, at: usize) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
@@ -352,7 +362,7 @@ impl Worker {
         let pushed = connection.assembler.push(version, bytes, u32::MAX);
         let refusal = match pushed {
             Err(refusal @ (Refusal::BadMagic { .. } | Refusal::VersionMismatch { .. })) => refusal,
-            // Whatever else is wrong, the version was looked at before.
+            // Whatever else may be wrong with the header, the version is what is named.
             _ if connection.assembler.gathered().len() < legacy::HEADER_BYTES => return,
             _ => Refusal::VersionMismatch { got: 1 },
         };
@@ -360,8 +370,8 @@ impl Worker {
         self.refuse(key, refusal, msg_id);
     }
 
-    /// Notes that a connection's bytes from here on are no frame; it is told after the frames
-    /// before them have been handled.
+    /// Notes that a connection's bytes from here on are no acceptable frame. Its peer is told after the
+    /// frames before them were handled.
     pub(super) fn refuse(&mut self, key: Key, refusal: Refusal, msg_id: u64) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.has_bad_frame = true;
@@ -373,11 +383,11 @@ impl Worker {
         });
     }
 
-    /// Checks the CRCs of the frames found that are no row. A bad one becomes a refusal, and those
-    /// behind it on the same connection are dropped: where they begin cannot be trusted either.
+    /// Checks the CRCs of the frames that are no row. A bad one becomes a refusal, and those behind it on
+    /// the same connection are dropped, since it is not known for sure where they begin.
     pub(super) fn verify(&mut self) {
         let mut next = 0;
-        // Each turn moves on by at least one item, or ends the loop.
+        // Each pass moves on by at least one item, or ends the loop.
         loop {
             let mut frames: [&[u8]; VERIFY_BATCH] = [&[]; VERIFY_BATCH];
             let mut places = [0; VERIFY_BATCH];
@@ -406,8 +416,8 @@ impl Worker {
         }
     }
 
-    /// Finds out which of the frames that ask for PRIORITY may have it: within a connection, none goes
-    /// before what it depends on.
+    /// Finds out which of the frames that ask for PRIORITY may have it: within a connection, none may
+    /// overtake a frame that it depends on.
     #[cold]
     pub(super) fn rank_items(&mut self) {
         for index in 0..self.batch.items.len() {
@@ -419,8 +429,8 @@ impl Worker {
             };
             let first = accepted_header(run.version, self.batch.run(&run, &self.driver));
             let goes_first = !connection.parts_wait && connection.session.may_overtake(&first);
-            // The parts of a stream stay in order, be some of them with PRIORITY; and a HANDSHAKE, even one
-            // that is not asked for, says how long the answers to what follows it may be.
+            // The parts of a stream stay in order, even if only some of them have PRIORITY. And a HANDSHAKE,
+            // even one that the server does not ask for, says how long the answers to later requests may be.
             let leads =
                 first.flags.contains(Flags::STREAM) || first.msg_type == msg_type::HANDSHAKE;
             connection.parts_wait |= !goes_first && leads;
@@ -437,7 +447,7 @@ impl Worker {
         }
     }
 
-    /// This frame is damaged.
+    /// Turns a damaged frame into a refusal, and drops what its connection sent after it.
     fn refuse_damaged(&mut self, bad: usize, refusal: Refusal) {
         let Item::Frames(Run { key, .. }) = self.batch.items[bad] else {
             unreachable!("only frames are verified")

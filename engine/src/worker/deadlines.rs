@@ -19,7 +19,7 @@ const LATE_NS: u64 = 10 * SWEEP_NS;
 pub(super) const PROGRESS_BYTES: u64 = 1024;
 
 impl Worker {
-    /// Sets the deadline for what the connection must do next.
+    /// Sets the deadline for what the connection's peer must do next, if anything.
     pub(super) fn watch_time(&mut self, key: Key) {
         let outgoing_bytes_max = self.outgoing_bytes_max();
         let limits = &self.shared.limits;
@@ -32,12 +32,13 @@ impl Worker {
                 return;
             }
             Phase::Closing => None,
-            // Renewed when the peer reads.
+            // The peer must read. It gets a new deadline whenever it has read something.
             _ if connection.out.sending_bytes > 0 || !connection.out.staged.is_empty() => {
                 Some(limits.send_stall_ns())
             }
             Phase::Open if connection.assembler.is_mid_frame() && !connection.has_waiting() => {
-                // A byte now and then is not enough.
+                // The peer must send the rest of a frame. A byte now and then is not enough for a new
+                // deadline: it takes PROGRESS_BYTES.
                 if connection.progress_bytes >= PROGRESS_BYTES {
                     connection.progress_bytes = 0;
                     connection.deadline_ns = 0;
@@ -48,7 +49,7 @@ impl Worker {
         };
         self.timed |= !connection.session.is_admitted() || connection.reserved_bytes > 0;
         if connection.has_waiting() && !connection.out.waits_for_reader(outgoing_bytes_max) {
-            // Nothing is received while what came before waits for its turn: that is not the peer's time.
+            // Nothing is received while earlier bytes wait for their turn: that time is not the peer's.
             connection.reserved_at_ns = self.now_ns;
         }
         let for_reading = !connection.out.is_empty();
@@ -65,11 +66,11 @@ impl Worker {
         }
     }
 
-    /// Looks at all deadlines.
+    /// Looks at the deadlines of all connections.
     pub(super) fn sweep(&mut self) {
         let draining = self.drain_deadline_ns;
-        // If the whole process was stopped, or the machine slept, the peers' bytes may be there already:
-        // they are taken before anybody is told that he is late.
+        // If the process was stopped or the machine slept, the peers' bytes may have arrived meanwhile:
+        // all deadlines are postponed, so that those bytes are taken first.
         let late_ns = self.now_ns.saturating_sub(self.next_sweep_ns);
         let excused_ns = if self.swept && late_ns > LATE_NS {
             late_ns
@@ -126,7 +127,7 @@ impl Worker {
                     return self.touch(key);
                 }
             }
-            // Who holds room that others wait for must hurry.
+            // A message that holds room for which others wait must arrive in time as a whole.
             if connection.reserved_bytes > 0
                 && self.shared.room.is_waited_for()
                 && now_ns - connection.reserved_at_ns >= self.shared.limits.frame_timeout_ns()
@@ -140,7 +141,7 @@ impl Worker {
         };
         let connection = self.connections.get_mut(key).expect("looked up above");
         if connection.phase == Phase::Lingering {
-            // It was refused before, with more time than there is now.
+            // It began to linger before the server drained, with more time than there is now.
             connection.deadline_ns = connection.deadline_ns.min(now_ns + LINGER_DRAIN_NS);
         }
         if now_ns >= drain_deadline_ns {
@@ -157,7 +158,7 @@ impl Worker {
         self.touch(key);
     }
 
-    /// The peer sent half a frame and stopped.
+    /// Refuses a connection whose peer began a frame and did not finish it in time.
     fn time_out_frame(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;

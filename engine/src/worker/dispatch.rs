@@ -1,4 +1,5 @@
-//! From a good frame to its answer.
+//! From a verified frame to its answer: the handler is called, or the protocol's own messages (HANDSHAKE,
+//! HEARTBEAT, DISCONNECT, CANCEL) are answered, or the frame is refused.
 
 use std::any::Any;
 use std::net::SocketAddr;
@@ -22,42 +23,42 @@ use crate::wire::{
     capability, msg_type,
 };
 
-/// What a dispatch needs besides the connection.
+/// What a dispatch needs besides the connection and the table of handlers.
 pub(super) struct Dispatcher {
-    /// The number of the worker.
+    /// The number of the worker, for its place in the line for room.
     worker: usize,
     pub(super) shared: Arc<Shared>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) stats: Arc<WorkerStats>,
-    /// Missing while it is lent to a connection.
+    /// The worker's spare buffers; `None` while they are lent to a connection.
     pool: Option<Box<VecPool>>,
-    /// Decompressed payloads go here.
+    /// The buffer into which payloads are decompressed.
     pub(super) inflated: Vec<u8>,
-    /// What was decompressed in this round.
+    /// How many bytes were decompressed in this round.
     pub(super) inflated_bytes: u64,
     pub(super) draining: bool,
-    /// Requests answered since the worker last recorded latencies.
+    /// Requests answered by their handlers at once, since latencies were last recorded; by transport.
     pub(super) answered_inline: [u64; 2],
-    /// What a HANDSHAKE_ACK offers to clients on this machine.
+    /// What a HANDSHAKE_ACK offers to clients on this machine, if shared memory is offered.
     pub(super) shm_address: Option<ShmAddress>,
 }
 
-/// Where a client on the same machine finds the shared memory of this server.
+/// Where a client on the same machine finds this server's shared memory.
 #[derive(Clone, Debug)]
 pub(crate) struct ShmAddress {
     /// File name of the control segment.
     pub(crate) segment: String,
-    /// Tells the client that the file it opened is this server's.
+    /// Lets the client check that the file it has opened is this server's: see `Control::host_id`.
     pub(crate) host_id: Vec<u8>,
 }
 
-/// A HANDSHAKE may decompress to so much. No more than its longest record, and what else it may say.
+/// A compressed HANDSHAKE may decompress to this much: its longest record, and room for the others.
 const HANDSHAKE_BYTES_MAX: u32 = 128 * 1024;
-/// How much of what a client says it is goes into the log.
+/// How much of a client's identity goes into the log, in characters.
 const IDENTITY_CHARS_MAX: usize = 80;
-/// What may be decompressed in one round, unless it is one message: others wait for it.
+/// How many bytes may be decompressed in one round, or one message of any length: others wait meanwhile.
 const INFLATED_ROUND_BYTES: u64 = 256 * 1024;
-/// Buffers above this are given back after use.
+/// A decompression buffer larger than this is freed after use.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
 
 impl Dispatcher {
@@ -88,11 +89,11 @@ impl Dispatcher {
         self.pool.get_or_insert_default()
     }
 
-    /// Handles one frame whose header and CRC are good. False: not now, since it would decompress to
-    /// more than there is room or time for.
+    /// Handles one frame whose header and CRC are good. Returns false if it was not handled and is to
+    /// wait: it would decompress to more than there is room or time for now.
     ///
-    /// Inlined with what most requests need, the rest apart: on the way of a request through four
-    /// functions, handing it on took as long as handling it.
+    /// What most requests need is inlined, and the rest is apart: when a request went through four
+    /// functions, passing it on took as long as handling it.
     #[inline(always)]
     pub(super) fn frame(
         &mut self,
@@ -114,16 +115,16 @@ impl Dispatcher {
             (Decision::Dispatch, Some(handler)) => {
                 self.call(key, connection, handler, header, payload, arrived_ns);
             }
-            _ => self.own_matter(decision, connection, header, payload),
+            _ => self.carry_out(decision, connection, header, payload),
         }
         true
     }
 
-    /// As [`Dispatcher::frame`], of frames that begin as the first does, which has this header, and
-    /// have `frame_bytes` each. Ends early if more than `outgoing_bytes_max` of the answers wait or
-    /// the connection takes no more requests; says how many it handled.
+    /// As [`Dispatcher::frame`], for a run: `bytes` holds frames of `frame_bytes` each, which all begin like
+    /// `first`, the header of the first. Returns how many were handled: not all if more than
+    /// `outgoing_bytes_max` bytes of answers wait to be sent, or if the connection takes no more requests.
     ///
-    /// What follows from flags and type is found out once for all of them.
+    /// The decision and the handler, which follow from flags and type, are found out once for all.
     #[inline]
     pub(super) fn run(
         &mut self,
@@ -140,7 +141,7 @@ impl Dispatcher {
         let plain = version == ProtocolVersion::V2 && !first.flags.contains(Flags::COMPRESSED);
         if let (Decision::Dispatch, Some(handler), true) = (decision, handler, plain) {
             let mut done = 0;
-            // Each turn handles at least one frame, or ends the loop.
+            // Each pass handles at least one frame, or ends the loop.
             while done * frame_bytes < bytes.len()
                 && connection.out.buffered_bytes() <= outgoing_bytes_max
             {
@@ -185,7 +186,7 @@ impl Dispatcher {
         }
     }
 
-    /// As [`Dispatcher::frame`], of one whose payload came compressed.
+    /// As [`Dispatcher::frame`], for a frame whose payload is compressed.
     #[cold]
     fn compressed(
         &mut self,
@@ -210,7 +211,7 @@ impl Dispatcher {
             return self.frame(handlers, key, connection, &plain, payload, arrived_ns);
         }
         let max = match decision {
-            // Who is not admitted yet costs no more than this.
+            // A peer that may not be admitted yet must not cost more than this.
             Decision::Handshake => HANDSHAKE_BYTES_MAX.min(self.shared.limits.max_message_bytes),
             _ => self.shared.limits.max_message_bytes,
         };
@@ -236,18 +237,18 @@ impl Dispatcher {
         true
     }
 
-    /// Whether a payload of this size may be decompressed in this round. If there is no room for it, the
-    /// connection stands in line.
+    /// Whether a payload may be decompressed to this size in this round. If there is no room for it in the
+    /// budget, the connection joins the line.
     fn may_inflate(&mut self, key: Key, connection: &mut Connection, bytes: u64) -> bool {
         if self.inflated_bytes > 0 && self.inflated_bytes + bytes > INFLATED_ROUND_BYTES {
             return false;
         }
-        // What it came in has room already.
+        // The room reserved for the compressed message counts.
         let missing = bytes.saturating_sub(connection.handling_bytes);
         if bytes > SMALL_FRAME_BYTES as u64 && missing > 0 {
             if !self.shared.room.reserve(missing) {
                 connection.waits_for_room = true;
-                // All of it: what it has now goes back at the end of the round.
+                // For all of it: the room that the message has now is given back at the end of the round.
                 self.shared.room.wait(self.worker, key, bytes);
                 return false;
             }
@@ -257,9 +258,9 @@ impl Dispatcher {
         true
     }
 
-    /// What concerns the protocol alone, or is refused.
+    /// Carries out a decision that calls no handler: the protocol's own messages, and refusals.
     #[cold]
-    fn own_matter(
+    fn carry_out(
         &mut self,
         decision: Decision,
         connection: &mut Connection,
@@ -267,7 +268,7 @@ impl Dispatcher {
         payload: &[u8],
     ) {
         match decision {
-            Decision::Dispatch => unreachable!("decided on a handler being there"),
+            Decision::Dispatch => unreachable!("decided only where there is a handler"),
             Decision::Heartbeat
                 if payload.len() > connection.session.peer_message_bytes_max as usize =>
             {
@@ -308,6 +309,7 @@ impl Dispatcher {
         }
     }
 
+    /// Calls a handler for one request, unless other threads owe the connection too many answers.
     #[inline(always)]
     fn call(
         &mut self,
@@ -334,7 +336,7 @@ impl Dispatcher {
             payload,
             origin: &origin,
         };
-        // A handler that panics has dropped its responder, which answered HANDLER_FAILED.
+        // If the handler panics, its responder is dropped, and answers HANDLER_FAILED.
         let caught = catch_unwind(AssertUnwindSafe(|| {
             handler.handle(Request::new(&request), Responder::new(&request, out));
         }));
@@ -345,8 +347,9 @@ impl Dispatcher {
         self.answered_inline[transport.index()] += self.settled(out.outcome);
     }
 
-    /// As [`Dispatcher::call`], of whole frames of version 2 that begin as the first does, until a
-    /// handler panics or more than `outgoing_bytes_max` of the answers wait. Says how many those are.
+    /// As [`Dispatcher::call`], for whole version 2 frames that begin like `first`. Ends early when a
+    /// handler panics, or more than `outgoing_bytes_max` bytes of answers wait. Returns for how many
+    /// frames the handler was called.
     #[inline(always)]
     fn calls<'a>(
         &mut self,
@@ -396,7 +399,7 @@ impl Dispatcher {
         done
     }
 
-    /// What is the same for many requests of a connection.
+    /// What is the same for all requests of a run.
     #[inline(always)]
     fn origin<'a>(
         &'a self,
@@ -416,7 +419,7 @@ impl Dispatcher {
         }
     }
 
-    /// Counts a failure. Returns how many answers were given: one or none.
+    /// Counts a failure, if the outcome is one. Returns how many answers were given: one or none.
     #[inline(always)]
     fn settled(&self, outcome: Outcome) -> u64 {
         match outcome == Outcome::Answered {
@@ -456,7 +459,8 @@ impl Dispatcher {
         );
     }
 
-    /// Answers a request with an error; about a one-way message, tells the connection.
+    /// Answers a request with an error. About a one-way message, which has no answer, an ERROR without an
+    /// id is sent.
     pub(super) fn error(
         &mut self,
         connection: &mut Connection,
@@ -480,7 +484,7 @@ impl Dispatcher {
         self.error(connection, request, refusal.code(), &refusal.to_string());
     }
 
-    /// Answers bytes that are no acceptable frame, and ends the connection.
+    /// Tells the peer that its bytes are no acceptable frame, and ends the connection.
     pub(super) fn refuse_connection(
         &mut self,
         connection: &mut Connection,
@@ -496,6 +500,7 @@ impl Dispatcher {
         cut_off::refused(connection, refusal.code(), refusal);
     }
 
+    /// Checks what a client says of itself, admits it, and says what this server is.
     fn handshake(&mut self, connection: &mut Connection, header: &Header, payload: &[u8]) {
         let hello = match Hello::decode(payload) {
             Ok(hello) => hello,
@@ -519,7 +524,7 @@ impl Dispatcher {
         }
         connection.session.authenticate_by_ns = 0;
         if let Some(identity) = hello.identity {
-            // Quoted: it may hold anything. Cut: a line of the log is not for novels.
+            // Quoted and cut, since it may hold anything and be of any length.
             let name: String = identity.chars().take(IDENTITY_CHARS_MAX).collect();
             match connection.peer {
                 Some(peer) => log::debug!("{peer} says it is {name:?}"),
@@ -530,7 +535,7 @@ impl Dispatcher {
             connection.peer_takes(max);
         }
         let mut encoded = self.pool().take();
-        // Shared memory is offered to those that ask, come over TCP and from this machine.
+        // Shared memory is offered to clients that ask for it over TCP from this machine.
         let local = connection.transport() == Transport::Tcp
             && connection
                 .peer
@@ -555,7 +560,7 @@ impl Dispatcher {
     }
 }
 
-/// Drops what a handler panicked with, of which the drop may panic itself.
+/// Drops the payload of a handler's panic. Its destructor may panic in turn.
 #[cold]
 fn forget_panic(panic: Box<dyn Any + Send>) {
     if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
@@ -563,8 +568,8 @@ fn forget_panic(panic: Box<dyn Any + Send>) {
     }
 }
 
-/// Answers a request of a connection to which other threads owe as many answers as they may. A one-way
-/// message is only counted: told about the connection, it would be taken for its end.
+/// Answers a request with OVERLOADED, because other threads owe its connection as many answers as they
+/// may. A one-way message gets nothing: an ERROR without an id would be taken for the connection's end.
 #[cold]
 fn owes_too_much(origin: &Origin<'_>, request: &Header, out: &mut Outgoing) {
     if !request.flags.contains(Flags::REQUEST) {
@@ -575,7 +580,7 @@ fn owes_too_much(origin: &Origin<'_>, request: &Header, out: &mut Outgoing) {
     out.with_lent_pool(|out, pool| write_error(out, pool, origin.version, request, code, text));
 }
 
-/// Writes an error: to a request as its answer, otherwise about the connection.
+/// Writes an ERROR: as the answer to a request, or without an id if there was none.
 fn write_error(
     out: &mut Outgoing,
     pool: &mut VecPool,

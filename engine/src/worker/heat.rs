@@ -1,7 +1,9 @@
-//! Which rings are looked at in every round, and when the pages of the others go back.
+//! Which rings are polled in every round, and when the pages of the others are given back.
 //!
-//! A ring that spoke lately is *hot*. One that got *cold* rings a bell when it has something; it is *warm*
-//! while its pages are mapped still.
+//! A ring is *hot* while it had a record lately: the worker polls it, and its client need not wake anybody.
+//! A *cold* ring is not polled: its client sets a ready bit and rings the doorbell. A cold ring is *warm*
+//! while its pages are still mapped into this process (resident), so that they can be given back later. All
+//! this is bookkeeping of the worker: "cooling" a ring moves it from hot to cold.
 
 use super::Worker;
 use super::connection::Phase;
@@ -9,25 +11,26 @@ use super::shm::ShmState;
 use crate::sys::clock;
 use crate::uring::Key;
 
-/// Rings that are looked at in every round.
+/// The most hot rings.
 pub(super) const HOT_MAX: usize = 32;
 /// A hot ring without a record for this long becomes cold.
 const HOT_NS: u64 = 2_000_000;
-/// With this many connections, cold ones give their pages back.
+/// With this many connections or more (a crowd), the pages of cold rings are given back at all: with
+/// fewer it does not pay.
 const CROWD: usize = 64;
-/// A connection that moved this much gives its pages back when it gets cold, but for a short sleep of
-/// the worker.
+/// A ring through which this much went is large: its pages are given back even if there is no crowd, when
+/// it becomes cold while the worker goes on working.
 const LARGE_BYTES: u64 = 64 * 1024;
-/// In a crowd they do when they have been silent for this long: where clients take turns, to unmap
-/// and to fault took twenty times as long as the messages.
+/// A warm ring's pages are given back after this much silence. Not earlier: when clients take turns, to
+/// unmap and to fault in again took twenty times as long as the messages.
 const WARM_NS: u64 = 100_000_000;
-/// Or when more than this are warm: a page of each is resident.
+/// The most warm rings; at least one page of each is resident.
 const WARM_MAX: usize = 96;
-/// How many are looked at for that at a time: each takes a system call.
+/// How many warm rings are looked at at a time: giving pages back takes a system call each.
 const WARM_LOOKS: usize = 4;
 
 impl Worker {
-    /// Looks at a connection's ring in every round from now on.
+    /// Makes a connection's ring hot. If there are too many, the one that is hot for longest becomes cold.
     pub(super) fn heat(&mut self, key: Key) {
         let now_ns = self.now_ns;
         let Some(connection) = self.connections.get_mut(key) else {
@@ -50,16 +53,20 @@ impl Worker {
         }
     }
 
-    /// Asks a connection's client to ring from now on. False: it has something right now. Its pages go
-    /// back at once if they are many and it gets cold for long, or if it is one of a crowd and has not spoken
-    /// yet; and, many or in a crowd, if it stays silent while the worker is kept busy by others.
+    /// Makes a ring cold: asks its client to ring from now on. False if it stays hot, because it has
+    /// something right now.
+    ///
+    /// What happens to its pages: those of a large ring that becomes cold `for_long` (not just because the
+    /// worker sleeps), or of one in a crowd that had nothing so far, are given back at once. Otherwise a
+    /// large ring, or one in a crowd, becomes warm, and its pages are given back if it stays silent.
     fn cool(&mut self, key: Key, for_long: bool) -> bool {
         let crowd = self.rings.by_bit.len() >= CROWD;
         let Some(connection) = self.connections.get_mut(key) else {
             self.rings.hot.retain(|&hot| hot != key);
             return true;
         };
-        // Not who counts as waiting because that is handled in this round: nobody would look at its ring then.
+        // Bytes that wait, not an empty `Waiting` whose bytes are in this round's batch: if that counted,
+        // nobody would look at the ring again.
         let waiting = connection.waiting.as_ref();
         let waiting = waiting.is_some_and(|waiting| !waiting.is_empty());
         let (Some(link), Some(ends)) = (&mut connection.shm, &mut connection.out.ends) else {
@@ -71,7 +78,7 @@ impl Worker {
                 !waiting && connection.out.staged.len() == connection.out.staged_sent;
             if idle_without_us {
                 ends.rx.set_waiting(false);
-                // Another takes its place among the hot ones only if there are too many.
+                // To the end of the list, so that others become cold before it.
                 self.rings.hot.retain(|&hot| hot != key);
                 self.rings.hot.push(key);
                 return false;
@@ -93,7 +100,7 @@ impl Worker {
         true
     }
 
-    /// Puts a cold connection among the warm ones.
+    /// Puts a cold ring into the list of warm ones.
     fn join_warm(&mut self, key: Key) {
         let at = self.rings.warm.len();
         if let Some(link) = self.link(key) {
@@ -102,7 +109,7 @@ impl Worker {
         }
     }
 
-    /// Takes it out, if it is there. The last takes its place.
+    /// Takes a ring out of the list of warm ones, if it is there. The last one takes its place.
     pub(super) fn leave_warm(&mut self, key: Key) {
         let Some(at) = self.link(key).and_then(|link| link.warm.take()) else {
             return;
@@ -120,14 +127,14 @@ impl Worker {
         self.connections.get_mut(key)?.shm.as_mut()
     }
 
-    /// One of the warm ones, each in turn. There must be some.
+    /// The next warm ring, each in turn. There must be one.
     fn next_warm(&mut self) -> Key {
         let rings = &mut self.rings;
         rings.warm_next = (rings.warm_next + 1) % rings.warm.len();
         rings.warm[rings.warm_next]
     }
 
-    /// Gives back the pages of rings that have been silent for long. Looks at a few of them.
+    /// Looks at a few warm rings, and gives back the pages of those that have been silent for long.
     pub(super) fn give_old_pages_back(&mut self) {
         let now_ns = self.now_ns;
         for _ in 0..WARM_LOOKS.min(self.rings.warm.len()) {
@@ -139,7 +146,7 @@ impl Worker {
         }
     }
 
-    /// Gives a connection's pages back.
+    /// Gives a connection's pages back: they leave this process, and come again when they are touched.
     fn give_pages_back(&mut self, key: Key) {
         self.leave_warm(key);
         if let Some(connection) = self.connections.get_mut(key)
@@ -150,14 +157,14 @@ impl Worker {
         }
     }
 
-    /// The worker has slept for a while: buffers go back, and the pages of warm rings and of
-    /// those that moved much.
+    /// Gives memory back after the worker has slept for a while: spare buffers, and the pages of warm and of
+    /// large rings.
     pub(super) fn release_memory(&mut self) {
         let first = std::mem::take(&mut self.rings.first_record);
         self.dispatcher.pool().give(first);
         self.dispatcher.pool().release();
         self.rings.first_record = self.dispatcher.pool().take();
-        // None has spoken for as long.
+        // None of them had anything since the worker fell asleep.
         for index in 0..self.rings.by_bit.len() {
             if let Some(key) = self.rings.by_bit[index]
                 && let Some(link) = self.link(key)
@@ -169,10 +176,11 @@ impl Worker {
         debug_assert!(self.rings.warm.is_empty());
     }
 
+    /// Makes hot rings cold that had nothing for a while.
     pub(super) fn cool_old_rings(&mut self) {
         self.now_ns = clock::now_ns();
         let mut index = 0;
-        // A ring that gets cold leaves the list.
+        // A ring that becomes cold leaves the list.
         for _ in 0..self.rings.hot.len() {
             let Some(&key) = self.rings.hot.get(index) else {
                 return;
@@ -191,7 +199,8 @@ impl Worker {
         }
     }
 
-    /// Before sleeping: every client must ring from now on. False: one has something.
+    /// Before sleeping: makes all rings cold, so that every client rings from now on. False if one of them has
+    /// something.
     pub(super) fn cool_rings(&mut self) -> bool {
         for _ in 0..self.rings.hot.len() {
             let Some(&key) = self.rings.hot.first() else {

@@ -1,4 +1,6 @@
-//! Connections from open to closed: sending, pausing, deadlines, draining.
+//! A connection's way from open to closed: what settles it at the end of a round. Its answers are sent,
+//! receiving is paused or resumed (backpressure), what it holds is charged to the budget, and it is closed
+//! when it has ended. And how draining begins.
 
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
@@ -11,27 +13,29 @@ use crate::sys::socket;
 use crate::uring::Key;
 use crate::wire::Assembler;
 
-/// A connection whose answers take more than this is not served until its peer has read some.
+/// A connection that holds more unsent bytes of answers than this is neither served nor received from
+/// until its peer has read some.
 const OUTGOING_BYTES_MAX: usize = 1024 * 1024;
-/// The same while the worker as a whole holds a lot.
+/// The same while the worker as a whole holds more than half of the budget.
 const OUTGOING_BYTES_MAX_TIGHT: usize = 64 * 1024;
-/// What a connection holds is charged to the budget in steps of this, so that small traffic never
-/// touches the count that all workers share.
+/// What a connection holds is charged to the budget in multiples of this, so that small traffic never
+/// touches the counter that all workers share.
 const CHARGE_BYTES: u64 = 16 * 1024;
-/// Room beyond need that a buffer may have while it is sent.
+/// How much unused capacity a buffer may have while it is being sent.
 const KEPT_IN_FLIGHT_BYTES: usize = 32 * 1024;
-/// How long a connection that is shut down is read from, so that the peer can read why.
+/// How long a connection lingers: it is shut down and still read from, so that the peer can read why.
 const LINGER_NS: u64 = 2_000_000_000;
 /// The same while draining.
 pub(super) const LINGER_DRAIN_NS: u64 = 200_000_000;
-/// How many bytes are read from it meanwhile, at most; after that it is closed.
+/// A lingering connection is closed after this many bytes.
 const LINGER_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// How long a draining worker tells those who go on asking that it does. Then they are left, as the silent
-/// ones are at once: a client that repeats what was refused would keep the server from its end.
+/// For this long a draining worker answers new requests with SHUTTING_DOWN. Then it ends the connections
+/// that still send some, as it ends silent ones at once: a client that repeats refused requests must not
+/// keep the server from stopping.
 const REFUSING_DRAIN_NS: u64 = 200_000_000;
 
 impl Worker {
-    /// Bytes that a connection's answers may take before it is paused.
+    /// How many unsent bytes of answers a connection may hold before it is paused.
     pub(super) fn outgoing_bytes_max(&self) -> usize {
         let half = self.shared.limits.max_buffered_bytes / 2;
         if self.outgoing_bytes as u64 > half {
@@ -41,10 +45,10 @@ impl Worker {
         }
     }
 
-    /// Sends, arms, closes: whatever follows from what happened to connections in this round.
+    /// Settles all connections to which something happened in this round.
     pub(super) fn settle_touched(&mut self) {
         let alone = self.touched.len() == 1;
-        // Settling one touches none.
+        // Settling one touches no other.
         for index in 0..self.touched.len() {
             self.settle(self.touched[index], alone);
         }
@@ -62,7 +66,8 @@ impl Worker {
         if connection.is_at_rest()
             && let Some(ends) = &mut connection.out.ends
         {
-            // Nothing follows for a ring that was served, and that was more work than to serve it.
+            // The shortcut for a ring whose requests are all answered: nothing below has anything to do,
+            // and finding that out took longer than serving it.
             ends.wake_peer();
             connection.deadline_ns = 0;
             connection.out.stop_gathering();
@@ -93,8 +98,9 @@ impl Worker {
         }
     }
 
-    /// Hands what is encoded to the kernel. One connection alone is sent to directly: that is one
-    /// system call, as the enter would be, and its result is known at once. Several share an enter.
+    /// Sends what is encoded. If this is the only connection to be settled (`alone`), by a `send`: one
+    /// system call, as entering the io_uring would be, with the result known at once. Several share one
+    /// `io_uring_enter`.
     fn flush(&mut self, key: Key, alone: bool) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
@@ -132,9 +138,9 @@ impl Worker {
         if from == bytes.len() {
             return self.dispatcher.pool().give(bytes);
         }
-        // What the allocator gave beyond need is not kept in flight for a slow reader.
-        // A little is: buffers change hands, and shrinking one only to let it grow again for the
-        // next connection would allocate for every message.
+        // A slow reader should not hold unused capacity for long. A little is allowed: buffers change
+        // hands, and to shrink one only to let it grow for the next connection would cost an allocation
+        // for every message.
         if bytes.capacity() > 2 * bytes.len() + KEPT_IN_FLIGHT_BYTES {
             bytes.shrink_to_fit();
         }
@@ -142,7 +148,7 @@ impl Worker {
         self.driver.send(key, fd, bytes, from);
     }
 
-    /// Moves a connection on towards its end.
+    /// Moves a connection to the next phase, if it is time for that.
     fn advance(&mut self, key: Key) {
         let linger_ns = if self.dispatcher.draining {
             LINGER_DRAIN_NS
@@ -157,7 +163,7 @@ impl Worker {
             && let Some(ends) = &connection.out.ends
             && ends.peer_closed()
         {
-            // Nobody will read what is left in memory for it.
+            // The client is gone: nobody will read what is left in memory for it.
             connection.phase = Phase::Closing;
             return;
         }
@@ -173,12 +179,12 @@ impl Worker {
             _ => return,
         }
         if connection.peer_ended || connection.shm.is_some() {
-            // A ring keeps what was put in it until the client has read it.
+            // There is no reset to fear: the peer has ended, or a ring keeps what is in it for the client.
             connection.phase = Phase::Closing;
             return;
         }
         if let Some(fd) = &connection.tcp.fd {
-            // The peer may be gone already; then the receive says so.
+            // It fails if the peer is gone; then the armed receive reports that.
             let _ = socket::shutdown_write(fd.as_raw_fd());
         }
         connection.phase = Phase::Lingering;
@@ -186,7 +192,7 @@ impl Worker {
         connection.deadline_ns = self.now_ns + linger_ns;
     }
 
-    /// Stops receiving while bytes have to wait; receives while there is a reason.
+    /// Stops receiving while bytes have to wait (backpressure), and arms a receive otherwise.
     pub(super) fn pause_or_receive(&mut self, key: Key) {
         let outgoing_bytes_max = self.outgoing_bytes_max();
         let Some(connection) = self.connections.get_mut(key) else {
@@ -215,7 +221,7 @@ impl Worker {
             tcp.served = false;
             match self.starved.is_empty() {
                 true => self.driver.receive(key, fd),
-                // Not all the buffers that others wait for.
+                // Others wait for buffers: one receive, which takes one.
                 false => self.driver.receive_once(key, fd),
             }
         } else if !wanted && tcp.receiving && !tcp.stopping {
@@ -227,7 +233,7 @@ impl Worker {
         }
     }
 
-    /// Keeps the worker's count of bytes on their way out.
+    /// Brings the worker's and the budget's counts up to date with what the connection holds now.
     fn account(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
@@ -238,7 +244,7 @@ impl Worker {
             self.shared.tell_who_can_go();
         }
         if !connection.takes_requests() && connection.reserved_bytes > 0 {
-            // What it was sending is not read to the end.
+            // The rest of the message that it was sending is not received.
             let reserved = std::mem::take(&mut connection.reserved_bytes);
             self.shared.release_bytes(reserved);
             connection.assembler = Assembler::default();
@@ -246,8 +252,8 @@ impl Worker {
         let held = connection.out.buffered_bytes();
         self.outgoing_bytes = self.outgoing_bytes - connection.accounted_bytes + held;
         connection.accounted_bytes = held;
-        // Accepted is accepted: this may go beyond the budget, and then no long message is begun
-        // before some of it was read.
+        // A request that was accepted is answered, so this may exceed the budget. Then no long message
+        // gets room before some of the answers were read.
         let charge = connection.held_bytes() as u64 / CHARGE_BYTES * CHARGE_BYTES;
         if charge > connection.charged_bytes {
             self.shared.room.charge(charge - connection.charged_bytes);
@@ -264,7 +270,7 @@ impl Worker {
         }
     }
 
-    /// Frees the slot once nothing is in flight that could name it.
+    /// Frees a closing connection's slot, once no operation is in flight that names its descriptor.
     fn remove_if_closed(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
@@ -280,7 +286,7 @@ impl Worker {
         };
         if connection.tcp.receiving || connection.out.sending_bytes > 0 {
             if let Some(fd) = &connection.tcp.fd {
-                // Ends a send that waits for a peer which does not read.
+                // Ends a send that waits for a peer that does not read.
                 let _ = socket::shutdown_both(fd.as_raw_fd());
             }
             return;
@@ -292,6 +298,7 @@ impl Worker {
         self.release(&mut connection);
     }
 
+    /// Gives back what a connection that was removed still counted for.
     fn release(&mut self, connection: &mut Connection) {
         self.outgoing_bytes -= connection.accounted_bytes;
         let budgeted =
@@ -309,7 +316,7 @@ impl Worker {
         }
     }
 
-    /// From now on nothing new is taken; the worker ends when its last connection has.
+    /// Begins to drain: nothing new is accepted, and the worker ends when its last connection has.
     pub(super) fn start_draining(&mut self) {
         self.drain_deadline_ns = Some(self.now_ns + self.shared.limits.drain_ns());
         self.refusing_until_ns = self.now_ns + REFUSING_DRAIN_NS;
@@ -320,8 +327,8 @@ impl Worker {
         }
         self.accept_later = false;
         if let Some(listener) = self.listener.take() {
-            // Closing it would not do while a child that the program has forked has it open too: who connects
-            // would wait for nobody, and the port stay taken.
+            // Closing alone is not enough while a forked child of the program has it open too: the port
+            // would stay taken, and whoever connects would wait in vain.
             let _ = socket::shutdown_both(listener.as_raw_fd());
             self.driver.close(listener);
         }

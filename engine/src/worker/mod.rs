@@ -1,10 +1,28 @@
-//! One pinned thread: takes what its sources have, handles it to the end, sends, waits.
+//! The server's event loop. A worker is one thread, which serves its connections from accept to close.
 //!
-//! The files: [`lifecycle`] moves connections from open to closed, [`events`] turns the ring's
-//! completions into bytes and state, [`batch`] finds and verifies the frames of a round,
-//! [`dispatch`] answers them, [`session`] holds the protocol's decisions, [`idle`] decides when to
-//! sleep. A worker never blocks but in [`Worker::park`], takes no lock that another thread can
-//! hold, and in the steady state allocates nothing.
+//! [`Worker::work`] is the loop: one round after the other, and when there is nothing to do it spins or
+//! sleeps. A round ([`round`]) goes like this:
+//!
+//! 1. Take bytes from all sources: shared-memory rings ([`shm`], [`whole`]), io_uring completions
+//!    ([`events`], [`accept`]), and messages of other threads ([`inbox`], [`deferred`]).
+//! 2. Find the frames in them and verify their CRCs, many at a time ([`batch`]).
+//! 3. Handle them, those with PRIORITY first: [`session`] decides what the protocol says of a frame,
+//!    [`dispatch`] calls its handler, [`handler`] has what the handler sees. [`turns`] limits how much
+//!    of a round one connection may take.
+//! 4. Send the answers, which [`outgoing`] has encoded, and settle every connection that something
+//!    happened to ([`lifecycle`]): pause it, resume it, give memory back, close it.
+//! 5. Now and then look at all deadlines ([`deadlines`]).
+//!
+//! A request alone in a ring takes a shortcut: `take_ring` in [`shm`] handles it without a batch.
+//!
+//! Around that: [`connection`] is one connection's state and [`slots`] where they are kept; [`context`]
+//! is what the workers of a server share; [`room`] is the memory budget; [`owed`] are the answers that
+//! other threads owe; [`heat`] says which rings are polled and [`starved`] who gets receive buffers;
+//! [`idle`] decides when to sleep; [`vec_pool`] keeps buffers for reuse; [`failure`], [`cut_off`] and
+//! [`rarely`] are about telling what went wrong.
+//!
+//! A worker blocks nowhere but in [`Worker::park`], takes no lock that the control plane can hold, and
+//! allocates nothing in the steady state.
 
 mod accept;
 mod batch;
@@ -63,31 +81,35 @@ use crate::stats::WorkerStats;
 use crate::sys::clock;
 use crate::uring::{Driver, DriverOptions, Event, Features, Key, RingError};
 
-/// Submission queue entries of a worker's ring. More at once only costs another enter.
+/// Entries of the io_uring's submission queue. When more are submitted at once, that costs one more
+/// `io_uring_enter`.
 const RING_ENTRIES: u32 = 128;
-/// Events taken in one round.
+/// The most io_uring events that one round takes.
 const EVENTS_MAX: usize = 256;
-/// A worker that sleeps gives memory back after this long, not before: to page it in again for the
-/// next message costs more than a long message takes.
-const KEEP: Duration = Duration::from_millis(10);
-/// The longest sleep. A worker waits for a word in memory; should other memory have been mapped there
-/// meanwhile, it hears nobody until it waits anew.
-const HEARING: Duration = Duration::from_secs(4);
+/// A worker that has slept for this long gives spare memory back. Not earlier: to fault it in again costs
+/// more than a long message takes.
+const KEEP_MEMORY: Duration = Duration::from_millis(10);
+/// The longest sleep. The worker waits on a futex word in shared memory; if that memory was replaced by
+/// another mapping meanwhile, a wake-up does not reach it before it waits anew.
+const SLEEP_MAX: Duration = Duration::from_secs(4);
 
 /// What a worker is started with.
 pub(crate) struct WorkerSetup {
+    /// The worker's number, from 0.
     pub(crate) index: usize,
-    /// The CPU to stay on.
+    /// The CPU to pin the thread to; `None`: wherever the kernel puts it.
     pub(crate) cpu: Option<usize>,
     pub(crate) features: Features,
     pub(crate) shared: Arc<Shared>,
-    /// The first worker accepts for all.
+    /// Only the first worker's: it accepts for all.
     pub(crate) listener: Option<TcpListener>,
-    /// The control segment, where shared memory is offered.
+    /// The control segment, if shared memory is offered.
     pub(crate) control: Option<Arc<Control>>,
 }
 
 pub(crate) struct Worker {
+    /// The worker's number. `rings` and `dispatcher` know it too, as they have handles of their own of what
+    /// else they need: a dispatch borrows them and a connection, and nothing else of the worker.
     index: usize,
     driver: Driver,
     connections: Slots<Connection>,
@@ -98,48 +120,58 @@ pub(crate) struct Worker {
     rings: Rings,
     idle: IdlePolicy,
     listener: Option<OwnedFd>,
+    /// An accept is armed: an event will tell of its end.
     accepting: bool,
-    /// Accept again at the next sweep: descriptors were short.
+    /// Accept again at the next sweep: descriptors or memory were short.
     accept_later: bool,
-    /// When it is said again that connections wait.
+    /// When the log may say again that connections wait to be accepted.
     connections_wait: Rarely,
+
+    // What one round works with; each is empty between rounds and keeps its memory.
     events: Vec<Event>,
     batch: Batch,
     turns: Turns,
-    /// Connections that something happened to in this round.
+    /// Connections to be settled at the end of the round, because something happened to them.
     touched: Vec<Key>,
+    /// Keys for walks over all connections.
+    keys: Vec<Key>,
+
     /// Connections that found no receive buffer.
     starved: Starved,
-    /// Connections with stashed bytes that may be handled now.
+    /// Connections whose waiting bytes may be handled in the next round.
     resumed: Vec<Key>,
-    /// For walks over all connections.
-    keys: Vec<Key>,
-    /// The one TCP connection that speaks at the moment: it is received from directly.
+    /// The only TCP connection that speaks at the moment: it is received from directly, see
+    /// [`Worker::take_hot`].
     hot: Option<Key>,
-    /// Looks at `hot` since it last had something.
+    /// How often `hot` was looked at in vain since it last had something.
     hot_misses: u32,
-    /// Bytes on their way out of this worker's connections.
+    /// Encoded bytes that all connections of this worker hold and have not sent.
     outgoing_bytes: usize,
-    /// Connections with a deadline, counted anew by every sweep; settling one adds to it.
+
+    /// Some connection may have a deadline. Each sweep clears this and finds out anew; settling a
+    /// connection sets it.
     timed: bool,
     next_sweep_ns: u64,
-    /// The last sweep left something that makes the next one due in time.
+    /// Since the last sweep there was always a reason for the next, so that a late one was kept from
+    /// running.
     swept: bool,
+    /// The time as of the last look at the clock.
     now_ns: u64,
-    /// `now_ns` was read after the last round, which found nothing.
+    /// The clock was read since the last round, which found nothing.
     now_is_fresh: bool,
-    /// The last round took so long that requests may have come and waited.
+    /// The last round took so long that requests may have arrived and waited meanwhile.
     round_was_long: bool,
-    /// There was work since memory was last given back.
+    /// There was work since spare memory was last given back.
     holds_memory: bool,
+    /// While draining: by when all connections are closed.
     drain_deadline_ns: Option<u64>,
-    /// While draining, until when a connection stays because it goes on asking.
+    /// While draining: until when connections that go on asking are told that the server stops.
     refusing_until_ns: u64,
 }
 
 impl Worker {
-    /// Runs a worker on this thread until it is drained. `started` is told once whether the ring
-    /// could be had. False: it panicked, and what it has left behind is in order.
+    /// Runs a worker on this thread until it has drained. `started` is called once, with whether the
+    /// io_uring could be set up. Returns false if the worker panicked; its clients have been told.
     pub(crate) fn run(setup: WorkerSetup, started: impl FnOnce(Result<(), RingError>)) -> bool {
         if let Some(cpu) = setup.cpu
             && let Err(error) = crate::sys::affinity::pin_current_thread(cpu)
@@ -171,7 +203,8 @@ impl Worker {
         }
     }
 
-    /// Tells the clients of all rings that nobody serves them any more. (Of a socket the kernel does.)
+    /// After a panic: tells the clients of all rings that nobody serves them any more. (TCP clients are
+    /// told by the kernel, which closes the sockets.)
     fn abandon_rings(&mut self) {
         let mut keys = std::mem::take(&mut self.keys);
         self.connections.keys(&mut keys);
@@ -234,7 +267,7 @@ impl Worker {
     fn work(&mut self) {
         self.accept();
         self.rings.tell_cpu();
-        // Unbounded by design: ends when the server asks the worker to drain and it has.
+        // Unbounded by design: ends once the worker was asked to drain and has no connection left.
         loop {
             let worked = self.round();
             if self.drain_deadline_ns.is_some() && self.connections.len() == 0 {
@@ -247,7 +280,7 @@ impl Worker {
                 self.driver.turn();
                 continue;
             }
-            // Work that was found just now made its own time stamp; here time must pass by itself.
+            // A round with work reads the clock itself.
             self.now_ns = clock::now_ns();
             if self.driver.turn() {
                 continue;
@@ -262,13 +295,19 @@ impl Worker {
     }
 
     /// Sleeps until something happens or the next sweep is due.
+    ///
+    /// No wake-up is lost: the worker first announces its sleep (in the waiting word of every ring, then in
+    /// its doorbell), then looks at every source once more, and only then waits. Whoever publishes
+    /// something looks for the announcement afterwards, with a fence in between on both sides: so either
+    /// the second look sees what was published, or the publisher sees the announcement and rings.
+    /// `shm/loom_models/wakes.rs` checks this order.
     fn park(&mut self) {
         if !self.cool_rings() {
             return;
         }
         self.inbox.doorbell().fall_asleep();
         self.driver.arm_doorbell();
-        // The second look: what was published before the doorbell said SLEEPING is seen here.
+        // The second look.
         if self.inbox.is_empty()
             && !self.drain_asked_anew()
             && self.idle.mode() == self.shared.idle_mode()
@@ -278,34 +317,35 @@ impl Worker {
             let limit = self
                 .needs_sweeps()
                 .then(|| Duration::from_nanos(self.next_sweep_ns.saturating_sub(self.now_ns)));
-            let keep = self.holds_memory.then_some(KEEP);
-            let limits = limit.into_iter().chain(keep).chain([HEARING]);
+            let keep = self.holds_memory.then_some(KEEP_MEMORY);
+            let limits = limit.into_iter().chain(keep).chain([SLEEP_MAX]);
             let by_timer = self.driver.wait(limits.min());
             if by_timer {
-                // Where the control segment's memory was lost or came back, the wait is on the old.
+                // The memory under the doorbell may have been replaced: the next wait is armed anew.
                 self.driver.disarm_doorbell();
             }
-            // Who rang right after the timer has ended the wait is not late, and comes at once.
+            // For a test: whoever rang right after the timer ended the wait is not late, and comes at once.
             park_counts::slept(|| {
                 by_timer && self.rings.have_rung() && self.driver.wait(Some(Duration::from_secs(1)))
             });
         }
         self.inbox.doorbell().wake_up();
-        // Where a worker is not pinned, it may have been woken elsewhere.
+        // A worker that is not pinned may have been woken on another CPU.
         self.rings.tell_cpu();
         let slept_ns = clock::now_ns().saturating_sub(self.now_ns);
         self.now_ns += slept_ns;
-        if self.holds_memory && u128::from(slept_ns) >= KEEP.as_nanos() {
+        if self.holds_memory && u128::from(slept_ns) >= KEEP_MEMORY.as_nanos() {
             self.holds_memory = false;
             self.release_memory();
         }
     }
 
+    /// Whether the worker was asked to drain and has not begun to.
     fn drain_asked_anew(&self) -> bool {
         self.drain_deadline_ns.is_none() && self.inbox.drain_asked()
     }
 
-    /// Whether time alone can make something happen.
+    /// Whether sweeps are needed: something may become due by the mere passing of time.
     fn needs_sweeps(&self) -> bool {
         self.timed || self.accept_later || self.drain_deadline_ns.is_some()
     }

@@ -1,4 +1,10 @@
-//! Frames on their way out of one connection.
+//! Frames on their way out of one connection: answers are encoded here, and go into the ring or to the
+//! kernel.
+//!
+//! Over TCP, the answers of a round are gathered in `staged` and sent by one send at its end. Over shared
+//! memory, the answer to a request that came alone is encoded straight into the ring; several answers are
+//! gathered, their CRCs computed together ("sealed", see [`Unsealed`]), and moved into the ring in pieces.
+//! What does not fit into the ring waits in `staged` and `behind` until the client has made room.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,78 +18,81 @@ use crate::wire::{
     self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, Unsealed, legacy, msg_type,
 };
 
-/// Answers gathered for a ring go in pieces of half as many bytes as requests come with at once lately:
-/// so the client works on the first while the next is written, and its next requests come while the
-/// worker still has some. Not in smaller ones, since each has its price, nor in larger ones than lie in
-/// the cache until they are summed and copied.
+/// Answers gathered for a ring go into it in pieces, each half as long as the requests that lately came
+/// at once: so the client works on the first piece while the second is written, and its next requests come
+/// before the worker has run out. Shorter pieces than the least cost more than they gain; longer ones than
+/// the most do not stay in the first-level cache until their CRCs are computed and they are copied.
 const PIECE_BYTES_MIN: usize = 1024;
 const PIECE_BYTES_MAX: usize = 8192;
-/// Pieces make requests come in pieces, so what is remembered of more at once fades by this part only.
+/// The greatest number of bytes that came at once is forgotten slowly, by one part in this many for each
+/// run: answers in pieces make the next requests come in pieces too, which must not shrink the pieces.
 const LATELY_PARTS: usize = 64;
 
-/// A buffer that holds so much does not grow any more where another can follow it.
+/// A buffer that holds this much does not grow any further, if another can follow it in `behind`.
 const GROWS_BYTES_MAX: usize = 64 * 1024;
 
-/// Encoded frames that wait to be sent, and how much of them is under way.
+/// Encoded frames that wait to be sent, and how much of them has been sent.
 #[derive(Default)]
 pub(crate) struct Outgoing {
-    /// Encoded frames, to be sent from the front.
+    /// Encoded frames, sent from the front.
     pub(super) staged: Vec<u8>,
     /// Bytes handed to the kernel whose send has not completed.
     pub(super) sending_bytes: usize,
     /// How much of `staged` is in the ring already (shared memory only).
     pub(super) staged_sent: usize,
-    /// Several answers are on their way in this round: they are summed together, and go into the ring
-    /// in pieces of so many bytes, since a client that waits takes the ring's lines away with every
-    /// single record. 0: they go one by one.
+    /// Answers are gathered, because several are expected in this round, and go into the ring in pieces of
+    /// this many bytes: a client that polls takes the ring's cache lines away with every record, so few
+    /// records are better. 0: answers go one by one.
     piece_bytes: usize,
-    /// With how many bytes requests came at once lately, at most.
+    /// The most bytes of requests that lately came at once.
     lately_bytes: usize,
     /// The ring was full when it was last tried in this round.
     pub(super) ring_full: bool,
-    /// What comes after `staged`, in buffers of their own, lest long frames are moved as one buffer
-    /// grows (shared memory only). None while `staged` is empty.
+    /// What comes after `staged`, in further buffers, so that long frames are not copied when one buffer
+    /// would grow (shared memory only). Empty while `staged` is empty.
     behind: VecDeque<Vec<u8>>,
     behind_bytes: usize,
     /// The rings of a shared-memory connection.
     pub(super) ends: Option<Box<Ends>>,
-    /// Bytes encoded since the worker last asked, for its statistics.
+    /// Bytes encoded since the worker last took this number for its statistics.
     pub(super) encoded_bytes: u64,
-    /// What became of the request that is being handled, or was last.
+    /// The outcome of the request that is being handled, or was handled last.
     pub(super) outcome: Outcome,
     /// Answers that other threads owe.
     pub(super) owed: Owed,
+    /// What those threads share with this connection; `None` before the first request was detached.
     pub(super) shared: Option<Arc<ConnectionShared>>,
-    /// The worker's buffers, while a handler may answer here: see [`Outgoing::with_lent_pool`].
+    /// The worker's spare buffers, while a handler may answer here: see [`Outgoing::with_lent_pool`].
     pub(super) lent_pool: Option<Box<VecPool>>,
     repeat: Repeat,
-    /// The longest payload that the peer takes, if it has said so: at least that of a short error.
+    /// The longest payload that the peer accepts, if it has said so.
     pub(super) peer_bytes_max: Option<u32>,
-    /// Requests of version 1 that were answered with a part of a stream.
+    /// Ids of version 1 requests whose handlers have sent a part of a stream.
     legacy_streams: Vec<u64>,
-    /// Of the frames at the end of `staged`.
+    /// Which frames at the end of `staged` have no CRC yet.
     unsealed: Unsealed,
 }
 
-/// Whether an answer can leave from its request's buffer.
+/// Whether an answer that repeats its request's payload can be sent from the request's buffer.
 #[derive(Default)]
 enum Repeat {
-    /// It is not known to.
+    /// No.
     #[default]
     No,
-    /// If its payload is this one: where that begins and how long it is.
+    /// Yes, if its payload is the one at this address, of this length.
     Possible(usize, usize),
-    /// It will, with this header.
+    /// The handler has answered with that payload: it is to be sent with this header.
     Wanted(Header),
 }
 
 impl Outgoing {
-    /// Bytes held in memory for this connection.
+    /// Bytes held in memory for this connection: encoded, and neither in the ring nor sent.
     pub(super) fn buffered_bytes(&self) -> usize {
         self.staged.len() - self.staged_sent + self.behind_bytes + self.sending_bytes
     }
 
-    /// Whether so much is unread of what may be that requests wait for the reader. With less they go on.
+    /// Whether more than half of what may be held is held, so that paused requests wait for the peer to
+    /// read. With less they are resumed.
     pub(super) fn waits_for_reader(&self, bytes_max: usize) -> bool {
         self.buffered_bytes() > bytes_max / 2
     }
@@ -92,7 +101,7 @@ impl Outgoing {
         self.staged.is_empty() && self.sending_bytes == 0
     }
 
-    /// Gathers the answers to come, which are to so many bytes of requests.
+    /// From now on answers are gathered. `requests_bytes`: how many bytes of requests came at once.
     pub(super) fn gather(&mut self, requests_bytes: usize) {
         let faded = self.lately_bytes - self.lately_bytes / LATELY_PARTS;
         self.lately_bytes = requests_bytes.max(faded);
@@ -102,12 +111,12 @@ impl Outgoing {
         };
     }
 
-    /// Answers go one by one from now on.
+    /// From now on answers are sent one by one.
     pub(super) fn stop_gathering(&mut self) {
         self.piece_bytes = 0;
     }
 
-    /// Encodes something of about so many bytes behind what waits.
+    /// Encodes something of about `bytes` bytes behind what waits.
     fn encode(&mut self, pool: &mut VecPool, bytes: usize, encode: impl FnOnce(&mut Vec<u8>)) {
         self.seal();
         if self.staged.capacity() == 0 {
@@ -135,7 +144,7 @@ impl Outgoing {
         self.unsealed.seal(&mut self.staged);
     }
 
-    /// Throws away what waits for a connection that is gone.
+    /// Drops what waits for a connection that is gone.
     pub(super) fn forget(&mut self) {
         self.staged = Vec::new();
         self.staged_sent = 0;
@@ -162,9 +171,7 @@ impl Outgoing {
         self.flush_pieces(pool);
     }
 
-    /// As [`Outgoing::frame`], for a handler's answer.
-    ///
-    /// Inlined as far as an answer of many goes.
+    /// As [`Outgoing::frame`], for a handler's answer. The way of an answer that is gathered is inlined.
     #[inline(always)]
     pub(super) fn answer(
         &mut self,
@@ -186,8 +193,9 @@ impl Outgoing {
         }
     }
 
-    /// With the worker's buffers, which are lent for as long as a handler may answer: led to by a
-    /// reference they would keep a handler from handing its request to other threads.
+    /// Runs something with the worker's spare buffers, which are lent to this connection while its handler
+    /// runs. They are moved here, because a reference to the worker's pool would make [`super::Responder`]
+    /// impossible to send to another thread.
     #[inline(always)]
     pub(super) fn with_lent_pool(&mut self, use_it: impl FnOnce(&mut Outgoing, &mut VecPool)) {
         let mut pool = self.lent_pool.take();
@@ -195,8 +203,8 @@ impl Outgoing {
         std::mem::swap(&mut self.lent_pool, &mut pool);
     }
 
-    /// Adds a short frame to those that are summed together. False: it is not to be gathered with
-    /// others, or not yet.
+    /// Adds a short frame to those whose CRCs are computed together. False if it cannot be gathered; then
+    /// nothing was done.
     #[inline(always)]
     fn gathered(
         &mut self,
@@ -221,7 +229,7 @@ impl Outgoing {
         fits
     }
 
-    /// Whether there is enough for a piece, and room in the ring as far as is known.
+    /// Whether there is enough for a piece, and the ring was not full when it was last tried.
     #[inline(always)]
     fn has_piece(&self) -> bool {
         self.piece_bytes > 0 && self.buffered_bytes() >= self.piece_bytes && !self.ring_full
@@ -233,7 +241,7 @@ impl Outgoing {
         }
     }
 
-    /// Writes one frame straight into the ring, if there is one and nothing waits. False: it did not.
+    /// Writes one frame straight into the ring, if there is one and nothing waits. False if it did not.
     #[inline(never)]
     fn pushed(&mut self, flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) -> bool {
         let bytes = HEADER_BYTES + payload.len();
@@ -243,7 +251,7 @@ impl Outgoing {
         let Some(ends) = &mut self.ends else {
             return false;
         };
-        // What waits goes first, so `behind` is empty too. Rings carry version 2 only.
+        // With `staged`, `behind` is empty too. Rings carry version 2 only.
         let header = Header::new(flags, msg_type, msg_id, payload.len() as u32);
         let pushed = ends.tx.push_frame(header, payload, ends.rx.position());
         if pushed {
@@ -252,7 +260,7 @@ impl Outgoing {
         pushed
     }
 
-    /// Encodes one frame, its CRC too, behind what waits.
+    /// Encodes one frame, with its CRC, behind what waits.
     fn frame_behind(
         &mut self,
         pool: &mut VecPool,
@@ -270,7 +278,8 @@ impl Outgoing {
         });
     }
 
-    /// In version 1 a request has one answer: of a stream its client would take the first part for it.
+    /// In version 1 a request has one answer, and a client would take the first part of a stream for all of
+    /// it. So parts are dropped, and the last becomes an error.
     fn legacy_frame(
         &mut self,
         pool: &mut VecPool,
@@ -300,7 +309,7 @@ impl Outgoing {
         });
     }
 
-    /// The requester does not want the answer to this request any more.
+    /// The client cancels its request.
     pub(super) fn cancel(&mut self, msg_id: u64) {
         if let Some(shared) = &self.shared {
             let mut cancelled = self.owed.cancel(msg_id).peekable();
@@ -310,13 +319,13 @@ impl Outgoing {
         }
     }
 
-    /// Whether the answer with this number is not wanted any more.
+    /// Whether the request with this number was cancelled.
     pub(super) fn is_cancelled(&self, number: u64) -> bool {
         let shared = self.shared.as_ref();
         shared.is_some_and(|shared| shared.cancelled.contains(number))
     }
 
-    /// The last answer to a request that was taken away has come.
+    /// The last answer to a detached request has come.
     pub(super) fn was_owed(&mut self, number: u64) {
         self.owed.remove(number);
         if let Some(shared) = &self.shared
@@ -326,13 +335,15 @@ impl Outgoing {
         }
     }
 
-    /// The request that is handled now has this payload, in a frame of its own.
+    /// The request to be handled next has this payload, in a buffer that holds its frame alone: an answer
+    /// that repeats it can be sent from there.
     pub(super) fn lend(&mut self, payload: &[u8]) {
         self.repeat = Repeat::Possible(payload.as_ptr().addr(), payload.len());
     }
 
-    /// Notes the last answer to a request, if its payload is that of the request itself, in the same
-    /// memory: borrowed since it was checked, it is unchanged. False: nothing was done.
+    /// If this answer's payload is the request's own, in the same memory, notes that it is to be sent from
+    /// there. (It cannot have changed since it was verified: the handler has it by a shared reference.) False
+    /// if it is not; then nothing was done.
     #[inline]
     pub(super) fn repeats(
         &mut self,
@@ -351,7 +362,7 @@ impl Outgoing {
         same
     }
 
-    /// After the handler: the header of the answer for which the request's buffer is to be used.
+    /// After the handler has run: the header of the answer that is to be sent from the request's buffer.
     pub(super) fn take_repeat(&mut self) -> Option<Header> {
         match std::mem::take(&mut self.repeat) {
             Repeat::Wanted(header) => Some(header),
@@ -359,7 +370,7 @@ impl Outgoing {
         }
     }
 
-    /// Sends a frame that is encoded already. Shared memory only.
+    /// Sends a frame that is already encoded. Shared memory only.
     pub(super) fn send_frame(&mut self, pool: &mut VecPool, frame: Vec<u8>) {
         self.seal();
         self.encoded_bytes += frame.len() as u64;
@@ -372,13 +383,14 @@ impl Outgoing {
         self.flush_to_ring(pool);
     }
 
-    /// Moves staged frames into the ring, as far as there is room, in pieces. Shared memory only.
+    /// Moves what waits into the ring, as far as there is room. Shared memory only.
     pub(super) fn flush_to_ring(&mut self, pool: &mut VecPool) {
         self.seal();
         let Some(ends) = &mut self.ends else { return };
-        // Twice: what the client made room for before it saw that we want some is not announced.
+        // A second time after asking to be told of room: the client does not announce room that it made
+        // before it saw that we ask.
         for _ in 0..2 {
-            // Bounded by the ring's room; each turn sends a piece or takes the next buffer.
+            // Bounded by the ring's room; each pass sends a piece or takes the next buffer.
             loop {
                 let rest = &self.staged[self.staged_sent..];
                 let piece = &rest[..rest.len().min(RECORD_MAX)];
@@ -408,7 +420,8 @@ impl Outgoing {
         }
     }
 
-    /// Encodes an ERROR frame: the answer to a request, or (`answer` false) about the connection.
+    /// Encodes an ERROR frame: the answer to a request, or with `answer` false about the connection. The text
+    /// is cut to what the peer accepts.
     pub(super) fn error(
         &mut self,
         pool: &mut VecPool,

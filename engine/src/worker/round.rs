@@ -1,4 +1,4 @@
-//! One round: take everything that is there, handle it, send what came of it.
+//! One round of the worker's loop: take what all sources have, handle it, send the answers.
 
 use super::Worker;
 use super::batch::{Chunk, Item, Run};
@@ -10,23 +10,24 @@ use crate::sys::clock;
 use crate::uring::Key;
 use crate::wire::accepted_header;
 
-/// Messages from other threads taken in one round.
+/// The most messages from other threads that one round takes.
 const MESSAGES_MAX: usize = 256;
-/// Bytes of answers among them, after which others have their turn: they are summed and copied.
+/// No more messages are taken once the answers among them have this many bytes: each is copied and its
+/// CRC computed, while others wait.
 const MESSAGES_BYTES_MAX: usize = 1024 * 1024;
-/// After a round of this length, what is in the rings may have waited for it.
+/// A round that took this long is long: requests in the rings may have waited for it.
 const LONG_ROUND_NS: u64 = 10_000;
 
 impl Worker {
-    /// Says whether there was work.
+    /// Does one round. Returns whether there was work.
     pub(super) fn round(&mut self) -> bool {
         self.call_waiters();
-        // Before what is new, lest others go first for ever.
+        // What had to wait goes before what is new, or it might wait for ever.
         let mut worked = self.resume();
-        // Then the rings: whoever polls one has just seen something there.
+        // Then the rings: `watch_hot_rings` has most likely just seen something there.
         worked |= self.take_rings();
-        // Of TCP, first what io_uring has taken; only if that is nothing may a receive of our own
-        // look for more, since bytes must stay in order.
+        // Of TCP, first what the io_uring has received. Only if that is nothing may `take_hot` receive
+        // more by a call of its own, or bytes would overtake each other.
         let others = self.take_events() || self.take_hot();
         if others | self.take_messages() {
             self.now_ns = clock::now_ns();
@@ -37,7 +38,7 @@ impl Worker {
             self.start_draining();
             worked = true;
         }
-        // Before deadlines are looked at: what has just been done may have been due.
+        // Before the sweep: what was just done may have been what a deadline is for.
         self.settle_touched();
         self.arm_starved();
         if self.needs_sweeps() && self.now_ns >= self.next_sweep_ns {
@@ -45,10 +46,11 @@ impl Worker {
             self.settle_touched();
         }
         self.record_latencies();
-        // A sweep makes no event: what it resumed must not sleep until one comes.
+        // What waits for the next round must not sleep until an event comes.
         worked || !self.resumed.is_empty() || !self.starved.is_empty()
     }
 
+    /// Takes messages of other threads out of the inbox. Returns whether there were any.
     fn take_messages(&mut self) -> bool {
         if self.inbox.is_empty() {
             return false;
@@ -75,7 +77,7 @@ impl Worker {
         true
     }
 
-    /// Encodes an answer that another thread made.
+    /// Encodes an answer that came from another thread, unless nobody wants it any more.
     fn deliver(&mut self, answer: Answer) {
         let Answer { to, body } = answer;
         let Some(connection) = self.connections.get_mut(to.key) else {
@@ -92,7 +94,7 @@ impl Worker {
         if cancelled {
             return self.touch(to.key);
         }
-        // After a refusal the connection says no more: it is shut down, or about to be.
+        // After a refusal nothing more is sent: our side is shut down, or about to be.
         let may_speak = matches!(connection.phase, Phase::Open | Phase::Finishing);
         let (out, pool) = (&mut connection.out, self.dispatcher.pool());
         if to.wanted && may_speak {
@@ -121,7 +123,7 @@ impl Worker {
         self.touch(to.key);
     }
 
-    /// Verifies and handles the frames found, those with PRIORITY first.
+    /// Verifies and handles the frames of this round, those with PRIORITY first.
     pub(super) fn handle_batch(&mut self) {
         if self.batch.items.is_empty() && self.batch.chunks.is_empty() {
             return;
@@ -161,7 +163,7 @@ impl Worker {
                     if !connection.takes_requests() {
                         continue;
                     }
-                    // The frames before it are answered first.
+                    // The frames before it were stashed, and are answered first.
                     if connection.has_stash() {
                         let waiting = connection.waiting_mut();
                         waiting.refusal = Some((refusal, msg_id));
@@ -176,7 +178,8 @@ impl Worker {
         }
     }
 
-    /// Handles the frames of a run: those with PRIORITY, or the others.
+    /// Handles the frames of a run, if this is the pass for them: one goes over those with PRIORITY and one
+    /// over the others. What the connection may not have handled now is stashed.
     fn dispatch_run(&mut self, run: &Run, priority_only: bool) {
         if run.goes_first != priority_only {
             return;
@@ -211,7 +214,7 @@ impl Worker {
             handled = handle(connection, bytes);
         } else if !connection.has_stash() {
             self.turns.of(run.key, first.msg_type);
-            // Each turn handles at least one frame, or ends the loop.
+            // Each pass handles at least one frame, or ends the loop.
             while handled < run.frames() && self.turns.may_go_on(connection) {
                 let frames = self.turns.frames().min(run.frames() - handled);
                 let next = &bytes[handled * run.frame_bytes..][..frames * run.frame_bytes];
@@ -223,24 +226,24 @@ impl Worker {
                 }
             }
         }
-        // Once one of its frames waits, those behind it wait too.
+        // Once a frame has to wait, those behind it wait too, so that they stay in order.
         let behind = &bytes[handled * run.frame_bytes..];
         if !behind.is_empty() && connection.takes_requests() {
             connection.waiting_mut().stash.extend_from_slice(behind);
         }
     }
 
-    /// Lets those go on for whose message there is room now.
+    /// Resumes connections of this worker for whose long message there is room in the budget now.
     fn call_waiters(&mut self) {
         let mut called = false;
-        // Bounded by those who wait: nobody of ours gets in line meanwhile.
+        // Bounded by the length of the line: no connection of this worker joins it meanwhile.
         while let Some((key, bytes)) = self.shared.room.call(self.index) {
             called = true;
             match self.connections.get_mut(key) {
                 Some(connection) if connection.takes_requests() => {
                     connection.waits_for_room = false;
                     match connection.has_stash() {
-                        // To decompress what came whole.
+                        // A whole frame in the stash, to be decompressed.
                         true => connection.handling_bytes += bytes,
                         false => connection.reserve(bytes, self.now_ns),
                     }
@@ -249,13 +252,13 @@ impl Worker {
                 _ => self.shared.release_bytes(bytes),
             }
         }
-        // The next may be another worker's, which was not told: it was not the first.
+        // The next in line may be another worker's. It was not told so far, since it was not the first.
         if called {
             self.shared.tell_who_can_go();
         }
     }
 
-    /// Handles bytes that had to wait and need not any more.
+    /// Takes bytes that had to wait and need not any longer. Returns whether there were any.
     fn resume(&mut self) -> bool {
         if self.resumed.is_empty() {
             return false;
@@ -268,7 +271,7 @@ impl Worker {
             };
             if connection.takes_requests() {
                 self.resume_one(key);
-                // A ring may have got cold meanwhile, with the rest of the message in it.
+                // Its ring may have become cold meanwhile, with the rest of the message in it.
                 self.heat(key);
             }
             self.touch(key);
@@ -277,8 +280,8 @@ impl Worker {
         true
     }
 
-    /// In the order in which it came: the whole frames, what is being gathered and follows them,
-    /// the bytes behind it, the refusal.
+    /// Scans what waits on a connection, in the order in which it arrived: the stashed frames, then
+    /// (still in the assembler) the frame being gathered, the bytes behind it, the refusal.
     fn resume_one(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
@@ -286,8 +289,8 @@ impl Worker {
         let Some(waiting) = &mut connection.waiting else {
             return;
         };
-        // Until the end of the round it counts as if something waited: more is not taken before it is known
-        // that nothing does, or what waits would grow with every round.
+        // The empty `Waiting` stays until the end of the round, so that nothing more is received before it
+        // is known whether some of this has to wait again: or what waits would grow with every round.
         let Waiting {
             stash,
             behind,
@@ -310,7 +313,7 @@ impl Worker {
         }
     }
 
-    /// Latency is recorded after the answers are handed over, once for all of a round.
+    /// Records latencies, after the answers are handed over: one time for all answers of the round.
     fn record_latencies(&mut self) {
         let answered = std::mem::take(&mut self.dispatcher.answered_inline);
         if answered == [0, 0] {

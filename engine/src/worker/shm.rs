@@ -1,8 +1,11 @@
-//! Shared-memory connections in the worker's loop.
+//! Shared-memory connections in the worker's loop: taking records out of their rings.
 //!
-//! The rings of those that spoke lately are hot: they are looked at in every round. The others are
-//! cold: their clients set a bit and ring the worker's doorbell, so that a thousand quiet
-//! connections cost nothing.
+//! A hot ring, one that had something lately, is polled in every round. The client of a cold one sets its
+//! bit in the control segment (its *ready bit*) and rings the worker's doorbell, so that a thousand quiet
+//! connections cost nothing. [`super::heat`] says which are which.
+//!
+//! [`Worker::take_ring`] is the way of a request that comes alone, and has the lowest latency: from the
+//! ring to its handler, and the answer straight into the other ring.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -21,41 +24,47 @@ use crate::sys::process::PidFd;
 use crate::uring::Key;
 use crate::wire::{Flags, HEADER_BYTES};
 
-/// Rounds without work between two looks at the clock for that.
-const ROUNDS: u32 = 256;
-/// Looks at the hot rings alone between two rounds, and the most rings for which that is done.
-const WATCH_LOOKS: u32 = 8;
-const WATCHED_MAX: usize = 4;
-/// The most bytes taken from one ring in one round after the first record, so that nobody starves
-/// the others. Buffers that grew for a round are no longer than this either: the pool has room for
-/// them, and whoever gathers a short frame can use them too.
-pub(super) const ROUND_BYTES: usize = 64 * 1024;
-/// Rounds with work between two looks at the clock for pages that go back.
+/// After this many rounds without work, the hot rings are looked at for ones to become cold.
+const IDLE_ROUNDS: u32 = 256;
+/// After this many rounds with work, the warm rings are looked at for pages to be given back.
 const BUSY_ROUNDS: u32 = 8192;
-/// Two records of this size fit a ring's part of the first page.
+/// How often the hot rings are polled between two rounds, if they are few.
+const WATCH_LOOKS: u32 = 8;
+/// With more hot rings than this, they are not polled between rounds.
+const WATCHED_MAX: usize = 4;
+/// The most bytes that one round takes from a ring after the first record, so that no ring starves the
+/// others. Buffers that grew in a round are no longer than this either, so that the pool keeps them, and
+/// they do for short frames too.
+pub(super) const ROUND_BYTES: usize = 64 * 1024;
+/// Two records of this size fit into the part of a ring that lies in the segment's first page.
 const FIRST_PAGE_BYTES: u64 = 800;
 
 const _: () = assert!(RECORD_MAX <= ROUND_BYTES);
 
-/// The shared-memory side of a connection, besides its rings.
+/// What a worker knows of a shared-memory connection, besides its rings.
 #[derive(Debug)]
 pub(super) struct ShmState {
-    /// `None` once given to the driver for closing.
+    /// The client's process. `None` once given to the driver for closing.
     pidfd: Option<PidFd>,
-    /// The end of the client's process will be reported.
+    /// The io_uring watches the process: an event will tell of its end.
     watching: bool,
+    /// The watch was asked to end.
     unwatching: bool,
+    /// The bit by which the client says that its ring has something.
     ready_bit: usize,
+    /// Its ring is polled in every round.
     pub(super) hot: bool,
-    /// Where it is among the warm ones.
+    /// The index in [`Rings::warm`], if it is there.
     pub(super) warm: Option<usize>,
+    /// When its ring last had a record.
     pub(super) last_record_ns: u64,
-    /// Bytes received beyond the first page since pages were given back.
+    /// Bytes received in records too long for the first page, since pages were given back.
     pub(super) bytes_since: u64,
 }
 
 impl Connection {
-    /// Counts what was taken at once from the ring. False: it may not be used.
+    /// Counts bytes that were taken from the ring. False if they may not be used: the connection takes no
+    /// requests any more, or its memory was cut short.
     #[inline(always)]
     pub(super) fn took(&mut self, stats: &WorkerStats, bytes: usize, now_ns: u64) -> bool {
         let (Some(link), Some(ends)) = (&mut self.shm, &self.out.ends) else {
@@ -75,7 +84,7 @@ impl Connection {
         self.takes_requests()
     }
 
-    /// What is read from its memory now are zeros, which are no frame.
+    /// Closes a connection whose segment has lost memory: what is read there now are zeros.
     #[cold]
     fn memory_was_cut(&mut self) {
         let why = "its file was cut short, or /dev/shm has no room for it";
@@ -83,22 +92,27 @@ impl Connection {
     }
 }
 
-/// What a worker knows of all its rings.
+/// The rings of all connections of a worker.
 pub(super) struct Rings {
+    /// The worker's number: its place in the control segment.
     worker: usize,
+    /// `None` if shared memory is not offered.
     control: Option<Arc<Control>>,
-    /// Keys by ready bit.
+    /// Connections by their ready bits.
     pub(super) by_bit: Vec<Option<Key>>,
+    /// Connections whose rings are polled in every round.
     pub(super) hot: Vec<Key>,
-    /// Those that got cold in a crowd and have their pages still, and who of them was looked at last.
+    /// Cold connections whose pages were not given back yet.
     pub(super) warm: Vec<Key>,
+    /// The index in `warm` that was looked at last.
     pub(super) warm_next: usize,
-    /// Rounds without work, and with it.
-    rounds: u32,
+    /// Rounds without work since there was some.
+    idle_rounds: u32,
+    /// Rounds with work since warm rings were last looked at.
     busy_rounds: u32,
-    /// Bits that were set, for one round.
+    /// The ready bits that were set; empty between rounds.
     rung: Vec<usize>,
-    /// For a ring's first record; empty between two.
+    /// The buffer into which a ring's first record is copied; empty in between.
     pub(super) first_record: Vec<u8>,
 }
 
@@ -111,21 +125,21 @@ impl Rings {
             hot: Vec::with_capacity(HOT_MAX + 1),
             warm: Vec::new(),
             warm_next: 0,
-            rounds: 0,
+            idle_rounds: 0,
             busy_rounds: 0,
             rung: Vec::new(),
             first_record: Vec::with_capacity(NEW_BYTES),
         }
     }
 
-    /// Tells clients which CPU they had better leave to this worker.
+    /// Tells clients on which CPU this worker runs, so that they do not spin there.
     pub(super) fn tell_cpu(&self) {
         if let Some(control) = &self.control {
             control.set_worker_cpu(self.worker, affinity::current_cpu());
         }
     }
 
-    /// Whether a cold connection has something.
+    /// Whether the client of a cold ring has set its ready bit.
     #[inline]
     pub(super) fn have_rung(&self) -> bool {
         self.control
@@ -135,7 +149,7 @@ impl Rings {
 }
 
 impl Worker {
-    /// Takes a connection whose place is already claimed.
+    /// Serves a shared-memory connection, whose place among `max_connections` is claimed already.
     pub(super) fn add_shm(&mut self, end: ServerEnd) {
         let ServerEnd {
             ends,
@@ -165,23 +179,23 @@ impl Worker {
             self.rings.by_bit.resize(ready_bit + 1, None);
         }
         self.rings.by_bit[ready_bit] = Some(key);
-        // What the client wrote before we knew of it is found by looking now.
+        // Hot from the start: the client may have written something before.
         self.heat(key);
         self.touch(key);
     }
 
-    /// Looks at all hot rings, and at those that rang. Says whether there was anything.
+    /// Takes what is in the hot rings and in those whose clients rang. Returns whether there was anything.
     #[inline]
     pub(super) fn take_rings(&mut self) -> bool {
         if self.rings.have_rung() {
             self.take_rung();
         }
-        // What is there may have waited, together with requests that go first: for the last round, or
-        // for a ring before it in this one.
+        // Whether requests may have waited, so that there may be several, and PRIORITY counts: because the
+        // last round was long, or for a ring before theirs in this round.
         let mut may_have_waited = std::mem::take(&mut self.round_was_long);
         let mut any = false;
         let mut index = 0;
-        // A ring that gets cold leaves the list, so the index moves only past those that stay.
+        // A ring that becomes cold leaves the list, so the index moves only past those that stay.
         while index < self.rings.hot.len() {
             let key = self.rings.hot[index];
             any |= self.take_ring(key, may_have_waited);
@@ -189,17 +203,17 @@ impl Worker {
             index += usize::from(self.rings.hot.get(index) == Some(&key));
         }
         if any {
-            self.rings.rounds = 0;
+            self.rings.idle_rounds = 0;
             self.rings.busy_rounds += 1;
             if self.rings.busy_rounds >= BUSY_ROUNDS {
                 self.rings.busy_rounds = 0;
                 self.give_old_pages_back();
             }
         } else {
-            self.rings.rounds += 1;
+            self.rings.idle_rounds += 1;
             let idle = self.rings.hot.is_empty() && self.rings.warm.is_empty();
-            if self.rings.rounds >= ROUNDS && !idle {
-                self.rings.rounds = 0;
+            if self.rings.idle_rounds >= IDLE_ROUNDS && !idle {
+                self.rings.idle_rounds = 0;
                 self.cool_old_rings();
                 self.give_old_pages_back();
             }
@@ -207,8 +221,8 @@ impl Worker {
         any
     }
 
-    /// Between two rounds without work: a few looks at the hot rings alone, since a whole round
-    /// takes as long as a message.
+    /// Between two rounds without work: polls the hot rings a few times and nothing else, since a whole
+    /// round takes as long as a message.
     #[inline]
     pub(super) fn watch_hot_rings(&mut self) {
         if self.hot.is_some() || self.rings.hot.is_empty() || self.rings.hot.len() > WATCHED_MAX {
@@ -228,6 +242,7 @@ impl Worker {
         }
     }
 
+    /// Makes the rings hot whose clients have rung.
     fn take_rung(&mut self) {
         let mut rung = std::mem::take(&mut self.rings.rung);
         if let Some(control) = &self.rings.control {
@@ -236,19 +251,21 @@ impl Worker {
         for bit in rung.drain(..) {
             if let Some(key) = self.rings.by_bit.get(bit).copied().flatten() {
                 self.heat(key);
-                // It may have made room for answers that wait.
+                // The client may have rung because it made room for answers that wait.
                 self.touch(key);
             }
         }
         self.rings.rung = rung;
     }
 
-    /// Takes what is there. The first record is handled at once if it is one frame whose CRC is right,
-    /// without the detour over the batch and before the next is looked for: with one request in flight,
-    /// that look would wait for a cache line which holds nothing yet. Unless it may have waited: then
-    /// there may be others that go first.
+    /// Takes what is in one ring. Returns whether there was anything.
     ///
-    /// On that way the connection is looked up once, and nothing is counted before the answer has left.
+    /// A first record that is one whole frame with the right CRC is handled at once: without a batch, and
+    /// before the next record is looked for, since with one request in flight that look would wait for a
+    /// cache line which holds nothing yet. Not if it may have waited: then there may be several requests, and
+    /// those with PRIORITY go first.
+    ///
+    /// On this way the connection is looked up once, and nothing is counted before the answer has left.
     #[inline(always)]
     fn take_ring(&mut self, key: Key, may_have_waited: bool) -> bool {
         let Some(connection) = self.connections.get_mut(key) else {
@@ -311,7 +328,8 @@ impl Worker {
         true
     }
 
-    /// The client has said goodbye, or its memory is gone.
+    /// The ring is empty, and its client has gone or its memory was cut short. Returns whether something is to
+    /// be done in this round.
     #[cold]
     fn ring_has_ended(&mut self, key: Key) -> bool {
         let Some(connection) = self.connections.get_mut(key) else {
@@ -323,7 +341,7 @@ impl Worker {
         if ends.segment.poisoned() {
             connection.memory_was_cut();
         } else if ends.rx.has_record() {
-            // It came after we looked, before the client went.
+            // A record that came after the look, before the client went.
             return true;
         } else if connection.peer_ended || self.must_wait(key) {
             return false;
@@ -336,7 +354,7 @@ impl Worker {
         true
     }
 
-    /// As [`Worker::take_ring`], where a message is being gathered, or answers or requests wait.
+    /// As [`Worker::take_ring`], if a message is being gathered, or answers or requests wait.
     fn take_behind_others(&mut self, key: Key) -> bool {
         let Some(connection) = self.connections.get_mut(key) else {
             return false;
@@ -356,8 +374,8 @@ impl Worker {
         true
     }
 
-    /// The first record may have been the beginning of a long message, which may have to wait for
-    /// room: the records behind it are a part of it, and are left where they are.
+    /// Takes what follows the first record. If that was the beginning of a long message which has to wait
+    /// for room, the records behind it are part of the message and stay in the ring.
     fn take_after_first(&mut self, key: Key) {
         let connection = self.connections.get_mut(key);
         if connection.is_some_and(|connection| connection.has_waiting()) {
@@ -368,7 +386,8 @@ impl Worker {
         }
     }
 
-    /// Whether nothing may be taken from a ring since answers, or what came before, wait.
+    /// Whether nothing may be taken from a ring, because answers wait to be read, or earlier bytes to be
+    /// handled. If the client is gone, so that nobody will read them, the connection is closed.
     #[cold]
     fn must_wait(&mut self, key: Key) -> bool {
         let outgoing_bytes_max = self.outgoing_bytes_max();
@@ -381,15 +400,15 @@ impl Worker {
         let ends = connection.out.ends.as_ref();
         let waits_for_reader = waits && connection.out.waits_for_reader(outgoing_bytes_max);
         if waits_for_reader && ends.is_some_and(|ends| ends.peer_closed()) {
-            // Nobody will read them. (What waits for room, or for its turn, is still handled.)
+            // (What waits for room, or for its turn, is still handled.)
             connection.phase = Phase::Closing;
             self.touch(key);
         }
         waits
     }
 
-    /// Takes at most so many records, until that is enough for a round or the ring is empty, and puts
-    /// what they hold into the batch. Nothing is put there that may not be used.
+    /// Takes up to `records_max` records, and no more than ROUND_BYTES, and puts their bytes into the batch
+    /// if they may be used.
     #[inline]
     fn take_records(&mut self, key: Key, records_max: usize) {
         let Some(connection) = self.connections.get_mut(key) else {
@@ -401,13 +420,13 @@ impl Worker {
         let taken = &mut self.rings.first_record;
         let mut corrupt = None;
         let mut records = 0;
-        // Each turn takes a record of at least one byte; bounded by the budget.
+        // Each pass takes a record of at least one byte; bounded by ROUND_BYTES.
         while records < records_max {
             match ends.rx.next() {
-                // The first always fits.
+                // A single record always fits.
                 Ok(Some(record)) if taken.len() + record.length > ROUND_BYTES => break,
                 Ok(Some(record)) => {
-                    // The CRCs of several are computed together, later.
+                    // Their CRCs are computed later, several at a time.
                     ends.rx.copy(&record, taken);
                     let ack = ends.rx.advance(&record);
                     ends.tx.acknowledged(ack);
@@ -441,14 +460,14 @@ impl Worker {
         }
     }
 
-    /// Puts bytes into the batch; returns an empty buffer for the next.
+    /// Puts bytes into the batch. Returns an empty buffer for the next.
     fn scan_owned(&mut self, key: Key, bytes: Vec<u8>) -> Vec<u8> {
         let chunk = self.batch.add_chunk(Chunk::Owned(bytes));
         self.scan(key, chunk);
         self.dispatcher.pool().take()
     }
 
-    /// Tells a client that sleeps of answers, or of room.
+    /// Wakes the client if it sleeps and there are answers or room for it.
     #[inline]
     pub(super) fn wake_client(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else {
@@ -460,7 +479,7 @@ impl Worker {
         ends.wake_peer();
     }
 
-    /// The client's process has ended, or the watch for that was taken away.
+    /// The client's process has ended, or (`ended` false) the watch on it was taken away.
     pub(super) fn client_exited(&mut self, key: Key, ended: bool) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
@@ -471,14 +490,15 @@ impl Worker {
         if let Some(ends) = &connection.out.ends
             && ended
         {
-            // What it sent before is still taken: the flag counts once the ring is empty.
+            // What it sent before is still handled: the flag counts only once the ring is empty.
             ends.peer_is_gone();
             self.heat(key);
         }
         self.touch(key);
     }
 
-    /// Takes a closing connection's rings away. False: the watch of its process is still armed.
+    /// Gives up a closing connection's rings and the watch on its process. False if the watch has not ended
+    /// yet; then this is called again.
     pub(super) fn detach(&mut self, key: Key) -> bool {
         self.leave_warm(key);
         let Some(connection) = self.connections.get_mut(key) else {
@@ -508,7 +528,7 @@ impl Worker {
     }
 }
 
-/// Reads the clock, unless that was done after the last round already, which found nothing.
+/// Reads the clock, unless that was done since the last round, which found nothing.
 #[inline]
 fn freshen(now_ns: &mut u64, is_fresh: &mut bool) {
     if !*is_fresh {

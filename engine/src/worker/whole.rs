@@ -1,8 +1,9 @@
-//! Long messages over shared memory: those that do not fit one record.
+//! Long messages over shared memory: those that do not fit into one record.
 //!
-//! From the ring they are copied straight to where they are gathered, and summed on the way. An
-//! answer that repeats its request, as an echo's does, leaves from that same buffer: the header is
-//! exchanged, and the CRC with it, so that the sum which the client made covers the way back too.
+//! Their records are copied from the ring straight into the buffer in which the message is gathered, and
+//! the CRC is computed in the same pass. An answer that repeats its request, as ECHO's does, is sent from
+//! that same buffer: the header is exchanged and the CRC adjusted to it, not computed anew, so that the
+//! CRC which the client computed covers the way there and back.
 
 use super::Worker;
 use super::batch::Chunk;
@@ -11,7 +12,7 @@ use crate::uring::Key;
 use crate::wire::{Flags, HEADER_BYTES, Header, crc};
 
 impl Worker {
-    /// Takes records that lie within the message that is being gathered. False: there were none.
+    /// Takes records that belong to the message being gathered. False if there were none.
     pub(super) fn take_into_message(&mut self, key: Key) -> bool {
         let Some(connection) = self.connections.get_mut(key) else {
             return false;
@@ -22,7 +23,7 @@ impl Worker {
         };
         let mut taken = 0;
         let mut corrupt = None;
-        // Bounded by the budget.
+        // Bounded by ROUND_BYTES.
         while taken < ROUND_BYTES {
             let missing = assembler.missing_bytes().unwrap_or(0);
             let record = match ends.rx.next() {
@@ -39,7 +40,7 @@ impl Worker {
             });
             let ack = ends.rx.advance(&record);
             ends.tx.acknowledged(ack);
-            // The client is waiting for this room.
+            // At once: the client waits for this room.
             ends.rx.publish();
             taken += record.length;
         }
@@ -53,6 +54,7 @@ impl Worker {
         taken > 0
     }
 
+    /// Handles the message being gathered, if all of it is there.
     fn handle_if_complete(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
@@ -68,7 +70,7 @@ impl Worker {
             {
                 self.handle_frame(key, &header, frame);
             }
-            // Others came before it, or it may have to wait.
+            // Others came before it, or it is compressed and may have to wait.
             Ok((header, frame)) => {
                 let chunk = self.batch.add_chunk(Chunk::Owned(frame));
                 self.batch.add_verified(key, header, chunk);
@@ -76,7 +78,7 @@ impl Worker {
         }
     }
 
-    /// Handles a frame whose CRC is right, in a buffer of its own.
+    /// Handles a frame whose CRC is right and which fills a buffer of its own.
     fn handle_frame(&mut self, key: Key, header: &Header, mut frame: Vec<u8>) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
