@@ -13,7 +13,7 @@ use super::connect::{self, Opened};
 use super::deadline::{self, Deadline};
 use super::flights::Flights;
 use super::kept::Kept;
-use super::reconnect::Lengths;
+use super::lengths::Lengths;
 use super::reserve::Reserved;
 use super::wait::WaitPolicy;
 use super::{Error, histogram};

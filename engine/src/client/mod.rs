@@ -1,9 +1,16 @@
 //! The blocking client.
 //!
-//! [`Client`] is the face; [`inner`] holds its state, sends and waits; [`receive`] makes answers of
-//! what comes and [`collect`] hands them out, [`long`] is how long ones go; [`loss`] deals with lost connections; [`reserve`]
-//! lets payloads be written in place; [`channel`] is one connection's buffers; [`link`] is the way
-//! its bytes go.
+//! One call goes like this: [`Client::call`] gives the request an id ([`flights`]) and a frame, which
+//! [`send`] queues in the connection's buffers ([`channel`]) or writes straight into the ring; [`inner`]
+//! then waits, spinning or sleeping ([`wait`], [`deadline`]); what arrives becomes answers in [`receive`],
+//! and [`collect`] hands them out. An answer that nobody waits for at the moment is kept in [`kept`].
+//!
+//! - A connection: [`address`], [`connect`], [`link`], which is either [`tcp`] or [`shm`].
+//! - Messages that do not fit into a record: [`long`]. Payloads written in place, for the C library:
+//!   [`reserve`].
+//! - A connection that was lost: [`loss`] decides which requests fail, [`reconnect`] and [`backoff`] make a
+//!   new one.
+//! - Event loops: [`events`], and [`watch`] for shared memory.
 
 mod address;
 mod answer;
@@ -19,6 +26,7 @@ mod flights;
 mod histogram;
 mod inner;
 mod kept;
+mod lengths;
 mod link;
 mod long;
 mod loss;
@@ -59,16 +67,19 @@ use crate::wire::{Flags, ProtocolVersion, Refusal, msg_type};
 /// that was not sent is then sent; one that may have been carried out fails with
 /// [`Error::ConnectionLost`], which says so.
 ///
-/// Every method that waits does so for at most the builder's timeout. A request that is not
-/// answered in time is forgotten: the server is told (CANCEL), and its answer is thrown away should it still
-/// come.
+/// Every method that waits does so for at most the builder's timeout. A request that is not answered in
+/// time is forgotten: the server is told (CANCEL), and an answer that still comes is dropped.
 ///
 /// While the server is gone, methods that wait for an answer ([`Client::call`], [`Client::wait`],
 /// [`Client::ping`] and the like), and those that send what is queued ([`Client::flush`], [`Client::poll`]),
 /// try again and again to reach it, until the timeout or [`ClientBuilder::reconnect_timeout`].
-/// [`Client::submit`], [`Client::submit_part`] and [`Client::send`] do not wait for it: they make one attempt,
-/// which lasts at most the builder's connect timeout, and in the pause that follows a failed one, 80 ms at
-/// most, they fail at once with [`Error::Unavailable`]. Either error is safe to repeat.
+/// [`Client::submit`], [`Client::submit_part`] and [`Client::send`] do not wait for a server that is gone:
+/// they make one attempt, which takes at most the builder's connect timeout. In the pause of at most 80 ms
+/// that follows a failed attempt, they fail at once with [`Error::Unavailable`]. Both errors are safe to
+/// repeat.
+///
+/// A call that waits for a server whose process dies ends with an error: at once over TCP, within 50 ms over
+/// shared memory.
 ///
 /// ```
 /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
@@ -124,20 +135,22 @@ impl Client {
         ClientBuilder::default()
     }
 
-    /// Sends a request and waits for its answer. An answer that is a stream comes joined.
+    /// Sends a request and waits for its answer. The parts of an answer that is a stream are joined.
     ///
     /// # Errors
-    /// [`Error::Remote`] if the server answered with an error; [`Error::ConnectionLost`],
-    /// [`Error::Timeout`] or [`Error::ConnectFailed`] if no answer came; and those that name a
-    /// mistake of either side.
+    /// - [`Error::Remote`]: the server answered with an error.
+    /// - [`Error::ConnectionLost`], [`Error::Timeout`], [`Error::ConnectFailed`], [`Error::NotSent`]: no
+    ///   answer came. [`Error::is_safe_to_repeat`] tells whether the request was certainly not carried out.
+    /// - [`Error::TooLarge`], [`Error::ReservedType`], [`Error::InvalidRequest`]: the request cannot be sent.
+    /// - [`Error::ServerViolation`], [`Error::Unread`]: the answer cannot be taken.
     pub fn call(&self, msg_type: u16, payload: &[u8]) -> Result<Vec<u8>, Error> {
         let mut answer = Vec::new();
         self.call_into(msg_type, payload, &mut answer)?;
         Ok(answer)
     }
 
-    /// As [`Client::call`], with the answer replacing what is in `answer`: where that has room,
-    /// nothing is allocated. After an error, what is in `answer` means nothing.
+    /// As [`Client::call`], but replaces what is in `answer`: if that has enough capacity, nothing is
+    /// allocated. After an error, its contents are unspecified.
     ///
     /// ```
     /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
@@ -162,7 +175,7 @@ impl Client {
         call(inner, msg_type, payload, answer, &mut deadline)
     }
 
-    /// As [`Client::call`], with a time of its own instead of the builder's.
+    /// As [`Client::call`], with a timeout of its own instead of the builder's.
     ///
     /// ```
     /// # let server = lapce_ai::ipc::Server::builder()
@@ -194,8 +207,12 @@ impl Client {
         Ok(answer)
     }
 
-    /// As [`Client::call`] for a request that does no harm when it is carried out twice: if the
-    /// connection is lost before the answer is here, it is sent again, until the timeout.
+    /// As [`Client::call`], for a request that does no harm when it is carried out twice: if the connection
+    /// is lost before the answer is here, the request is sent again, until the timeout.
+    ///
+    /// # Errors
+    /// As [`Client::call`]. If the request was sent at least once and may have been carried out, the error
+    /// says so, even if the last attempt alone was safe to repeat.
     pub fn call_idempotent(&self, msg_type: u16, payload: &[u8]) -> Result<Vec<u8>, Error> {
         let inner = &mut *self.inner.borrow_mut();
         let mut deadline = inner.deadline();
@@ -208,7 +225,7 @@ impl Client {
                 Err(Error::ConnectionLost { may_have_run, .. }) if inner.options.reconnect => {
                     one_may_have_run |= may_have_run;
                 }
-                // What is true of the last attempt is not of all.
+                // That the last attempt was not carried out does not hold for those before it.
                 Err(error) if one_may_have_run && error.is_safe_to_repeat() => {
                     let source = match error {
                         Error::ConnectFailed { source, .. } => Some(source),
@@ -224,8 +241,9 @@ impl Client {
         }
     }
 
-    /// Sends a message that gets no answer. It is handed to the system when this returns; whether
-    /// it arrives is not known. Waits while the system takes no more, but not for a server that is gone.
+    /// Sends a one-way message, which gets no answer. When this returns, the message is in the kernel's send
+    /// buffer or in the ring; whether it arrives is not known. Waits (backpressure) while there is no room
+    /// for it, but not for a server that is gone.
     ///
     /// ```
     /// # let server = lapce_ai::ipc::Server::builder()
@@ -244,8 +262,12 @@ impl Client {
         inner.send_one_way(msg_type, payload, &mut deadline)
     }
 
-    /// Sends a request whose answer is a stream, and returns its parts one by one as they come.
-    /// Dropping the iterator early cancels the rest, as [`Client::cancel`].
+    /// Sends a request whose answer is a stream, and returns its parts one by one as they come. Each part may
+    /// take as long as the builder's timeout. Dropping the iterator early cancels the request, as
+    /// [`Client::cancel`] does.
+    ///
+    /// # Errors
+    /// As [`Client::call`]; those of the answer are items of the iterator, after which it ends.
     ///
     /// ```
     /// # let server = lapce_ai::ipc::Server::builder()
@@ -275,19 +297,20 @@ impl Client {
         }
     }
 
-    /// Queues a request and returns its id. It is sent by [`Client::flush`], or when an answer is
-    /// waited for, or when much is queued. Waits for answers if too many requests are in flight, and for
-    /// the server to read if much is queued, but not for a server that is gone.
+    /// Queues a request and returns its id. It is sent by [`Client::flush`], or when an answer is waited for,
+    /// or when 32 KiB are queued. Waits for answers if [`ClientBuilder::max_inflight`] requests are in flight,
+    /// and for the server to read if 32 KiB are queued (backpressure), but not for a server that is gone.
     ///
     /// # Errors
-    /// [`Error::NotSent`] if that took longer than the timeout, and [`Error::Unavailable`] or
-    /// [`Error::ConnectFailed`] if there is no server: it was not queued, and may be submitted again.
+    /// [`Error::NotSent`] if that took longer than the timeout, [`Error::Unavailable`] or
+    /// [`Error::ConnectFailed`] if there is no server: the request was not queued, and may be submitted
+    /// again. [`Error::TooLarge`], [`Error::ReservedType`] or [`Error::InvalidRequest`] if it cannot be sent.
     pub fn submit(&self, msg_type: u16, payload: &[u8]) -> Result<u64, Error> {
         self.submit_with(Flags::NONE, msg_type, payload)
     }
 
-    /// As [`Client::submit`], with PRIORITY, or with STREAM for a request that
-    /// [`Client::submit_part`] continues.
+    /// As [`Client::submit`], with [`Flags::PRIORITY`], or with [`Flags::STREAM`] for a request that
+    /// [`Client::submit_part`] continues, or both.
     pub fn submit_with(&self, flags: Flags, msg_type: u16, payload: &[u8]) -> Result<u64, Error> {
         let allowed = Flags::PRIORITY | Flags::STREAM;
         if !allowed.contains(flags) {
@@ -302,7 +325,7 @@ impl Client {
         inner.submit(flags, msg_type, payload)
     }
 
-    /// Queues the next part of a request that was submitted with STREAM. `last` ends it.
+    /// Queues the next part of a request that was submitted with [`Flags::STREAM`]. `last` ends the request.
     ///
     /// ```
     /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
@@ -330,14 +353,18 @@ impl Client {
         inner.submit_part(id, msg_type, payload, last, &mut deadline)
     }
 
-    /// Sends what is queued. Waits while the system takes no more, and for a server that is gone.
+    /// Sends what is queued. Waits while there is no room for it (backpressure), and for a server that is
+    /// gone.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], or why there is no connection; what is queued then may be sent later.
     pub fn flush(&self) -> Result<(), Error> {
         let inner = &mut *self.inner.borrow_mut();
         let mut deadline = inner.deadline();
         inner.send_queued(&mut deadline)
     }
 
-    /// For the C library: memory for the payload of a request, and how much. It is good until
+    /// For the C library: memory for the payload of a request, and its size. It is valid until
     /// [`Client::commit`], [`Client::abort`] or the client's end; nothing else may be sent before.
     #[doc(hidden)]
     pub fn reserve(&self, msg_type: u16, length: usize) -> Result<(*mut u8, usize), Error> {
@@ -367,9 +394,9 @@ impl Client {
         self.inner.borrow().reserved.is_some()
     }
 
-    /// The next answer that is here, to whichever request, without waiting for one. Sends what is
-    /// queued as far as that goes without waiting; only a lost connection is waited for, if there
-    /// is something left to send over a new one.
+    /// The next answer that is here, to any request; `None` if there is none. Sends what is queued as far as
+    /// that is possible without waiting. It waits only if the connection was lost and something is left to
+    /// be sent over a new one.
     pub fn poll(&self) -> Result<Option<Answer>, Error> {
         let inner = &mut *self.inner.borrow_mut();
         send_for_poll(inner)?;
@@ -379,8 +406,11 @@ impl Client {
         Ok(inner.ready.pop())
     }
 
-    /// Gives all answers that are here to `sink`, straight from the receive buffer; returns how
-    /// many. As [`Client::poll`], it does not wait. `sink` must not use the client.
+    /// Gives all answers that are here to `sink`, straight from the receive buffer; returns how many. As
+    /// [`Client::poll`], it does not wait.
+    ///
+    /// # Panics
+    /// If `sink` uses the client.
     ///
     /// ```
     /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
@@ -409,6 +439,13 @@ impl Client {
     }
 
     /// As [`Client::poll_with`], but waits until there is at least one answer.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`]; [`Error::InvalidRequest`] if no request is in flight; [`Error::ServerViolation`];
+    /// or why there is no connection. What became of each request is told to `sink`.
+    ///
+    /// # Panics
+    /// If `sink` uses the client.
     pub fn wait_with(&self, mut sink: impl FnMut(AnswerRef<'_>)) -> Result<usize, Error> {
         let inner = &mut *self.inner.borrow_mut();
         let kept = take_kept(inner, &mut sink);
@@ -442,7 +479,11 @@ impl Client {
         Ok(answer)
     }
 
-    /// Waits for the next answer to whichever request.
+    /// Waits for the next answer to any request.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`]; [`Error::InvalidRequest`] if no request is in flight; [`Error::ServerViolation`];
+    /// or why there is no connection. What became of the request is in the [`Answer`].
     pub fn wait_any(&self) -> Result<Answer, Error> {
         let inner = &mut *self.inner.borrow_mut();
         let mut deadline = inner.deadline();
@@ -458,14 +499,17 @@ impl Client {
         }
     }
 
-    /// Tells the server that the answer to this request is no longer wanted, and forgets it.
-    /// Whether it is carried out is not known. Does not wait.
+    /// Tells the server (CANCEL) that the answer to this request is no longer wanted, and forgets the
+    /// request. Whether it is carried out is not known. Does not wait, and never fails.
     pub fn cancel(&self, id: u64) -> Result<(), Error> {
         self.inner.borrow_mut().forget(id);
         Ok(())
     }
 
-    /// One HEARTBEAT there and back; returns how long it took.
+    /// Sends a HEARTBEAT and waits for its answer; returns how long that took.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
     pub fn ping(&self) -> Result<Duration, Error> {
         let timeout = self.inner.borrow().options.timeout;
         self.heartbeat(&[], timeout)
@@ -491,7 +535,7 @@ impl Client {
         Ok(start.elapsed())
     }
 
-    /// How the bytes travel now.
+    /// How the bytes travel; of a lost connection, how they travelled.
     pub fn transport(&self) -> Transport {
         self.inner.borrow().transport()
     }
@@ -501,7 +545,7 @@ impl Client {
         self.inner.borrow().peer
     }
 
-    /// Requests whose answers have not come.
+    /// How many requests have not been answered in full.
     pub fn in_flight(&self) -> usize {
         self.inner.borrow().flights.count()
     }
@@ -511,13 +555,14 @@ impl Client {
         self.inner.borrow().is_connected()
     }
 
-    /// What was done so far.
+    /// What this client has done so far.
     pub fn stats(&self) -> ClientStats {
         self.inner.borrow().stats
     }
 
-    /// The time from each request's submission to its last answer, in nanoseconds; `None` unless
-    /// the builder was told to record it.
+    /// The times from each request's submission to the last part of its answer, in nanoseconds; `None`
+    /// unless [`ClientBuilder::record_round_trips`] was set. The histogram has two significant digits and
+    /// counts anything above 100 s as 100 s.
     ///
     /// ```
     /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
@@ -538,22 +583,22 @@ impl Client {
         self.inner.borrow_mut().options.connect_timeout = timeout;
     }
 
-    /// Whether the connection is up, of a client with nothing in flight. What has come and nobody waits for
-    /// is thrown away: behind it may be the end.
+    /// Whether the connection of a client with nothing in flight is up. What has arrived and nobody waits for
+    /// is dropped, since the connection's end may come after it.
     pub(crate) fn is_alive(&self) -> bool {
         let inner = &mut *self.inner.borrow_mut();
         inner.look_for_the_end();
         inner.channel.is_some()
     }
 
-    /// Makes the client fit for its next user, who must see nothing of the last one's. False: the
-    /// connection cannot be handed on.
+    /// For the pool: forgets everything of the last user, so that the next one sees nothing of it. False if
+    /// the connection cannot be used again.
     pub(crate) fn leave_clean(&self) -> bool {
         self.inner.borrow_mut().leave_clean()
     }
 
-    /// Ends the connection in an orderly way: the server answers what it owes, but nobody listens
-    /// any more. Dropping the client does the same.
+    /// Ends the connection in an orderly way (DISCONNECT). Requests in flight may still be carried out, but
+    /// their answers are dropped. Dropping the client does the same.
     pub fn close(self) {
         drop(self);
     }
@@ -579,6 +624,7 @@ fn call(
     collect(inner, id, deadline, answer)
 }
 
+/// Sends what can be sent without waiting; waits only for a new connection, if one is needed.
 fn send_for_poll(inner: &mut Inner) -> Result<(), Error> {
     if !inner.send_some()? && inner.channel.is_none() {
         let mut deadline = inner.deadline();

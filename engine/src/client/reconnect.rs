@@ -1,13 +1,12 @@
 //! A new connection in the place of one that was lost.
 
 use super::Error;
-use super::answer::PeerLimits;
-use super::builder::Options;
 use super::connect::{self, Opened};
 use super::deadline::Deadline;
 use super::inner::{Inner, timeout};
+use super::lengths::Lengths;
 use crate::sys::clock;
-use crate::wire::{ErrorCode, ProtocolVersion, Unsealed};
+use crate::wire::ErrorCode;
 
 impl Inner {
     /// Connects again: at once, then after pauses that double, until the deadline. For a caller who does
@@ -99,28 +98,4 @@ fn is_for_good(error: &Error) -> bool {
         error.code(),
         Some(ErrorCode::Unauthorized | ErrorCode::VersionMismatch)
     )
-}
-
-/// How long payloads may be.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Lengths {
-    /// The longest that both sides take.
-    pub(super) max: u32,
-    /// Those below are short: they are queued to be summed with others.
-    pub(super) short_end: usize,
-}
-
-impl Lengths {
-    pub(super) fn new(options: &Options, peer: &PeerLimits) -> Lengths {
-        let own = options.max_message_bytes;
-        let max = own.min(peer.max_message_bytes.unwrap_or(own));
-        let short_max = Unsealed::PAYLOAD_BYTES_MAX.min(max as usize);
-        Lengths {
-            max,
-            short_end: match options.version {
-                ProtocolVersion::V2 => short_max + 1,
-                ProtocolVersion::V1 => 0,
-            },
-        }
-    }
 }

@@ -1,4 +1,4 @@
-//! What a worker knows besides its connections: the rules, the handlers, the counters.
+//! What the workers of a server share: limits, handlers, counters, the memory budget, their inboxes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -11,25 +11,26 @@ use crate::config::{IdleMode, Limits};
 use crate::shm::ReadyBits;
 use crate::stats::Registry;
 
-/// Shared by all workers of a server and by its control plane. Nothing in it is a lock that a
-/// worker waits for.
+/// Shared by all workers of a server and by its control plane (the handle, the attach thread). A worker
+/// never waits for a lock in it that the control plane can hold.
 pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) handlers: HandlerTable,
     pub(crate) registry: Registry,
     pub(crate) auth_token: Option<Vec<u8>>,
-    /// Version 1 frames are served. May change while running.
+    /// Whether version 1 frames are served. May change while the server runs.
     pub(crate) legacy: AtomicBool,
-    /// How idle workers wait. May change while running.
+    /// How idle workers wait: an [`IdleMode`]. May change while the server runs.
     pub(crate) idle: AtomicU32,
-    /// Connections of all workers, against `max_connections`.
+    /// Connections of all workers, limited by `max_connections`.
     pub(crate) connections: AtomicU32,
-    /// Bytes of messages on their way in and answers on their way out.
+    /// The memory budget, `max_buffered_bytes`.
     pub(crate) room: Room,
+    /// By worker.
     pub(crate) inboxes: Vec<Arc<Inbox>>,
-    /// Of a worker that panicked.
+    /// Whether a thread of the server has panicked.
     pub(crate) failure: Failure,
-    /// Free bits in the control segment, by worker.
+    /// Ready bits that no connection uses, by worker.
     pub(crate) ready_bits: Vec<ReadyBits>,
 }
 
@@ -49,12 +50,13 @@ impl Shared {
             IdleMode::Park => 2,
         };
         self.idle.store(value, Ordering::Relaxed);
+        // A worker that sleeps would not see it otherwise.
         for inbox in &self.inboxes {
             inbox.doorbell().ring();
         }
     }
 
-    /// Takes a place for one more connection; false if all are taken.
+    /// Claims a place for one more connection. False if there are `max_connections` already.
     pub(crate) fn claim_connection(&self) -> bool {
         // Relaxed: a count, ordering nothing else.
         self.connections
@@ -72,13 +74,14 @@ impl Shared {
         );
     }
 
-    /// Gives room back, and tells who can go now.
+    /// Gives room of the budget back, and wakes the worker of the connection that can have it now.
     pub(super) fn release_bytes(&self, bytes: u64) {
         self.room.release(bytes);
         self.tell_who_can_go();
     }
 
-    /// After room was given back, or somebody has left the line.
+    /// Wakes the worker of the first in line for room, if there is enough for it. Called after room was given
+    /// back or somebody has left the line.
     pub(super) fn tell_who_can_go(&self) {
         if let Some(worker) = self.room.someone_can_go() {
             self.inboxes[worker].doorbell().ring();

@@ -1,5 +1,5 @@
-//! What the log says of connections that the server ends, and of whose they were. A client can have one
-//! ended after the other, so of each reason it is said once in a while, with how often it happened.
+//! Connections that the server ends, and what the log says of them. A client can provoke that many times a
+//! second, so each reason is logged at most once in a while, with how often it happened.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -9,12 +9,12 @@ use super::rarely::Rarely;
 use crate::sys::clock;
 use crate::wire::ErrorCode;
 
-/// By the code that the peer is told.
+/// By the error code that the peer is told.
 static REFUSED: [Rarely; ErrorCode::ALL.len()] = [const { Rarely::new() }; ErrorCode::ALL.len()];
 static STALLED: Rarely = Rarely::new();
 static DAMAGED: Rarely = Rarely::new();
 
-/// A connection ends once its peer has been told why.
+/// Ends a connection as soon as its peer has been told why.
 #[cold]
 pub(super) fn refused(connection: &mut Connection, code: ErrorCode, why: &dyn Display) {
     connection.phase = Phase::Refused;
@@ -22,7 +22,7 @@ pub(super) fn refused(connection: &mut Connection, code: ErrorCode, why: &dyn Di
     tell(reason, connection.peer, &format_args!("{code}: {why}"));
 }
 
-/// A connection is closed, since its peer has not read its answers.
+/// Closes a connection whose peer has not read its answers.
 #[cold]
 pub(super) fn stalled(connection: &mut Connection, allowed_ms: u64) {
     connection.phase = Phase::Closing;
@@ -31,7 +31,7 @@ pub(super) fn stalled(connection: &mut Connection, allowed_ms: u64) {
     tell(&STALLED, connection.peer, &why);
 }
 
-/// A shared-memory connection is closed, since its memory is not as it should be.
+/// Closes a shared-memory connection whose memory is not as it should be.
 #[cold]
 pub(super) fn damaged(connection: &mut Connection, why: &dyn Display) {
     connection.phase = Phase::Closing;

@@ -1,4 +1,5 @@
-//! Answers that come later, from another thread.
+//! Answers that come later, usually from another thread: a handler detaches its responder, and the
+//! [`Deferred`] that it gets sends the answer through the worker's inbox.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,39 +10,44 @@ use super::inbox::{Inbox, Message};
 use super::owed::Cancelled;
 use crate::wire::ErrorCode;
 
-/// Answers wait in memory up to this many bytes per connection; then whoever has another waits.
+/// Up to this many bytes of answers wait in memory for one connection; then threads that have another
+/// answer wait (backpressure).
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
 
-/// What a connection shares with the answers that other threads prepare for it.
+/// What a connection shares with the threads that prepare answers for it.
 #[derive(Debug, Default)]
 pub(super) struct ConnectionShared {
-    /// The connection is gone: nobody will read the answer.
+    /// The connection is gone: nobody will read an answer.
     pub(super) closed: AtomicBool,
-    /// Bytes of answers in the worker's inbox.
+    /// Bytes of answers to it in the worker's inbox.
     queued_bytes: AtomicUsize,
-    /// Bytes that the worker holds for the connection, as it last said.
+    /// Bytes that the worker holds for the connection, as of the end of the last round that settled it.
     pub(super) staged_bytes: AtomicUsize,
     pub(super) cancelled: Cancelled,
 }
 
+/// What an answer consists of.
 #[derive(Debug)]
 pub(super) enum Body {
+    /// A part of a stream that others follow.
     Part(Vec<u8>),
+    /// The whole answer, or the last part of a stream.
     Last(Vec<u8>),
+    /// An error instead.
     Error(ErrorCode, String),
-    /// There is no answer, and none is due.
+    /// No answer, because none is due or wanted: the worker is only told that nothing is owed any more.
     Nothing,
 }
 
-/// A part of an answer on its way to the worker.
+/// An answer, or a part of one, on its way to the worker.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(super) to: ReplyTo,
     pub(super) body: Body,
 }
 
-/// The requester cannot get the answer any more, or does not want it: its connection is gone, it has
-/// cancelled the request, or the server has ended.
+/// The answer was dropped: the requester's connection is gone, the requester has cancelled the request, or
+/// the server has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
@@ -53,10 +59,15 @@ impl std::fmt::Display for Gone {
 
 impl std::error::Error for Gone {}
 
-/// The duty to answer one request, from any thread. Dropped without an answer it answers
-/// HANDLER_FAILED, unless none is due: to a one-way message, or to a part of a request that is a stream. The methods may wait while the worker is busy, or while the requester does not
-/// read its answers; they never wait for longer than the connection lives. Called within a handler they do
-/// not wait for the requester: what they send is kept in memory until the handler returns.
+/// The duty to answer one request, from any thread: what [`crate::ipc::Responder::detach`] returns.
+///
+/// The methods wait while the worker's inbox is full, and while more than 1 MiB of answers wait for the
+/// requester to read them (backpressure). They never wait for longer than the connection lives: a requester
+/// that does not read is cut off after [`crate::ipc::Limits::send_stall_ms`]. Called within a handler they do
+/// not wait for the requester; what they send is kept in memory until the handler returns.
+///
+/// Dropped without an answer, it answers HANDLER_FAILED, unless no answer is due: to a one-way message, or to
+/// a part of a request that is a stream.
 #[derive(Debug)]
 pub struct Deferred {
     to: ReplyTo,
@@ -88,7 +99,11 @@ impl Deferred {
         }
     }
 
-    /// Answers. An answer longer than the server's `max_message_bytes` becomes HANDLER_FAILED.
+    /// Answers with this payload. One that is longer than `max_message_bytes`, the server's or what the
+    /// client said in its handshake, becomes HANDLER_FAILED, since it could not be received.
+    ///
+    /// # Errors
+    /// [`Gone`]; nobody gets the answer.
     pub fn reply(mut self, payload: impl Into<Vec<u8>>) -> Result<(), Gone> {
         let payload = payload.into();
         self.answered = true;
@@ -101,17 +116,19 @@ impl Deferred {
             return self.send(Body::Error(ErrorCode::HandlerFailed, text));
         }
         if !self.to.wanted {
-            // It goes nowhere, so nobody has to read before.
+            // A one-way message's answer goes nowhere, so there is nobody to wait for.
             return self.send(Body::Last(Vec::new()));
         }
-        // Gone: it is told so below, and the worker that nothing is owed any more.
+        // If the requester is gone, `send` says so, and tells the worker that nothing is owed any more.
         let _ = self.wait_for_reader();
         self.send(Body::Last(payload))
     }
 
-    /// Sends one part of an answer that is a stream; [`Deferred::reply`] sends the last. Waits
-    /// while the requester is far behind in reading. A part longer than `max_message_bytes` is cut
-    /// into several.
+    /// Sends one part of an answer that is a stream; [`Deferred::reply`] sends the last. Waits while more
+    /// than 1 MiB of answers wait to be read. A part longer than `max_message_bytes` is cut into several.
+    ///
+    /// # Errors
+    /// [`Gone`]: nobody gets the rest of the stream, so it may as well end.
     pub fn stream_part(&mut self, payload: impl Into<Vec<u8>>) -> Result<(), Gone> {
         let payload = payload.into();
         let piece_bytes_max = (self.max_message_bytes as usize).max(1);
@@ -128,11 +145,11 @@ impl Deferred {
         self.send(Body::Part(payload))
     }
 
-    /// Waits while much waits for the requester to read it.
+    /// Waits while too many bytes of answers wait for the requester to read them.
     fn wait_for_reader(&self) -> Result<(), Gone> {
         let mut pause_us = 20;
-        // Ends when the requester reads, or its connection is closed for not reading. A worker does not
-        // wait: the requester may be its own, and others are.
+        // Ends when the requester reads, or its connection is closed because it does not. A worker does not
+        // wait: it may be the one that serves the requester, and it serves others.
         while self.waiting_bytes() > WAITING_BYTES_MAX && !Inbox::is_on_worker() {
             if self.is_gone() {
                 return Err(Gone);
@@ -143,20 +160,25 @@ impl Deferred {
         Ok(())
     }
 
-    /// Answers with an error; the connection stays.
+    /// Answers with an error; the connection stays. A text of more than 4,096 bytes is cut.
+    ///
+    /// # Errors
+    /// [`Gone`]; nobody gets the error.
     pub fn error(mut self, code: ErrorCode, text: impl Into<String>) -> Result<(), Gone> {
         self.answered = true;
         self.send(Body::Error(code, text.into()))
     }
 
-    /// Whether the requester can no longer be reached or has cancelled its request, so that the work may
-    /// as well stop. Over TCP, that a client has closed its connection or died is only seen once something
-    /// is sent to it: before that it might have closed its sending side alone, and wait for what it is owed.
+    /// Whether the requester can no longer be reached or has cancelled its request, so that the work may as
+    /// well stop. Over shared memory the end of a client's process is noticed at once. Over TCP it is noticed
+    /// only when something is sent to it: until then the client may have closed its sending side alone, and
+    /// wait for its answers.
     pub fn is_gone(&self) -> bool {
         self.is_unreachable() || self.is_cancelled()
     }
 
     fn is_unreachable(&self) -> bool {
+        // Acquire: pairs with the release in `Worker::release`.
         self.connection.closed.load(Ordering::Acquire) || self.inbox.is_closed()
     }
 
@@ -175,7 +197,7 @@ impl Deferred {
         }
         if self.is_cancelled() {
             if !matches!(body, Body::Part(_)) {
-                // The worker is told that nothing is owed any more.
+                // Tells the worker that nothing is owed any more.
                 let _ = self.deliver(Body::Nothing);
             }
             return Err(Gone);
@@ -183,6 +205,7 @@ impl Deferred {
         self.deliver(body)
     }
 
+    /// Sends it through the worker's inbox.
     fn deliver(&self, body: Body) -> Result<(), Gone> {
         let bytes = body.len();
         self.connection
@@ -222,7 +245,7 @@ impl Drop for Deferred {
                 true => Body::Error(ErrorCode::HandlerFailed, text.into()),
                 false => Body::Nothing,
             };
-            // Gone: nobody to tell.
+            // If the requester is gone, there is nobody to tell.
             let _ = self.send(body);
         }
     }

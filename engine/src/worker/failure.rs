@@ -1,11 +1,11 @@
-//! That one of the server's threads has panicked. Handlers cannot do that to it, so it is a bug of this
-//! crate: what the thread knew is not to be trusted, and others may depend on it. The server stops; who
-//! has a supervisor starts it anew.
+//! Whether one of the server's threads has panicked. A handler's panic is caught, so that is a bug of this
+//! crate: what the thread knew cannot be trusted, and others may wait for it. The server stops, and a
+//! supervisor, if there is one, starts it again.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Whether a thread has failed, and whoever waits for that.
+/// Whether a thread has failed, and who waits for that.
 #[derive(Default)]
 pub(crate) struct Failure {
     failed: Mutex<bool>,
@@ -18,7 +18,7 @@ impl Failure {
         self.told.notify_all();
     }
 
-    /// Waits for it, at most so long.
+    /// Waits until a thread fails, at most so long. Returns whether one has.
     pub(crate) fn wait(&self, at_most: Duration) -> bool {
         let waited = self
             .told
@@ -27,7 +27,7 @@ impl Failure {
     }
 
     fn lock(&self) -> MutexGuard<'_, bool> {
-        // It is whole whoever panicked.
+        // A flag is whole whoever panicked.
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,5 @@
-//! What a handler gets and how it answers.
+//! What a handler gets and how it answers: the public [`Request`] and [`Responder`], and the table of
+//! handlers.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,8 +11,10 @@ use crate::stats::Transport;
 use crate::uring::Key;
 use crate::wire::{ErrorCode, Flags, Header, ProtocolVersion};
 
-/// A function that serves one message type. It runs on the worker: it must not block. Work that
-/// takes long goes to another thread with [`Responder::detach`].
+/// A function that serves one message type. It runs on a worker thread, several at a time on different
+/// workers, and must not block: all other connections of that worker wait. Work that takes long goes to
+/// another thread with [`Responder::detach`]. A handler that panics answers HANDLER_FAILED; the server goes
+/// on.
 pub trait Handler: Send + Sync + 'static {
     /// Handles one request.
     fn handle(&self, request: Request<'_>, responder: Responder<'_>);
@@ -28,11 +31,11 @@ where
 
 /// Handlers by message type.
 pub(crate) struct HandlerTable {
-    /// One past the index in `handlers`, 0 where nobody serves the type. Zeroed memory: only the
-    /// pages of types in use become resident.
+    /// For each message type one more than its handler's index, or 0 if nobody serves it. Fresh zeroed
+    /// memory, so only the pages of types in use become resident.
     by_type: Vec<u16>,
-    /// In boxes: what lies in an `Arc` is found only by way of its alignment, which is one more load
-    /// to wait for.
+    /// In boxes, not in `Arc`s: to find what is in an `Arc<dyn Handler>`, its alignment must be loaded from
+    /// the vtable first.
     handlers: Vec<Box<dyn Handler>>,
 }
 
@@ -62,8 +65,8 @@ impl HandlerTable {
 /// runs.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
-    /// A reference, so that a request goes from hand to hand in a register: a struct that was just
-    /// put together costs ten nanoseconds to move.
+    /// A reference, so that a request is passed on in a register: to move a struct that was just built took
+    /// ten nanoseconds, waiting for its stores.
     parts: &'a RequestParts<'a>,
 }
 
@@ -75,8 +78,7 @@ pub(super) struct RequestParts<'a> {
     pub(super) origin: &'a Origin<'a>,
 }
 
-/// What is the same for all requests of a run: put together once. Whatever is changed is behind a
-/// shared reference, so that many requests in turn can have this one.
+/// What is the same for all requests of a run, built once for all of them.
 pub(super) struct Origin<'a> {
     pub(super) key: Key,
     pub(super) version: ProtocolVersion,
@@ -84,6 +86,7 @@ pub(super) struct Origin<'a> {
     pub(super) peer: Option<&'a SocketAddr>,
     pub(super) arrived_ns: u64,
     pub(super) inbox: &'a Arc<Inbox>,
+    /// The longest payload of an answer: what server and client both accept.
     pub(super) max_message_bytes: u32,
 }
 
@@ -106,17 +109,18 @@ impl<'a> Request<'a> {
         self.parts.header.msg_type
     }
 
-    /// The id that the requester chose; 0 for a one-way message that has none.
+    /// The id that the requester chose, unique among its requests in flight. 0 for a one-way message that
+    /// has none.
     pub fn msg_id(&self) -> u64 {
         self.parts.header.msg_id
     }
 
-    /// The payload, decompressed where it came compressed.
+    /// The payload, decompressed if it came compressed; at most the server's `max_message_bytes`.
     pub fn payload(&self) -> &'a [u8] {
         self.parts.payload
     }
 
-    /// Whether the requester waits for an answer; a one-way message's answer goes nowhere.
+    /// Whether the requester waits for an answer. False for a one-way message, whose answer is dropped.
     pub fn expects_answer(&self) -> bool {
         self.parts.header.flags.contains(Flags::REQUEST)
     }
@@ -126,7 +130,7 @@ impl<'a> Request<'a> {
         self.parts.header.flags.contains(Flags::STREAM)
     }
 
-    /// How it came.
+    /// The transport over which it came.
     pub fn transport(&self) -> Transport {
         self.parts.origin.transport
     }
@@ -149,13 +153,14 @@ pub(super) struct ReplyTo {
     pub(super) key: Key,
     pub(super) msg_type: u16,
     pub(super) msg_id: u64,
-    /// Among what is owed to the connection.
+    /// Its number among the answers owed to the connection: see [`super::owed`].
     pub(super) number: u64,
     pub(super) version: ProtocolVersion,
     pub(super) priority: bool,
-    /// False for a one-way message: its answers go nowhere.
+    /// False for a one-way message, whose answers go nowhere.
     pub(super) wanted: bool,
-    /// Without an answer it has failed. False for a part of a stream too: that may get none.
+    /// Without an answer, the request has failed. False for one-way messages, and for parts of a stream,
+    /// which may be left unanswered.
     pub(super) is_due: bool,
     pub(super) arrived_ns: u64,
     pub(super) transport: Transport,
@@ -190,22 +195,24 @@ pub(super) enum Outcome {
     Detached,
 }
 
-/// How a handler answers: once, or with parts of a stream and then once, or later by
-/// [`Responder::detach`]. Dropped without an answer it answers HANDLER_FAILED, unless none is due: to a
-/// one-way message, or to a part of a request that is a stream.
+/// How a handler answers: with one payload ([`Responder::reply`]), with the parts of a stream and then the
+/// last, with an error, or later ([`Responder::detach`]).
+///
+/// Dropped without an answer, it answers HANDLER_FAILED, unless no answer is due: to a one-way message, or to
+/// a part of a request that is a stream. If the client is gone, answers are dropped.
 pub struct Responder<'a> {
-    /// Two references for the same reason as a request's one.
+    /// Two references, for the same reason as a request has one.
     request: &'a RequestParts<'a>,
     out: &'a mut Outgoing,
 }
 
 impl RequestParts<'_> {
-    /// False for a one-way message: its answers go nowhere.
+    /// False for a one-way message, whose answers go nowhere.
     fn is_wanted(&self) -> bool {
         self.header.flags.contains(Flags::REQUEST)
     }
 
-    /// A part of a stream that gets no answer is no failure.
+    /// False also for a part of a stream, which may be left unanswered.
     fn is_due(&self) -> bool {
         self.is_wanted() && !self.header.flags.contains(Flags::STREAM)
     }
@@ -227,7 +234,7 @@ impl RequestParts<'_> {
 }
 
 impl<'a> Responder<'a> {
-    /// From here to the end of the responder, `out.outcome` is about this request.
+    /// From now on and until the responder ends, `out.outcome` is this request's.
     pub(super) fn new(request: &'a RequestParts<'a>, out: &'a mut Outgoing) -> Responder<'a> {
         out.outcome = Outcome::Open;
         Responder { request, out }
@@ -260,7 +267,7 @@ impl<'a> Responder<'a> {
         true
     }
 
-    /// Answers with an error; the connection stays.
+    /// Answers with an error; the connection stays. A text of more than 4,096 bytes is cut.
     pub fn error(mut self, code: ErrorCode, text: &str) {
         if self.request.is_wanted() {
             self.write_error(code, text);
@@ -268,7 +275,10 @@ impl<'a> Responder<'a> {
         self.out.outcome = Outcome::Failed(code);
     }
 
-    /// Takes the duty to answer away from the handler; the result may be sent to another thread.
+    /// Makes the duty to answer independent of this call: the handler returns without an answer, and the
+    /// [`Deferred`] answers later, from any thread. A connection may have
+    /// [`crate::ipc::Limits::max_inflight_per_connection`] requests detached; further ones are answered with
+    /// OVERLOADED before their handlers are called.
     pub fn detach(self) -> Deferred {
         self.out.outcome = Outcome::Detached;
         let number = self.out.owed.add(self.request.header.msg_id);
@@ -335,7 +345,7 @@ impl std::fmt::Debug for Responder<'_> {
     }
 }
 
-/// A handler may hand them to threads that it waits for.
+/// A handler may pass them to scoped threads.
 const _: fn() = || {
     fn can_be_sent<T: Send>() {}
     fn can_be_shared<T: Sync>() {}

@@ -1,17 +1,17 @@
-//! When a worker without work spins on and when it sleeps.
+//! Whether a worker without work goes on spinning or sleeps.
 
 use crate::config::IdleMode;
 
-/// After work, spin at least this long: the next message of a busy peer comes within it.
+/// After work, spin for at least this long: a busy peer's next message comes within it.
 const SPIN_NS_MIN: u64 = 20_000;
-/// With arrivals further apart than this on average, spinning costs more than it gains.
+/// When arrivals are further apart than this on average, spinning costs more than it gains.
 const GAP_NS_MAX: u64 = 125_000;
-/// Spin for this many average gaps: of arrivals at random, one in 3,000 comes later.
+/// Spin for this many average gaps: of random arrivals, one in 3,000 takes longer.
 const GAPS: u64 = 8;
-/// A gap longer than this is a pause, not a sample of the traffic.
+/// A longer gap than this counts as this long: it is a pause, not a sample of the traffic.
 const PAUSE_NS: u64 = 2_000_000;
 
-/// Learns the gap between arrivals.
+/// Learns the average gap between arrivals.
 pub(super) struct IdlePolicy {
     mode: IdleMode,
     last_work_ns: u64,
@@ -44,7 +44,7 @@ impl IdlePolicy {
         self.last_work_ns = now_ns;
     }
 
-    /// There is none: whether to sleep now.
+    /// There is no work: whether to sleep now.
     #[inline]
     pub(super) fn should_sleep(&self, now_ns: u64) -> bool {
         match self.mode {

@@ -1,4 +1,4 @@
-//! What other threads send to a worker, and how they wake it.
+//! A worker's inbox: what other threads send to it, and how they wake it.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -13,15 +13,15 @@ use super::deferred::Answer;
 use crate::shm::{ServerEnd, doorbell};
 use crate::uring::DoorbellMemory;
 
-/// Messages that may wait. Whoever finds the queue full waits, see [`Inbox::send`].
+/// How many messages may wait. A sender that finds the queue full waits, see [`Inbox::send`].
 const CAPACITY: usize = 512;
 
 thread_local! {
-    /// The inbox of the worker that this thread is.
+    /// The inbox of the worker that runs on this thread.
     static OWN: RefCell<Option<Arc<Inbox>>> = const { RefCell::new(None) };
 }
 
-/// A futex word on which one worker sleeps.
+/// Wakes one worker: a futex word on which it sleeps, and whether it does.
 pub(crate) struct Doorbell {
     word: DoorbellMemory,
     asleep: doorbell::Asleep,
@@ -35,7 +35,7 @@ impl Doorbell {
         }
     }
 
-    /// A doorbell in private memory.
+    /// A doorbell whose word lies in private memory: no other process can ring it.
     pub(crate) fn private() -> Doorbell {
         struct Word(AtomicU32);
         impl AsRef<AtomicU32> for Word {
@@ -54,7 +54,7 @@ impl Doorbell {
         (*self.word).as_ref()
     }
 
-    /// Wakes the worker if it sleeps. What it is woken for has been published before.
+    /// Wakes the worker if it sleeps. What it is woken for must have been published before.
     pub(crate) fn ring(&self) {
         self.asleep.ring(self.word());
     }
@@ -69,7 +69,8 @@ impl Doorbell {
     }
 }
 
-/// Asks the inbox of the worker that this thread is. Of another thread, or one that ends: no.
+/// Asks something of the inbox of the worker that runs on this thread. False on any other thread, and on
+/// one that is ending.
 fn with_own(ask: impl FnOnce(&Inbox) -> bool) -> bool {
     let asked = OWN.try_with(|own| own.borrow().as_deref().is_some_and(ask));
     asked.unwrap_or(false)
@@ -82,11 +83,11 @@ pub(crate) enum Message {
     Tcp(OwnedFd),
     /// Serve this attached shared-memory connection.
     Shm(Box<ServerEnd>),
-    /// The answer to a request that a handler took away.
+    /// An answer, or a part of one, to a request that a handler has detached.
     Answer(Answer),
-    /// Look here, to say that you run.
+    /// Nothing: only look into the inbox, which shows that the worker runs.
     Ping,
-    /// Fail.
+    /// Panic.
     #[cfg(test)]
     Panic,
 }
@@ -94,19 +95,19 @@ pub(crate) enum Message {
 /// The way into a worker.
 pub(crate) struct Inbox {
     queue: ArrayQueue<Message>,
-    /// What the worker took out of its queue to make room, older than what is there now. Nobody else
-    /// touches it before the worker has ended.
+    /// What the worker took out of its queue to make room: older than what is in the queue now. Nobody else
+    /// locks it before the worker has ended, so the worker never waits for the lock.
     set_aside: Mutex<VecDeque<Message>>,
-    /// How many those are.
+    /// Its length.
     set_aside_count: AtomicUsize,
     doorbell: Doorbell,
     /// The worker's thread has ended.
     closed: AtomicBool,
-    /// Set without the queue, so that it can neither be lost nor wait.
+    /// The worker is to drain. Not a message, so that asking never has to wait for a place in the queue.
     drain_asked: AtomicBool,
-    /// The worker was asked whether it runs and has not said so yet.
+    /// The worker was asked whether it runs, and has not shown it yet.
     pinged: AtomicBool,
-    /// Connections that this worker serves or is about to.
+    /// Connections that this worker serves or is about to serve.
     load: AtomicU64,
 }
 
@@ -128,7 +129,7 @@ impl Inbox {
         &self.doorbell
     }
 
-    /// This thread is the inbox's worker from now on.
+    /// Makes this thread the inbox's worker.
     pub(super) fn own(self: &Arc<Self>) {
         OWN.set(Some(self.clone()));
     }
@@ -138,15 +139,15 @@ impl Inbox {
         with_own(|_| true)
     }
 
-    /// Delivers a message and wakes the worker. Waits while the queue is full. Gives the message back
-    /// if the worker has ended.
+    /// Delivers a message and wakes the worker. Waits while the queue is full. Returns the message if the
+    /// worker has ended.
     ///
-    /// A worker that calls it, since a handler answers what it has taken away itself, makes room in its
-    /// own queue meanwhile: so no worker waits for itself, nor two for each other.
+    /// It may be called on a worker, when a handler answers a detached request itself. Meanwhile that worker
+    /// makes room in its own queue: so no worker waits for itself, and no two for each other.
     pub(crate) fn send(&self, message: Message) -> Result<(), Message> {
         let mut message = message;
         let mut pause_us = 1;
-        // Ends when there is room or the worker is gone; both come without our help, or with it.
+        // Ends when there is room, or the receiving worker has ended.
         loop {
             if self.is_closed() {
                 return Err(message);
@@ -169,16 +170,16 @@ impl Inbox {
         Ok(())
     }
 
-    /// For the worker: sets aside what is in its queue. Says whether that is the queue asked about.
-    fn make_room(&self, asked: &Inbox) -> bool {
+    /// For the worker: sets aside what is in its queue. Returns whether this is the inbox `wanted`.
+    fn make_room(&self, wanted: &Inbox) -> bool {
         let mut set_aside = self.lock_set_aside();
-        // As many as there are now; those that come meanwhile are left.
+        // As many as there are now; those that come meanwhile stay.
         for _ in 0..self.queue.len() {
             set_aside.extend(self.queue.pop());
         }
         self.set_aside_count
             .store(set_aside.len(), Ordering::Relaxed);
-        std::ptr::eq(self, asked)
+        std::ptr::eq(self, wanted)
     }
 
     fn lock_set_aside(&self) -> MutexGuard<'_, VecDeque<Message>> {
@@ -187,7 +188,7 @@ impl Inbox {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As [`Inbox::send`], but gives the message back instead of waiting. For workers.
+    /// As [`Inbox::send`], but returns the message instead of waiting when the queue is full.
     pub(super) fn try_send(&self, message: Message) -> Result<(), Message> {
         if self.is_closed() {
             return Err(message);
@@ -206,22 +207,23 @@ impl Inbox {
     }
 
     pub(super) fn drain_asked(&self) -> bool {
+        // Acquire: pairs with the release in `ask_to_drain`.
         self.drain_asked.load(Ordering::Acquire)
     }
 
-    /// Asks the worker whether it runs. False: it was asked before and has not answered.
+    /// Asks the worker to show that it runs. False: it was asked before and has not shown it since.
     pub(crate) fn ping(&self) -> bool {
-        // Relaxed here and in `pong`: nothing else is learnt from it.
+        // Relaxed here and in `pong`: the flag orders nothing else.
         if self.pinged.swap(true, Ordering::Relaxed) && !self.is_closed() {
             self.doorbell.ring();
             return false;
         }
-        // Where the queue is full, the worker has enough that makes it look.
+        // If the queue is full, the worker has reason enough to look.
         let _ = self.try_send(Message::Ping);
         true
     }
 
-    /// The worker says that it runs, having looked into its queue.
+    /// The worker shows that it runs: it has looked into its queue.
     pub(super) fn pong(&self) {
         self.pinged.store(false, Ordering::Relaxed);
     }
@@ -235,7 +237,7 @@ impl Inbox {
         self.take_set_aside().or_else(|| self.queue.pop())
     }
 
-    /// After the worker's end by whoever empties the inbox, by several at once perhaps.
+    /// Called by the worker; after its end by whoever empties the inbox, perhaps several at once.
     fn take_set_aside(&self) -> Option<Message> {
         if self.set_aside_count.load(Ordering::Relaxed) == 0 {
             return None;
@@ -247,15 +249,17 @@ impl Inbox {
         message
     }
 
+    /// The worker has ended.
     pub(super) fn close(&self) {
+        // Release: pairs with the acquire in `is_closed`.
         self.closed.store(true, Ordering::Release);
         self.empty_if_closed();
     }
 
-    /// Ends what came while the worker ended, which it will not take.
+    /// Drops what was pushed while the worker ended, and tells the clients among it.
     fn empty_if_closed(&self) {
-        // SeqCst: pairs with itself on the other thread: either who has just pushed sees that the worker
-        // has ended, or the worker sees what was pushed.
+        // SeqCst: pairs with the same fence on the other thread. Either the sender, which has just pushed,
+        // sees that the worker has ended; or the worker, which has just closed, sees what was pushed.
         fence(Ordering::SeqCst);
         if self.is_closed() {
             while let Some(message) = self.take() {
@@ -266,11 +270,15 @@ impl Inbox {
         }
     }
 
+    /// Whether the worker has ended.
     pub(crate) fn is_closed(&self) -> bool {
+        // Acquire: pairs with the release in `close`.
         self.closed.load(Ordering::Acquire)
     }
 
+    /// Connections that this worker serves or is about to serve.
     pub(crate) fn load(&self) -> u64 {
+        // Relaxed, here and below: a count, which orders nothing else.
         self.load.load(Ordering::Relaxed)
     }
 

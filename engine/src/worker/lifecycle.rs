@@ -307,6 +307,7 @@ impl Worker {
             self.shared.release_bytes(budgeted);
         }
         if let Some(shared) = &connection.out.shared {
+            // Release: pairs with the acquire in `Deferred::is_unreachable`.
             shared.closed.store(true, Ordering::Release);
         }
         if connection.counted {

@@ -1,18 +1,17 @@
-//! The answers that other threads owe to a connection, by the ids of their requests, and which of those
-//! the requester has cancelled.
+//! The answers that other threads owe to a connection, and which of them the requester has cancelled.
 //!
-//! A requester may use an id again once it has cancelled the request, which it is not told the end of: so
-//! each duty has a number of its own.
+//! Each has a number of its own. The request's id does not do: a requester may use it again as soon as it
+//! has cancelled the request, while the thread still works on the answer.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-/// The worker's list. Bounded by `max_inflight_per_connection`.
+/// The worker's list of owed answers. Bounded by `max_inflight_per_connection`.
 #[derive(Debug, Default)]
 pub(super) struct Owed {
-    /// One entry for each answer, so an id that is used twice stands here twice.
+    /// One entry for each answer; an id that is in use twice has two.
     all: Vec<Duty>,
-    /// Of the next duty.
+    /// The number of the next one.
     number: u64,
 }
 
@@ -29,7 +28,7 @@ impl Owed {
         self.all.len() as u32
     }
 
-    /// An answer is owed from now on. Returns the duty's number.
+    /// Notes that an answer is owed. Returns its number.
     pub(super) fn add(&mut self, msg_id: u64) -> u64 {
         let number = self.number;
         self.number += 1;
@@ -41,7 +40,8 @@ impl Owed {
         number
     }
 
-    /// What is owed to the requests with this id is not wanted any more. The numbers of what was.
+    /// Notes that the answers owed to this id are not wanted any more. Returns the numbers of those that
+    /// were.
     pub(super) fn cancel(&mut self, msg_id: u64) -> impl Iterator<Item = u64> {
         self.all.iter_mut().filter_map(move |duty| {
             let is_new = duty.msg_id == msg_id && !std::mem::replace(&mut duty.cancelled, true);
@@ -49,31 +49,31 @@ impl Owed {
         })
     }
 
-    /// The last answer to a request has come.
+    /// Removes an answer that has come.
     pub(super) fn remove(&mut self, number: u64) {
         let at = self.all.iter().position(|duty| duty.number == number);
         self.all
-            .swap_remove(at.expect("one last answer for each request taken away"));
+            .swap_remove(at.expect("one last answer for each detached request"));
     }
 }
 
-/// The numbers of answers that are owed and not wanted any more: told by the worker to those who prepare
-/// them.
+/// The numbers of owed answers that are not wanted any more: the worker tells them to the threads that
+/// prepare the answers.
 #[derive(Debug, Default)]
 pub(super) struct Cancelled {
-    /// The length of the list, for those who need not look into it.
+    /// The length of the list, so that it need not be locked while it is empty.
     count: AtomicUsize,
-    /// Held for a look or an entry, by the worker and by the threads that answer.
+    /// Locked for a few instructions, by the worker and by the threads that answer.
     numbers: Mutex<Vec<u64>>,
 }
 
 impl Cancelled {
     pub(super) fn contains(&self, number: u64) -> bool {
-        // Relaxed: a cancellation is seen by and by; the list itself is read under the lock.
+        // Relaxed: it is enough if a cancellation is seen soon; the list is read under its lock.
         self.count.load(Ordering::Relaxed) > 0 && self.with(|numbers| numbers.contains(&number))
     }
 
-    /// Adds what is not there yet.
+    /// Adds numbers that are not in the list.
     pub(super) fn add(&self, new: impl Iterator<Item = u64>) {
         self.with(|numbers| numbers.extend(new));
     }
@@ -83,11 +83,8 @@ impl Cancelled {
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut Vec<u64>) -> T) -> T {
-        // Nothing in here panics half way.
-        let mut numbers = match self.numbers.lock() {
-            Ok(numbers) => numbers,
-            Err(poisoned) => poisoned.into_inner(),
-        };
+        // Nothing that can panic half-way runs under the lock.
+        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = look(&mut numbers);
         self.count.store(numbers.len(), Ordering::Relaxed);
         seen

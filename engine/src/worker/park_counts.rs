@@ -1,4 +1,4 @@
-//! How often the workers of this process slept: for the soak of the wake-ups, in tests only.
+//! In tests only: how often the workers of this process slept, for the soak test of wake-ups.
 
 #[cfg(test)]
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,8 @@ pub(crate) static SLEEPS: AtomicU64 = AtomicU64::new(0);
 #[cfg(test)]
 pub(crate) static LATE: AtomicU64 = AtomicU64::new(0);
 
-/// A sleep has ended. `late` says whether no wake-up came for somebody who had rung; it may wait.
+/// A sleep has ended. `late` finds out, in tests, whether a wake-up was lost: a client had rung, and a timer
+/// ended the sleep.
 #[inline(always)]
 pub(super) fn slept(late: impl FnOnce() -> bool) {
     #[cfg(test)]

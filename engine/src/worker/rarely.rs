@@ -1,13 +1,15 @@
-//! What is said once in a while, with how often it happened: it can happen many times a second.
+//! A rate limit for log lines about things that can happen many times a second.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Between two times that it is said.
+/// The least time between two log lines.
 const PAUSE_NS: u64 = 10_000_000_000;
 
+/// Lets one log line pass every ten seconds, and counts those that it does not.
 pub(super) struct Rarely {
-    /// Not before this it is said again.
+    /// When the next may pass.
     next_ns: AtomicU64,
+    /// How many did not since the last one that did.
     untold: AtomicU64,
 }
 
@@ -19,9 +21,9 @@ impl Rarely {
         }
     }
 
-    /// How many were not told, if it is to be said now.
+    /// Whether a line may be logged now: then how many were suppressed since the last one.
     pub(super) fn due(&self, now_ns: u64) -> Option<u64> {
-        // Relaxed, here and below: counts, by which nothing else is seen.
+        // Relaxed, here and below: counts, which order nothing else.
         let next_ns = self.next_ns.load(Ordering::Relaxed);
         let told = now_ns >= next_ns
             && self

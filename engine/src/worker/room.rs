@@ -1,8 +1,9 @@
-//! The budget of buffered bytes, `max_buffered_bytes`: who holds of it, and who waits for room.
+//! The memory budget `max_buffered_bytes`: how much of it is held, and who waits for room.
 //!
-//! Long messages reserve their room before they are gathered, in the order in which they came: as long
-//! as one waits nobody reserves past it, or a stream of short ones would keep a long one waiting for
-//! ever. What is held already (answers that nobody reads yet) is charged whether there is room or not.
+//! A long message *reserves* its room before it is gathered. If there is none, its connection waits in
+//! line: first come, first served, over all workers. While somebody waits, nobody else reserves, or a stream
+//! of shorter messages would keep a long one waiting for ever. What is held already, answers that nobody
+//! has read yet, is *charged*, whether there is room or not.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -18,11 +19,12 @@ struct Waiter {
     bytes: u64,
 }
 
-/// Shared by the workers of a server. The lock is taken only while somebody waits, and only by them.
+/// Shared by the workers of a server. Its lock is taken only while somebody waits, for a few instructions,
+/// and only by workers.
 pub(crate) struct Room {
     bytes_max: u64,
     held_bytes: AtomicU64,
-    /// The length of `queue`, for those who need not look into it.
+    /// The length of `queue`, so that it need not be locked to see that nobody waits.
     waiters: AtomicUsize,
     /// First come, first served. Bounded by the number of connections: each waits once.
     queue: Mutex<VecDeque<Waiter>>,
@@ -38,31 +40,32 @@ impl Room {
         }
     }
 
-    /// Reserves room for a message, if there is any and nobody waits for it.
+    /// Reserves room for a message, if there is enough and nobody waits in line.
     pub(super) fn reserve(&self, bytes: u64) -> bool {
-        // Relaxed: whoever begins to wait at this moment is as late as we are.
+        // Relaxed: with somebody who begins to wait at this moment, either order is right.
         self.waiters.load(Ordering::Relaxed) == 0 && self.take(bytes)
     }
 
-    /// Gets in line. The worker must `call` afterwards, before it sleeps: what was released before this
-    /// has rung for nobody.
+    /// Joins the line. The worker must `call` afterwards, before it sleeps: bytes released before this rang
+    /// for nobody.
     pub(super) fn wait(&self, worker: usize, key: Key, bytes: u64) {
         assert!(bytes <= self.bytes_max, "the longest message always fits");
         let mut queue = self.queue();
         queue.push_back(Waiter { worker, key, bytes });
-        // SeqCst pairs with `someone_can_go`: either the waiter's `call` sees the bytes released, or who
-        // released them sees that somebody waits.
+        // SeqCst: pairs with the loads in `someone_can_go`. Either this worker's `call` sees the released
+        // bytes, or the worker that released them sees that somebody waits.
         self.waiters.store(queue.len(), Ordering::SeqCst);
     }
 
-    /// Gets out of line, having closed.
+    /// Leaves the line: the connection closes.
     pub(super) fn leave(&self, worker: usize, key: Key) {
         let mut queue = self.queue();
         queue.retain(|waiter| (waiter.worker, waiter.key) != (worker, key));
         self.waiters.store(queue.len(), Ordering::SeqCst);
     }
 
-    /// Reserves for the first in line if it is one of this worker's and there is room.
+    /// If the first in line is a connection of this worker and there is room for it now, reserves that and
+    /// takes it out of the line.
     pub(super) fn call(&self, worker: usize) -> Option<(Key, u64)> {
         if self.waiters.load(Ordering::SeqCst) == 0 {
             return None;
@@ -77,7 +80,7 @@ impl Room {
         Some((first.key, first.bytes))
     }
 
-    /// The worker of the first in line, if there is room for it now. It must be told.
+    /// The worker of the first in line, if there is room for it now: that worker must be woken.
     pub(super) fn someone_can_go(&self) -> Option<usize> {
         if self.waiters.load(Ordering::SeqCst) == 0 {
             return None;
@@ -92,12 +95,12 @@ impl Room {
         self.waiters.load(Ordering::Relaxed) > 0
     }
 
-    /// Takes room for bytes that are held already.
+    /// Counts bytes that are held already, even beyond the budget.
     pub(super) fn charge(&self, bytes: u64) {
         self.held_bytes.fetch_add(bytes, Ordering::SeqCst);
     }
 
-    /// Gives room back; `someone_can_go` then says to whom that matters.
+    /// Gives room back. Afterwards `someone_can_go` says which worker is to be woken.
     pub(super) fn release(&self, bytes: u64) {
         let before = self.held_bytes.fetch_sub(bytes, Ordering::SeqCst);
         assert!(
@@ -115,7 +118,7 @@ impl Room {
     }
 
     fn queue(&self) -> MutexGuard<'_, VecDeque<Waiter>> {
-        // No code of a user runs under it: a panic there is a bug of ours, and the queue is whole.
+        // Nothing that can panic runs under the lock, so the queue is whole.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,19 +1,20 @@
-//! The protocol's decisions for one connection: pure, no I/O.
+//! What the protocol says of one connection's frames: pure decisions, no I/O. `dispatch.rs` carries them
+//! out.
 
 use crate::wire::{ErrorCode, Flags, Header, ProtocolVersion, Refusal, msg_type};
 
 /// What a connection has agreed to so far.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// Told by the connection's first byte; a connection never mixes versions.
+    /// Which the connection's first byte tells; a connection never mixes versions.
     pub(super) version: Option<ProtocolVersion>,
-    /// By when it must have shown its credentials. 0: it has, or they are not asked for.
+    /// By when the peer must have shown its credentials. 0: it has, or they are not asked for.
     pub(super) authenticate_by_ns: u64,
-    /// The longest payload that the peer takes, as far as it has said.
+    /// The longest payload that the peer accepts; `u32::MAX` if it has not said.
     pub(super) peer_message_bytes_max: u32,
 }
 
-/// What the server asks of every connection at the moment.
+/// What holds for all connections of the server at the moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
     pub(super) draining: bool,
@@ -24,18 +25,19 @@ pub(super) struct Rules {
 pub(super) enum Decision {
     /// Hand it to the handler of its type.
     Dispatch,
-    /// Answer with its own payload.
+    /// Answer it with its own payload.
     Heartbeat,
+    /// Check it, admit the peer, and answer with a HANDSHAKE_ACK.
     Handshake,
-    /// The peer sends no more requests.
+    /// The peer sends no more requests: finish.
     Disconnect,
     /// Answer with this error; the connection stays.
     Error(ErrorCode, &'static str),
-    /// Answer with this refusal and close.
+    /// Answer with this refusal and close the connection.
     Refuse(Refusal),
     /// The answer to the request with this id is not wanted any more.
     Cancel,
-    /// Nothing is owed.
+    /// Do nothing: no answer is owed.
     Ignore,
 }
 
@@ -55,21 +57,20 @@ impl Session {
         self.authenticate_by_ns == 0
     }
 
-    /// Whether a frame that asks for PRIORITY may be handled before others of its own connection. Not
-    /// before the handshake that it depends on, and not if it ends the connection, or a request, before it.
+    /// Whether a frame with PRIORITY may be handled before earlier frames of its own connection. Not before
+    /// the handshake that it depends on, and not if it ends the connection, or an earlier request.
     pub(super) fn may_overtake(&self, header: &Header) -> bool {
         header.flags.contains(Flags::PRIORITY)
             && ![msg_type::DISCONNECT, msg_type::CANCEL].contains(&header.msg_type)
             && self.is_admitted()
     }
 
-    /// Decides about one frame. `served`: a handler is registered for its type.
+    /// Decides about one frame. `served`: there is a handler for its type.
     ///
-    /// Inlined as far as the plain request of a type that is served goes: a decision that is handed
-    /// over in memory is waited for.
+    /// The decision about a plain request is inlined, so that it need not be passed through memory.
     #[inline(always)]
     pub(super) fn decide(&self, header: &Header, rules: Rules, served: bool) -> Decision {
-        // Types up to this are among those that are decided here.
+        // Requests that the protocol itself answers have DISCONNECT or a lower type.
         let plain = header.flags == Flags::REQUEST && header.msg_type > msg_type::DISCONNECT;
         if plain && served && self.is_admitted() && !rules.draining {
             Decision::Dispatch
@@ -81,8 +82,8 @@ impl Session {
     #[inline(never)]
     fn decide_other(&self, header: &Header, rules: Rules, served: bool) -> Decision {
         let request = header.flags.contains(Flags::REQUEST);
-        // We never ask, so no answer can be meant for us; and an ERROR that asks for no answer gets none,
-        // lest two sides send them to each other for ever.
+        // A server never asks, so no answer can be meant for it. And an ERROR that is no request is never
+        // answered, or two sides could send errors to each other for ever.
         let is_answer = header.flags.contains(Flags::RESPONSE);
         if is_answer || header.msg_type == msg_type::ERROR && !request {
             return Decision::Ignore;
@@ -111,7 +112,7 @@ impl Session {
     }
 }
 
-/// Compares secrets in a time that does not tell where they differ.
+/// Compares secrets, in a time that does not depend on where they differ.
 pub(super) fn same_secret(given: &[u8], wanted: &[u8]) -> bool {
     let mut difference = u8::from(given.len() != wanted.len());
     for (index, byte) in given.iter().enumerate() {

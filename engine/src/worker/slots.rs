@@ -1,4 +1,5 @@
-//! Slots for connections, named by keys that outlive the reuse of a slot.
+//! The worker's connections: a slab of slots. A [`Key`] names a slot and its generation, so that an old
+//! key does not find the connection that uses the slot now.
 
 use crate::uring::{GENERATION_MASK, Key};
 
@@ -76,7 +77,7 @@ impl<T> Slots<T> {
         Some(value)
     }
 
-    /// The keys of all that are in use, into a buffer of the caller's.
+    /// Replaces what is in `keys` by the keys of all slots in use.
     pub(super) fn keys(&self, keys: &mut Vec<Key>) {
         keys.clear();
         keys.extend(self.slots.iter().enumerate().filter_map(|(index, slot)| {

@@ -1,8 +1,8 @@
-//! Connections that found no receive buffer: who is armed again, and when.
+//! Connections whose receive ended because no buffer was free ("starved"): which are armed again, and when.
 //!
-//! The kernel gives buffers to whoever has bytes when it looks: one peer that always sends would have
-//! all of them, in every round. So those that went away with nothing come first, in their order; and as
-//! long as there are several, each takes one buffer at a time.
+//! The kernel gives a buffer to whichever connection has bytes when it looks: one peer that always sends
+//! would get all of them, in every round. So connections that got none are armed first, in order; and while
+//! any are starved, each receive takes one buffer only.
 
 use std::collections::VecDeque;
 
@@ -10,12 +10,12 @@ use super::Worker;
 use super::connection::TcpState;
 use crate::uring::{BUFFER_COUNT, Key};
 
-/// Bounded by the number of connections: each stands here once.
+/// Bounded by the number of connections: each is in here at most once.
 #[derive(Default)]
 pub(super) struct Starved {
-    /// They had nothing since they were armed.
+    /// They received nothing since they were armed.
     empty_handed: VecDeque<Key>,
-    /// They had something.
+    /// They received something.
     served: VecDeque<Key>,
 }
 
@@ -41,7 +41,8 @@ impl Starved {
 }
 
 impl Worker {
-    /// Arms again as many as there are buffers, at the end of a round, when buffers are back.
+    /// Arms as many starved connections again as there are buffers. Called at the end of a round, when the
+    /// buffers are back.
     pub(super) fn arm_starved(&mut self) {
         for _ in 0..BUFFER_COUNT {
             let Some(key) = self.starved.next() else {

@@ -1,46 +1,45 @@
-//! Buffers that connections borrow while they have something to gather or to send, so that an idle
-//! connection holds none and a busy one allocates none.
+//! A worker's spare buffers. A connection takes one while it has something to gather or to send, so that an
+//! idle connection holds none and a busy one allocates none.
 
 use crate::spare_buffers::SpareBuffers;
 
-/// Buffers up to this are small: a round's answers to full receive buffers fit.
+/// Buffers of up to this capacity are small: the answers to all receive buffers of a round fit.
 const SMALL_BYTES_MAX: usize = 256 * 1024;
-/// Longer ones are large.
+/// Larger ones are large.
 const LARGE_BYTES_MIN: usize = SMALL_BYTES_MAX + 1;
-/// Those above this are not kept for the next user.
+/// Larger ones than this are freed, not kept.
 const LARGE_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// How many of each kind are kept.
+/// How many buffers of each kind are kept.
 const KEPT_MAX: usize = 256;
-/// How much memory the small ones may hold.
+/// How much memory the small ones may hold in all.
 const SMALL_TOTAL_BYTES_MAX: usize = 1024 * 1024;
-/// The same of large ones: megabytes that are mapped anew for each message cost more than the
-/// message.
+/// How much the large ones may hold: to map megabytes anew for each message costs more than the message.
 const LARGE_TOTAL_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Room of a new one: what most rounds need, so that it does not grow in one of the next. Memory that
-/// is not used is not resident.
+/// The capacity of a new buffer: enough for most rounds, so that it does not grow in one of the next. What
+/// is not used of it is not resident.
 pub(super) const NEW_BYTES: usize = 16 * 1024;
-/// How many small ones a sleeping worker keeps.
+/// How many small buffers a sleeping worker keeps.
 const KEPT_ASLEEP_MAX: usize = 2;
-/// How large those may be.
+/// The greatest capacity of those.
 const KEPT_ASLEEP_BYTES_MAX: usize = NEW_BYTES;
 
-/// Buffers that nobody uses at the moment.
+/// Buffers that no connection uses at the moment.
 #[derive(Default)]
 pub(crate) struct VecPool {
     small: SpareBuffers,
-    /// Apart: a large one lent for a short message is missing when a long one comes.
+    /// Kept apart, so that a large buffer is not taken for a short message and missing for a long one.
     large: SpareBuffers,
 }
 
 impl VecPool {
-    /// A buffer for something short.
+    /// An empty buffer for something short.
     #[inline]
     pub(super) fn take(&mut self) -> Vec<u8> {
         let new = || Vec::with_capacity(NEW_BYTES);
         self.small.pop().unwrap_or_else(new)
     }
 
-    /// A buffer for so many bytes, with less room perhaps.
+    /// An empty buffer for about so many bytes; its capacity may be less.
     #[inline]
     pub(super) fn take_for(&mut self, bytes: usize) -> Vec<u8> {
         let large = match bytes {
@@ -50,11 +49,12 @@ impl VecPool {
         large.unwrap_or_else(|| self.take())
     }
 
-    /// A buffer with no more room than this.
+    /// An empty buffer whose capacity is at most this; perhaps none.
     pub(super) fn take_small(&mut self, bytes_max: usize) -> Vec<u8> {
         self.small.pop_small(bytes_max).unwrap_or_default()
     }
 
+    /// Takes a buffer back, and keeps it if there is place.
     #[inline]
     pub(super) fn give(&mut self, buffer: Vec<u8>) {
         match buffer.capacity() {
@@ -66,8 +66,8 @@ impl VecPool {
         }
     }
 
-    /// Gives memory back: the worker goes to sleep. A few small buffers stay, so that being woken
-    /// for every message does not mean to allocate for every message.
+    /// Frees the buffers, because the worker sleeps. A few small ones stay, so that a worker that is woken
+    /// for every message need not allocate for every message.
     pub(super) fn release(&mut self) {
         self.small.shrink(KEPT_ASLEEP_MAX, KEPT_ASLEEP_BYTES_MAX);
         self.large = SpareBuffers::default();
