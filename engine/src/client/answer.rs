@@ -1,4 +1,4 @@
-//! What comes back.
+//! What a user gets back: answers, statistics, and the server's limits.
 
 use super::Error;
 
@@ -7,11 +7,11 @@ use super::Error;
 pub struct Answer {
     /// The id that [`super::Client::submit`] returned.
     pub id: u64,
-    /// The message type; 0 where the answer never came and `result` says why.
+    /// The message type; 0 if no answer came, and `result` says why.
     pub msg_type: u16,
-    /// False: more parts follow.
+    /// Whether this is the whole answer or its last part. False: more parts follow.
     pub last: bool,
-    /// The payload, or why there is none.
+    /// The payload, or why there is none. After an error, `last` is true.
     pub result: Result<Vec<u8>, Error>,
 }
 
@@ -36,11 +36,11 @@ impl Answer {
 pub struct AnswerRef<'a> {
     /// The id that [`super::Client::submit`] returned.
     pub id: u64,
-    /// The message type; 0 where the answer never came and `result` says why.
+    /// The message type; 0 if no answer came, and `result` says why.
     pub msg_type: u16,
-    /// False: more parts follow.
+    /// Whether this is the whole answer or its last part. False: more parts follow.
     pub last: bool,
-    /// The payload, or why there is none.
+    /// The payload, or why there is none. After an error, `last` is true.
     pub result: Result<&'a [u8], Error>,
 }
 
@@ -63,9 +63,9 @@ impl AnswerRef<'_> {
 /// What a client has done since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClientStats {
-    /// Requests and one-way messages queued.
+    /// Requests and one-way messages queued, CANCELs included.
     pub sent: u64,
-    /// Requests answered.
+    /// Requests whose answers have come in full, errors included.
     pub received: u64,
     /// Connections made after the first.
     pub reconnects: u64,
@@ -75,7 +75,7 @@ pub struct ClientStats {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PeerLimits {
-    /// The longest payload that it takes, in bytes. `None`: it was not asked, because there was no
-    /// handshake (see [`super::ClientBuilder::shm_upgrade`]), or it did not say.
+    /// The longest payload that it accepts, in bytes. `None` if it was not asked, because there was no
+    /// handshake (see [`super::ClientBuilder::shm_upgrade`]), or did not say.
     pub max_message_bytes: Option<u32>,
 }

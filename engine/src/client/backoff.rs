@@ -7,17 +7,17 @@ const MIN: Duration = Duration::from_millis(5);
 /// The longest: a server that is back is found within 100 ms.
 const MAX: Duration = Duration::from_millis(80);
 
-/// The first attempt is made at once, the next after pauses that double.
+/// The first attempt is made at once, the next ones after pauses that double.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
-    /// Zero: the connection has carried an answer since it was made.
+    /// The last pause. Zero if the last connection has carried an answer.
     pause: Duration,
-    /// When the pause that has begun ends; 0: none has.
+    /// When the current pause ends; 0 if there is none.
     ends_ns: u64,
 }
 
 impl Backoff {
-    /// The connection works.
+    /// The connection works: it has carried an answer.
     #[inline]
     pub(super) fn worked(&mut self) {
         self.pause = Duration::ZERO;
@@ -28,11 +28,11 @@ impl Backoff {
         self.ends_ns = now_ns + self.next(now_ns).as_nanos() as u64;
     }
 
-    /// What is left of the pause before the next attempt; `None`: it may be made now. There is none if
-    /// the last connection worked, and the next is not called in vain before it had its chance.
+    /// What is left of the pause before the next attempt; `None` if it may be made now. There is no pause
+    /// after a connection that worked.
     pub(super) fn left(&mut self, now_ns: u64) -> Option<Duration> {
         if self.pause.is_zero() {
-            // Until an answer comes, the new connection counts as a first attempt.
+            // Until an answer comes, the new connection counts as an attempt: `next` doubles this to MIN.
             self.pause = MIN / 2;
             self.ends_ns = 0;
             return None;
@@ -47,7 +47,7 @@ impl Backoff {
         (left_ns > 0).then(|| Duration::from_nanos(left_ns))
     }
 
-    /// The next pause. Half of it is left to chance, so that clients do not come in step.
+    /// The next pause. Half of it is random, so that clients do not come all at once.
     fn next(&mut self, now_ns: u64) -> Duration {
         self.pause = (self.pause * 2).clamp(MIN, MAX);
         let half_ns = self.pause.as_nanos() as u64 / 2;

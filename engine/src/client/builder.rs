@@ -1,4 +1,4 @@
-//! How a client is put together.
+//! The builder of a client, and its options.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::wire::ProtocolVersion;
 /// The most requests in flight that may be asked for.
 const MAX_INFLIGHT_MAX: usize = 1 << 20;
 
-/// No server takes a longer auth token: it travels in a handshake record.
+/// The longest auth token: it travels in a record of the HANDSHAKE, whose length has 16 bits.
 const AUTH_TOKEN_BYTES_MAX: usize = u16::MAX as usize;
-/// Answers kept for later take at most this, by default: 64 MiB.
+/// The default of [`ClientBuilder::max_unread_bytes`].
 const MAX_UNREAD_BYTES: usize = 64 * 1024 * 1024;
 
 #[derive(Clone)]
@@ -32,7 +32,7 @@ pub(super) struct Options {
     pub(super) record_round_trips: bool,
 }
 
-// By hand: the token is a secret.
+// By hand, so that the token is not shown.
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Options")
@@ -70,7 +70,7 @@ impl Default for Options {
     }
 }
 
-/// Puts a [`Client`] together.
+/// Sets the options of a [`Client`] and connects it.
 ///
 /// ```
 /// # use lapce_ai::ipc::{IdleMode, Server};
@@ -93,54 +93,55 @@ pub struct ClientBuilder {
 }
 
 impl ClientBuilder {
-    /// The version to speak. Version 2 by default.
+    /// The protocol version to speak. Version 2 by default; version 1 goes over TCP only.
     pub fn protocol_version(mut self, version: ProtocolVersion) -> ClientBuilder {
         self.options.version = version;
         self
     }
 
-    /// How long a call may take, reconnecting included, but for what the system takes to look up a host's
-    /// name. 30 s by default.
+    /// How long a call may take, reconnecting included. The system's look-up of a host's name is not: it
+    /// cannot be interrupted. 30 s by default.
     pub fn timeout(mut self, timeout: Duration) -> ClientBuilder {
         self.options.timeout = timeout;
         self
     }
 
-    /// How long one attempt to connect may take. 5 s by default.
+    /// How long one attempt to connect may take, handshake included; over TCP at least 1 ms for each address
+    /// of the host. 5 s by default.
     pub fn connect_timeout(mut self, timeout: Duration) -> ClientBuilder {
         self.options.connect_timeout = timeout;
         self
     }
 
-    /// How to wait for answers. [`IdleMode::Adaptive`] by default.
+    /// How to wait for answers: spinning, sleeping or both. [`IdleMode::Adaptive`] by default.
     pub fn idle(mut self, idle: IdleMode) -> ClientBuilder {
         self.options.idle = idle;
         self
     }
 
-    /// The token that the server asks for.
+    /// The auth token that the server asks for; at most 65,535 bytes. None by default.
     pub fn auth_token(mut self, token: impl Into<Vec<u8>>) -> ClientBuilder {
         self.options.auth_token = Some(token.into());
         self
     }
 
-    /// Whether a TCP connection to this machine becomes a shared-memory one where that is possible.
-    /// On by default. Where it is off, and there is no token, the connection begins without a handshake:
-    /// neither side knows then how long the other's messages may be.
+    /// Whether a TCP connection to this machine is upgraded to shared memory if that is possible. On by
+    /// default. If it is off and there is no token, the connection begins without a handshake: then neither
+    /// side knows how long the other's messages may be.
     pub fn shm_upgrade(mut self, upgrade: bool) -> ClientBuilder {
         self.options.shm_upgrade = upgrade;
         self
     }
 
-    /// Whether a lost connection is made anew when the next request comes. On by default.
+    /// Whether the next request makes a new connection if the last one was lost. On by default.
     pub fn reconnect(mut self, reconnect: bool) -> ClientBuilder {
         self.options.reconnect = reconnect;
         self
     }
 
-    /// How long a call may go on trying to reach a server that is gone, within its timeout. As long as that
-    /// by default. Zero: a call makes one attempt, as [`Client::submit`] does, and none so soon after one that
-    /// failed ([`Error::Unavailable`]).
+    /// How long a call may go on trying to reach a server that is gone. The call's timeout by default, which
+    /// also bounds this. With zero, a call makes one attempt, as [`Client::submit`] does, and fails at once
+    /// with [`Error::Unavailable`] in the pause after a failed one.
     ///
     /// ```
     /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
@@ -166,29 +167,29 @@ impl ClientBuilder {
         self
     }
 
-    /// How many requests may be in flight, 1 to 1,048,576; submitting more waits for answers. 1024 by default.
+    /// How many requests may be in flight, 1 to 1,048,576. Submitting more waits for answers. 1,024 by
+    /// default.
     pub fn max_inflight(mut self, requests: usize) -> ClientBuilder {
         self.options.max_inflight = requests;
         self
     }
 
-    /// The longest payload sent and accepted, in bytes; at least 1. 10 MiB by default.
+    /// The longest payload that is sent and accepted, in bytes; at least 1. 10 MiB by default.
     pub fn max_message_bytes(mut self, bytes: u32) -> ClientBuilder {
         self.options.max_message_bytes = bytes;
         self
     }
 
-    /// How many bytes of answers may wait for being collected, while others are waited for. One
-    /// past it is thrown away, and its request fails with [`Error::Unread`]; one alone may be longer. A stream
-    /// that is joined ([`Client::call`]) may be as long, too.
-    /// 64 MiB by default.
+    /// How many bytes of answers may wait to be collected while others are waited for. An answer beyond that
+    /// is dropped, and its request fails with [`Error::Unread`]; a single answer may be longer. It is also the
+    /// longest stream that is joined ([`Client::call`]). 64 MiB by default.
     pub fn max_unread_bytes(mut self, bytes: usize) -> ClientBuilder {
         self.options.max_unread_bytes = bytes;
         self
     }
 
-    /// Whether to keep a histogram of round trips, for [`Client::round_trips`]. Off by default: it
-    /// costs two readings of the clock per request.
+    /// Whether to keep a histogram of round trips, for [`Client::round_trips`]. Off by default: it reads the
+    /// clock twice for each request.
     pub fn record_round_trips(mut self, record: bool) -> ClientBuilder {
         self.options.record_round_trips = record;
         self
@@ -226,7 +227,7 @@ impl ClientBuilder {
         Err(Error::InvalidRequest(wrong))
     }
 
-    /// As [`ClientBuilder::connect`], within a time of the caller's if that is shorter.
+    /// As [`ClientBuilder::connect`], within `limit` if that is shorter than the connect timeout.
     pub(crate) fn connect_within(
         mut self,
         address: &str,

@@ -1,4 +1,16 @@
-//! One connection's buffers: frames queued to be sent, bytes received and not yet looked at.
+//! One connection's buffers: frames queued to be sent, and bytes received and not yet handed out.
+//!
+//! Sending: short frames are appended to `out` without their CRCs, which are computed for several together
+//! ([`Channel::seal`]). A request that is sent at once goes straight into the ring
+//! ([`Channel::send_in_place`]), and one that is too long for a record is sent from its caller's memory
+//! ([`Channel::lend`]).
+//!
+//! Receiving: bytes come into `input`, and frames are checked there some ahead of being handed out. Frames
+//! that begin alike, with the same flags, type and length, are a [`Row`]. The answer to the only request in
+//! flight is copied straight from the ring to its caller ([`Channel::take_answer`]), and one that is too
+//! long for a record is gathered by itself ([`LongAnswer`]).
+//!
+//! Where something lies in "the stream" is counted in bytes sent over this connection, from 0.
 
 use std::io;
 
@@ -11,62 +23,69 @@ use crate::wire::{
     VERIFY_BATCH, legacy, msg_type,
 };
 
-/// Bytes received at once; longer frames make the buffer grow while they come.
+/// The receive buffer's usual size. It grows while a longer frame arrives.
 const RECEIVE_BYTES: usize = 64 * 1024;
 
-/// Frames are summed together when there are this many bytes of them, while they lie in the cache.
+/// When this many bytes of queued frames lack their CRCs, these are computed, while the frames are still in
+/// the first-level cache.
 const UNSEALED_BYTES: usize = 2048;
 
-/// So many bytes of frames that begin alike are checked at once, while they lie in the cache.
+/// How many bytes of frames that begin alike are checked at once, so that they stay in the cache until they
+/// are handed out.
 const AHEAD_BYTES: usize = 4096;
 
-/// Buffers that grew beyond this for a long frame are given back after it.
+/// Buffers that grew beyond this for a long frame are freed after it.
 const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// However little a client takes of answers, why there is none it takes.
+/// The longest payload of an ERROR. It is always accepted, however low the client's limit is.
 const ERROR_BYTES_MAX: u32 = 2 + wire::ERROR_TEXT_BYTES_MAX as u32;
 
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) link: Link,
     version: ProtocolVersion,
+    /// The longest payload that is accepted.
     max_message_bytes: u32,
+    /// Whole frames to be sent.
     out: Vec<u8>,
-    /// Of the frames at the end of `out`.
+    /// Which frames at the end of `out` have no CRC yet.
     unsealed: Unsealed,
     /// How much of `out` is sent.
     out_sent: usize,
-    /// Bytes sent over this connection before those in `out`.
+    /// Where `out` begins in the stream: how many bytes were sent before.
     sent_before: u64,
+    /// The receive buffer.
     input: Vec<u8>,
+    /// What is received and not handed out lies in `input` from here,
     start: usize,
+    /// to here.
     end: usize,
-    /// Bytes received, all in all.
+    /// Bytes received over this connection in all.
     received_bytes: u64,
-    /// Before this, frames in `input` are whole, and their headers and CRCs are right.
+    /// Up to here in `input`, frames are whole, and their headers and CRCs are right.
     checked_to: usize,
-    /// And begin alike: with the same flags, type and length, which makes them so long. 0: not all do.
+    /// The length of each of those frames, if they all begin alike; otherwise 0.
     row_bytes: usize,
     /// The bytes between `start` and `end` are one frame whose CRC was checked as it was received.
     good_frame: bool,
-    /// The frame that is being sent from the caller's memory. Nothing is queued then.
+    /// The frame that is being sent from its caller's memory. Then nothing is queued.
     lent: Option<Lent>,
-    /// The answer that is being gathered. Nothing else is received then.
+    /// The long answer that is being gathered. Then nothing else is received.
     long: Option<LongAnswer>,
-    /// The payload of the last one; memory for the next.
+    /// The payload of the last long answer; its memory is used for the next.
     whole: Vec<u8>,
 }
 
-/// A frame in the receive buffer.
+/// A whole, verified frame that was received.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Incoming {
     pub(super) header: Header,
-    /// `None`: it is the last long answer.
+    /// Where its payload lies in the receive buffer. `None`: it is the last long answer.
     payload_at: Option<usize>,
 }
 
-/// Checked frames in the receive buffer that begin alike. Those that it has given out are taken, also if
-/// who got the last one panics.
+/// Checked frames in the receive buffer that begin alike. A frame counts as taken as soon as it is handed
+/// out, even if whoever gets it panics.
 pub(super) struct Row<'a> {
     /// What is left.
     bytes: &'a [u8],
@@ -75,7 +94,7 @@ pub(super) struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// The header of the first, which all the others' begin like.
+    /// The header of the first frame. The others begin like it.
     #[inline]
     pub(super) fn first(&self) -> Header {
         wire::accepted_header(ProtocolVersion::V2, self.bytes)
@@ -156,8 +175,8 @@ impl Channel {
         }
     }
 
-    /// Queues a frame of version 2 that is better summed with others. True: so many bytes of such wait that
-    /// they are to be summed now.
+    /// Queues a short version 2 frame without its CRC. Returns true if so many bytes lack their CRCs that
+    /// they are to be sealed now.
     #[inline(always)]
     pub(super) fn queue_short(
         &mut self,
@@ -171,7 +190,7 @@ impl Channel {
         self.unsealed.bytes() >= UNSEALED_BYTES
     }
 
-    /// Queues a frame whose CRC is computed with it, or that has none.
+    /// Queues a frame with its CRC, or a version 1 frame, which has none.
     fn queue_alone(&mut self, flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) {
         self.seal();
         match self.version {
@@ -185,8 +204,8 @@ impl Channel {
         self.unsealed.seal(&mut self.out);
     }
 
-    /// Sends one frame without queueing it, where the link takes it in place and nothing is queued.
-    /// False: it did not; queue it.
+    /// Writes one frame straight into the ring, if there is one and nothing is queued. False if it did not;
+    /// then the frame is to be queued.
     #[inline]
     pub(super) fn send_in_place(
         &mut self,
@@ -209,8 +228,8 @@ impl Channel {
         sent
     }
 
-    /// Begins to send a frame from the caller's memory, where it is too long for a record and nothing
-    /// is queued; [`Channel::flush_lent`] sends it. False: queue it.
+    /// Begins to send a frame from its caller's memory, if it is too long for a record and nothing is queued;
+    /// [`Channel::flush_lent`] sends it. False if it did not; then the frame is to be queued.
     pub(super) fn lend(
         &mut self,
         flags: Flags,
@@ -234,7 +253,7 @@ impl Channel {
             && matches!(self.link, Link::Shm(_))
     }
 
-    /// Sends what fits of the frame that was lent with this payload. True: nothing is left.
+    /// Sends what fits of the lent frame, whose payload this is. True if nothing is left.
     pub(super) fn flush_lent(&mut self, payload: &[u8]) -> io::Result<bool> {
         let (Some(lent), Link::Shm(link)) = (&mut self.lent, &mut self.link) else {
             return Ok(true);
@@ -247,8 +266,7 @@ impl Channel {
         Ok(all)
     }
 
-    /// Queues the frame that was lent with this payload, of which some may be sent: the caller
-    /// wants its memory back.
+    /// Queues the rest of the lent frame, whose payload this is: its caller wants the memory back.
     pub(super) fn give_back(&mut self, payload: &[u8]) {
         let Some(lent) = self.lent.take() else { return };
         debug_assert!(self.out.is_empty());
@@ -262,7 +280,7 @@ impl Channel {
         Some((self.next_begins_at(), self.lent?.header))
     }
 
-    /// Room to write a payload where it is sent from, where the link has such and nothing is queued.
+    /// Room in the ring into which a payload can be written, if there is a ring and nothing is queued.
     pub(super) fn reserve(&mut self, payload_bytes: usize) -> Option<Reservation> {
         match &mut self.link {
             Link::Shm(link) if self.out.is_empty() => link.reserve(payload_bytes),
@@ -270,7 +288,7 @@ impl Channel {
         }
     }
 
-    /// What has become of reserved room. Behind frames that are queued it cannot be sent in place.
+    /// What has become of reserved room. If frames are queued, they go first, so it cannot be sent in place.
     pub(super) fn look_at(&self, reservation: &Reservation) -> Held {
         match &self.link {
             Link::Shm(link) => match link.look_at(reservation) {
@@ -281,7 +299,7 @@ impl Channel {
         }
     }
 
-    /// Sends a frame whose payload was written to reserved room that is held here.
+    /// Sends a frame whose payload was written to reserved room, which is still held.
     pub(super) fn commit(&mut self, reservation: &Reservation, header: Header) {
         let Link::Shm(link) = &mut self.link else {
             unreachable!("looked at before");
@@ -290,7 +308,7 @@ impl Channel {
         self.sent_before += (HEADER_BYTES + header.length as usize) as u64;
     }
 
-    /// The queued frames of which not all bytes are sent, oldest first: nobody can have acted on
+    /// The queued frames of which not all bytes are sent, oldest first: the server cannot have acted on
     /// them. With each, where it begins in the stream.
     pub(super) fn unsent(&mut self) -> impl Iterator<Item = (u64, Header, &[u8])> {
         self.seal();
@@ -314,17 +332,17 @@ impl Channel {
         .filter(|(begins_at, _, frame)| begins_at + frame.len() as u64 > this.sent_to())
     }
 
-    /// Queues frames that are encoded already.
+    /// Queues frames that are already encoded.
     pub(super) fn queue_encoded(&mut self, frames: &[u8]) {
         self.seal();
         self.out.extend_from_slice(frames);
     }
 
-    /// Sends what fits. True: nothing is left.
+    /// Sends what fits, without waiting. True if nothing is left.
     #[inline]
     pub(super) fn flush(&mut self) -> io::Result<bool> {
         self.seal();
-        // Each turn sends at least one byte or ends the loop.
+        // Each pass sends at least one byte or ends the loop.
         while self.out_sent < self.out.len() {
             match self.link.send(&self.out[self.out_sent..]) {
                 Ok(sent) => self.out_sent += sent,
@@ -342,7 +360,8 @@ impl Channel {
         Ok(true)
     }
 
-    /// Receives what is there. 0: nothing is. The server's end is an error.
+    /// Receives what is there, without waiting; returns how many bytes. An error means that the connection
+    /// has ended.
     #[inline]
     pub(super) fn fill(&mut self) -> io::Result<usize> {
         if self.long.is_some() {
@@ -379,9 +398,8 @@ impl Channel {
         }
     }
 
-    /// Appends the payload of a plain answer to this request, one whole frame that arrived after
-    /// everything else was looked at, to `to`, straight from a ring. False: nothing was done, and
-    /// [`Channel::fill`] is to look.
+    /// If the next record of the ring is a plain answer to this request, and nothing received before is left,
+    /// appends its payload to `to`. False if not; then nothing was done, and [`Channel::fill`] is to look.
     #[inline]
     pub(super) fn take_answer(&mut self, id: u64, to: &mut Vec<u8>) -> bool {
         let Link::Shm(link) = &mut self.link else {
@@ -416,22 +434,23 @@ impl Channel {
         }
     }
 
+    /// Makes room at the end of the receive buffer, for the rest of a frame.
     fn make_room(&mut self) {
         self.input.copy_within(self.start..self.end, 0);
         self.end -= self.start;
         self.checked_to = self.checked_to.saturating_sub(self.start);
         self.start = 0;
         if self.end > self.input.len() / 2 {
-            // Twofold, up to the longest frame there can be.
+            // Doubled, up to the longest frame that is accepted.
             let longest = HEADER_BYTES + self.max_message_bytes as usize;
             let length = (self.input.len() * 2).min(longest.max(RECEIVE_BYTES) + HEADER_BYTES);
             self.input.resize(length.max(self.end + HEADER_BYTES), 0);
         }
     }
 
-    /// Takes the next whole frame, verified, out of what was received.
+    /// The next whole, verified frame of what was received; `None` if more bytes are needed.
     ///
-    /// Inlined, lest a header that was just read goes through memory.
+    /// Inlined, so that the header that was just read stays in registers.
     #[inline(always)]
     pub(super) fn next(&mut self) -> Result<Option<Incoming>, Refusal> {
         if self.start < self.checked_to {
@@ -441,7 +460,7 @@ impl Channel {
         if bytes.is_empty() {
             return self.next_long();
         }
-        // Found to be one frame already: all that is left to check is the limit.
+        // Checked as it was received: only the limit is left to be checked.
         if std::mem::take(&mut self.good_frame)
             && let Ok(Some(header)) = Header::parse(bytes, self.max_message_bytes)
         {
@@ -466,7 +485,7 @@ impl Channel {
         }
     }
 
-    /// The next frames, checked and of the receive buffer, if they begin alike.
+    /// The next frames in the receive buffer, if they are checked and begin alike.
     #[inline]
     pub(super) fn row(&mut self) -> Option<Row<'_>> {
         let there = self.start < self.checked_to && self.row_bytes > 0;
@@ -477,7 +496,7 @@ impl Channel {
         })
     }
 
-    /// Checks the next whole frames, several at a time. False: there is none, of version 2.
+    /// Checks the next whole version 2 frames, several at a time. False if there is none.
     fn check_ahead(&mut self) -> Result<bool, Refusal> {
         if self.version != ProtocolVersion::V2 {
             return Ok(false);
@@ -497,7 +516,8 @@ impl Channel {
         Ok(true)
     }
 
-    /// Version 1, a frame that is cut, or none.
+    /// The next frame, if it is of version 1. Otherwise there is only a part of one, or none: a long answer
+    /// begins to be gathered.
     fn scan_other(&mut self) -> Result<Option<Incoming>, Refusal> {
         let bytes = &self.input[self.start..self.end];
         let scanned = wire::scan(self.version, bytes, self.max_message_bytes);
@@ -552,7 +572,7 @@ impl Channel {
         }
     }
 
-    /// Takes the payload of the last long answer without a copy; `next` is memory for the next one.
+    /// Takes the payload of the last long answer without copying it; `next` gives memory for the next.
     pub(super) fn exchange_payload(&mut self, next: Vec<u8>) -> Vec<u8> {
         std::mem::replace(&mut self.whole, next)
     }
@@ -562,8 +582,8 @@ impl Channel {
     }
 }
 
-/// Checks the whole frames at the front of `bytes`, of which there is one. Returns where those that are
-/// good end; it is an error if there are none.
+/// Checks the whole frames at the front of `bytes`, of which there is at least one. Returns where the good
+/// ones end. If the first is bad, that is the error.
 fn check_mixed(bytes: &[u8], max_message_bytes: u32) -> Result<usize, Refusal> {
     let mut frames: [&[u8]; VERIFY_BATCH] = [&[]; VERIFY_BATCH];
     let (mut count, mut to) = (0, 0);
@@ -579,12 +599,12 @@ fn check_mixed(bytes: &[u8], max_message_bytes: u32) -> Result<usize, Refusal> {
     match wire::verify_batch(&frames[..count]) {
         Ok(()) => Ok(to),
         Err((0, refusal)) => Err(refusal),
-        // Those before it are handed out first.
+        // The good ones before it are handed out first.
         Err((bad, _)) => Ok(frames[..bad].iter().map(|frame| frame.len()).sum()),
     }
 }
 
-/// A server of the other version sends no garbage, and is not to be blamed for it.
+/// A server that speaks version 1 sends no garbage: names the version instead of the magic.
 fn other_version(version: ProtocolVersion, refusal: Refusal) -> Refusal {
     match (version, refusal) {
         (ProtocolVersion::V2, Refusal::BadMagic { got: [b'L', ..] }) => {

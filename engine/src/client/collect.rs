@@ -1,4 +1,5 @@
-//! Collecting answers: one request's, or whichever come.
+//! Handing answers out: waiting for one request's answer, giving kept answers to a sink, and the parts of a
+//! stream as an iterator.
 
 use super::answer::{Answer, AnswerRef};
 use super::deadline::Deadline;
@@ -6,13 +7,13 @@ use super::inner::{Inner, Keep, timeout};
 use super::{Client, Error};
 use crate::wire::append;
 
-/// Payloads from this length on change hands without a copy, where they lie in memory of their own.
+/// Payloads of this length or more are moved instead of copied, if they have a buffer of their own.
 const MOVED_BYTES_MIN: usize = 32 * 1024;
 
 pub(super) const NOT_IN_FLIGHT: Error = Error::InvalidRequest("no such request is in flight");
 
-/// Waits for all parts of the answer to one request and appends them to `to`. However this ends,
-/// the request is over.
+/// Waits for all parts of the answer to one request and appends them to `to`. However this ends, the request
+/// is over: it is answered, failed, or forgotten.
 pub(super) fn collect(
     inner: &mut Inner,
     id: u64,
@@ -26,7 +27,7 @@ pub(super) fn collect(
     let joined_max = inner.options.max_unread_bytes;
     let overruns =
         |to: &Vec<u8>, payload: &[u8]| !to.is_empty() && to.len() + payload.len() > joined_max;
-    // Each turn takes an answer that is here or waits for one; ends with the last or the deadline.
+    // Each pass takes an answer that is here or waits for one; ends with the last part or the deadline.
     loop {
         while !inner.ready.is_empty()
             && let Some(answer) = inner.ready.take(id)
@@ -64,7 +65,7 @@ pub(super) fn collect(
                 if answer.id != id {
                     return Keep::Queue;
                 }
-                // What follows a part that is held comes after it.
+                // A long first part is kept whole and moved later; what follows it is kept behind it.
                 held |= is_first
                     && answer
                         .result
@@ -74,7 +75,7 @@ pub(super) fn collect(
                     return Keep::Held;
                 }
                 match &answer.result {
-                    // The rest of what came at once.
+                    // The request is over: the rest of what arrived at once is dropped.
                     _ if outcome.is_some() => {}
                     Ok(payload) if overruns(to, payload) => {
                         outcome = Some(Err(Error::Unread { max: joined_max }));
@@ -97,7 +98,8 @@ pub(super) fn collect(
             }
             return outcome;
         }
-        // What became of this request comes first: its answer may be here, or why there is none.
+        // What became of this request counts more than how the waiting ended: its answer may have come, or
+        // the reason why there is none.
         if let Err(error) = waited {
             let says_more = matches!(error, Error::ServerViolation(_));
             match inner.ready.has(id) {
@@ -112,7 +114,7 @@ pub(super) fn collect(
     }
 }
 
-/// Gives all answers that were kept to the caller's sink; returns how many.
+/// Gives all kept answers to the user's sink; returns how many there were.
 pub(super) fn take_kept(inner: &mut Inner, sink: &mut impl FnMut(AnswerRef<'_>)) -> usize {
     let mut given = 0;
     while let Some(answer) = inner.ready.pop() {

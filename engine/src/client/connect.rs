@@ -1,4 +1,5 @@
-//! From an address to a channel that is ready for requests.
+//! From an address to a connection that is ready for requests: TCP, the upgrade to shared memory, and the
+//! HANDSHAKE.
 
 use std::io;
 use std::time::Duration;
@@ -19,12 +20,12 @@ use crate::wire::{
     is_control_segment_name, msg_type,
 };
 
-/// The id of the handshake, which no request of the client gets: they count up from 1.
+/// The id of the HANDSHAKE. No request gets it: their ids count up from 1.
 const HANDSHAKE_ID: u64 = u64::MAX;
 
-/// A handshake's answer is no longer than this.
+/// The longest HANDSHAKE_ACK that is accepted, even if the client's limit is lower.
 const HELLO_BYTES_MAX: u32 = 4096;
-/// An upgrade of which a step takes longer is given up.
+/// An upgrade to shared memory of which a step takes longer than this is given up.
 const UPGRADE_NS: u64 = 1_000_000_000;
 
 /// A new connection.
@@ -33,7 +34,7 @@ pub(super) struct Opened {
     pub(super) peer: PeerLimits,
 }
 
-/// Connects, and says hello where that is needed.
+/// Connects, with a HANDSHAKE if one is needed.
 pub(super) fn open(
     options: &Options,
     address: &Address,
@@ -83,18 +84,18 @@ fn open_tcp(options: &Options, address: &str, deadline_ns: u64) -> Result<Opened
     let offer = match hello {
         Ok(offer) => offer,
         Err(error) if needed => return Err(error),
-        // A server that knows no handshake: nothing is lost but the upgrade.
+        // A server that knows no HANDSHAKE: only the upgrade is lost.
         Err(Error::Remote {
             code: Some(ErrorCode::UnknownType),
             ..
         }) => None,
-        // One that says nothing. Its answer, should it still come, is nobody's.
+        // One that does not answer. An answer that still comes is dropped, since no request has its id.
         Err(Error::ConnectFailed { source, .. })
             if source.kind() == io::ErrorKind::TimedOut && clock::now_ns() < deadline_ns =>
         {
             None
         }
-        // One that hangs up on it.
+        // One that closes the connection because of it.
         Err(Error::ConnectFailed { .. }) => {
             let link = Link::Tcp(TcpLink::connect(address, deadline_ns)?);
             channel = Channel::new(link, version, options.max_message_bytes);
@@ -104,8 +105,8 @@ fn open_tcp(options: &Options, address: &str, deadline_ns: u64) -> Result<Opened
     };
     if let Some((segment, host_id)) = offer {
         let limit_ns = deadline_ns.min(clock::now_ns() + UPGRADE_NS);
-        // The TCP connection is not needed any more: each side watches the other's process. If
-        // the upgrade is impossible, it is kept.
+        // After an upgrade the TCP connection is not needed, since each side watches the other's process. If
+        // the upgrade fails, it is used.
         if let Ok(opened) = open_shm(options, &segment, Some(&host_id), limit_ns) {
             return Ok(opened);
         }
@@ -113,9 +114,11 @@ fn open_tcp(options: &Options, address: &str, deadline_ns: u64) -> Result<Opened
     Ok(Opened { channel, peer })
 }
 
-/// How far a connection over shared memory came.
+/// Why there is no connection over shared memory.
 enum Joined {
+    /// The client could not attach.
     Not(ShmError),
+    /// It attached, and then the server refused the HANDSHAKE; or it must not attach at all.
     ButRefused(Error),
 }
 
@@ -131,7 +134,7 @@ fn open_shm(
         )));
     }
     let limit = Duration::from_nanos(deadline_ns.saturating_sub(clock::now_ns()));
-    // Each says there how long its messages may be, so that it takes no handshake.
+    // Both sides write their limits on messages into the segment, so no HANDSHAKE is needed for that.
     let own_max = options.max_message_bytes;
     let end = join(segment, host_id, own_max, limit).map_err(Joined::Not)?;
     let server_max = end.server_bytes_max;
@@ -161,7 +164,7 @@ fn shared_memory_error(error: ShmError) -> Error {
     }
 }
 
-/// Sends a HANDSHAKE and gives its acknowledgement to `read`.
+/// Sends a HANDSHAKE, waits for the HANDSHAKE_ACK and gives it to `read`.
 fn say_hello<T>(
     options: &Options,
     channel: &mut Channel,
@@ -185,7 +188,7 @@ fn say_hello<T>(
     let mut payload = Vec::new();
     hello.encode(&mut payload);
     channel.queue(Flags::REQUEST, msg_type::HANDSHAKE, HANDSHAKE_ID, &payload);
-    // However little the client takes of answers, the server's word about itself it takes.
+    // The HANDSHAKE_ACK is accepted however low the client's own limit is.
     channel.set_max_message_bytes(options.max_message_bytes.max(HELLO_BYTES_MAX));
     // Ends with an answer, the server's end, or the deadline.
     loop {
@@ -193,7 +196,7 @@ fn say_hello<T>(
         if let Some(incoming) = channel.next().map_err(Error::ServerViolation)? {
             let payload = channel.payload(&incoming);
             match incoming.header.msg_type {
-                // A server may answer with the request's own type, as for any request.
+                // Some servers answer with the request's own type, as to any request.
                 msg_type::HANDSHAKE_ACK | msg_type::HANDSHAKE => {
                     let ack = Hello::decode(payload).map_err(Error::ServerViolation)?;
                     let max = ack.max_message_bytes;

@@ -1,20 +1,22 @@
-//! When a call has to be done.
+//! By when a call has to end.
 
 use std::time::Duration;
 
 use crate::sys::clock;
 
-/// Longer timeouts than this century count as this, so that times can be added.
+/// Longer timeouts count as this, 146 years, so that times can be added without overflow.
 const TIMEOUT_NS_MAX: u64 = u64::MAX / 4;
 
-/// The end of a call's time. The clock is read when somebody first asks: a request that is only
+/// The end of a call's time. The clock is not read before that is first asked for: a request that is only
 /// queued never does.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline {
     timeout_ns: u64,
+    /// 0 before the time runs.
     at_ns: u64,
+    /// The call waits for a server that is gone, until the deadline.
     waits_for_server: bool,
-    /// Somebody began to wait.
+    /// A wait in passes has begun: see [`Deadline::is_over`].
     begun: bool,
 }
 
@@ -24,7 +26,7 @@ impl Deadline {
         Deadline::after_ns(nanos(timeout))
     }
 
-    /// As [`Deadline::after`], of what [`nanos`] made of the timeout.
+    /// As [`Deadline::after`], for a timeout that [`nanos`] has converted.
     #[inline]
     pub(super) fn after_ns(timeout_ns: u64) -> Deadline {
         Deadline {
@@ -35,7 +37,7 @@ impl Deadline {
         }
     }
 
-    /// As this one, of a caller who does not wait for a server that is gone.
+    /// The same deadline, for a call that does not wait for a server that is gone.
     pub(super) fn with_server_only(self) -> Deadline {
         Deadline {
             waits_for_server: false,
@@ -47,7 +49,7 @@ impl Deadline {
         self.waits_for_server
     }
 
-    /// Starts the time, if it does not run yet, and returns its end.
+    /// Starts the time if it does not run yet, and returns its end.
     #[inline]
     pub(super) fn at_ns(&mut self) -> u64 {
         if self.at_ns == 0 {
@@ -56,20 +58,20 @@ impl Deadline {
         self.at_ns
     }
 
-    /// The time allowed in all.
+    /// The whole time allowed.
     pub(super) fn timeout(&self) -> Duration {
         Duration::from_nanos(self.timeout_ns)
     }
 
-    /// For who waits in turns, each of which ends with whatever comes, perhaps before the clock was looked
-    /// at: whether the time is over. The first turn is always begun.
+    /// For a wait in several passes, each of which may end before it looks at the clock: whether the time is
+    /// over. Never before the first pass.
     #[inline]
     pub(super) fn is_over(&mut self) -> bool {
         let is_first = !std::mem::replace(&mut self.begun, true);
         !is_first && self.left(clock::now_ns()).is_none()
     }
 
-    /// What is left at this moment; `None` if nothing is.
+    /// How much time is left; `None` if none is.
     pub(super) fn left(&mut self, now_ns: u64) -> Option<Duration> {
         let left_ns = self.at_ns().saturating_sub(now_ns);
         (left_ns > 0).then(|| Duration::from_nanos(left_ns))

@@ -18,7 +18,7 @@ use crate::wire::{ErrorCode, Refusal, msg_type};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The server answered this request with an error. It is shown in the server's own words.
+    /// The server answered this request with an error. Displayed, it is the server's text.
     Remote {
         /// The protocol's code, or `None` if the server used one that this version does not know.
         code: Option<ErrorCode>,
@@ -30,7 +30,7 @@ pub enum Error {
         /// True: the request had been sent, and may or may not have been carried out. False: it
         /// was not, so it may be sent again.
         may_have_run: bool,
-        /// What the system said, if it said anything; or the server, when it closed the connection
+        /// The system's error, if there was one. Or what the server said when it closed the connection
         /// because of another message: then [`Error::code`] is its code.
         source: Option<io::Error>,
     },
@@ -41,22 +41,22 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
-    /// Shared memory cannot be opened; the text names the file and what to do.
+    /// Shared memory cannot be used; the text names the file and says what to do.
     SharedMemory(String),
-    /// There is no connection, and it is too early to try again. Only from functions that do not wait
-    /// for a server that is gone, [`crate::ipc::Client::submit`] for one. Nothing was sent.
+    /// There is no connection, and it is too early for another attempt. Only functions that do not wait for a
+    /// server that is gone return this, [`crate::ipc::Client::submit`] for example. Nothing was sent.
     Unavailable {
         /// Where to.
         address: String,
-        /// When the next attempt is made, by whoever sends then.
+        /// How long until the next attempt may be made, by a call then.
         retry_after: Duration,
     },
-    /// What was sent before kept this request, or message, from being queued in time. Nothing of it was
-    /// sent.
+    /// This request or message could not be queued in time, because of what was sent before it. Nothing of
+    /// it was sent.
     NotSent {
         /// The time allowed.
         after: Duration,
-        /// What kept it.
+        /// What was in the way.
         why: &'static str,
     },
     /// No answer came in time. The request may or may not have been carried out; its answer, if it
@@ -65,9 +65,9 @@ pub enum Error {
         /// The time allowed.
         after: Duration,
     },
-    /// The server sent bytes that break the protocol, or an answer that is longer than this client takes. The
-    /// connection is closed, unless it is one answer alone that cannot be decompressed
-    /// ([`Refusal::BadPayload`], [`Refusal::InflatesTooFar`]).
+    /// The server sent bytes that break the protocol, or an answer longer than this client accepts. The
+    /// connection is closed, except if a single answer cannot be decompressed ([`Refusal::BadPayload`],
+    /// [`Refusal::InflatesTooFar`]).
     ServerViolation(Refusal),
     /// The address is neither HOST:PORT nor shm: nor shm:INSTANCE.
     InvalidAddress {
@@ -76,16 +76,17 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The caller's payload is longer than this client, or the server as far as it said, allows.
-    /// Nothing was sent.
+    /// The caller's payload is longer than this client accepts, or the server, if that has said so. Nothing
+    /// was sent.
     TooLarge {
-        /// Its length.
+        /// Its length, in bytes.
         length: usize,
-        /// The limit.
+        /// The limit, in bytes.
         max: u32,
     },
-    /// Answers that the caller did not collect passed the client's limit, and this one was thrown
-    /// away. The request may have been carried out.
+    /// Answers that the caller did not collect exceeded the client's limit
+    /// ([`crate::ipc::ClientBuilder::max_unread_bytes`]), and this one was dropped. The request may have been
+    /// carried out.
     Unread {
         /// The limit, in bytes.
         max: usize,
@@ -99,7 +100,7 @@ pub enum Error {
     },
     /// The message type is invalid, or the protocol's own. Nothing was sent.
     ReservedType(u16),
-    /// The caller asked for something that cannot be; the text says what.
+    /// The caller asked for something impossible; the text says what.
     InvalidRequest(&'static str),
     /// The client was closed by its owner.
     Closed,
@@ -162,8 +163,8 @@ impl Error {
         }
     }
 
-    /// Whether the connection is of no more use. An answer that is an error says nothing of that, since a
-    /// handler may choose any code: [`crate::ipc::Client::is_connected`] tells.
+    /// Whether this error means that the connection is gone. An [`Error::Remote`] says nothing of that, since
+    /// a handler may choose any code; [`crate::ipc::Client::is_connected`] tells.
     pub fn is_connection_lost(&self) -> bool {
         match self {
             Error::ServerViolation(Refusal::BadPayload(_) | Refusal::InflatesTooFar { .. }) => {
@@ -175,7 +176,7 @@ impl Error {
         }
     }
 
-    /// The same error once more, for each of the requests that it ended. What the server said is kept whole.
+    /// A copy, for each of the requests that this error ended. What the server said is kept whole.
     pub(super) fn copy(&self) -> Error {
         match self {
             Error::Remote { code, message } => Error::Remote {
@@ -236,7 +237,7 @@ fn said_by_server(source: &io::Error) -> Option<&Error> {
     source.get_ref()?.downcast_ref()
 }
 
-/// With the system's number where there is one, of which several are one kind.
+/// A copy of a source: with the system's error number if there is one, since several are of one kind.
 pub(super) fn copy_source(source: &io::Error) -> io::Error {
     match (said_by_server(source), source.raw_os_error()) {
         (Some(error), _) => io::Error::new(source.kind(), error.copy()),
@@ -284,7 +285,7 @@ impl fmt::Display for Error {
                 f,
                 "No answer within {after:?}: the request may or may not have been carried out"
             ),
-            // Not the server's mistake, if it was not told.
+            // Not the server's fault if it was not told of the limit.
             Error::ServerViolation(
                 Refusal::TooLarge { length: size, max } | Refusal::InflatesTooFar { size, max },
             ) => write!(

@@ -1,30 +1,30 @@
 //! The requests in flight, by id.
 
-/// One request whose last answer has not come.
+/// One request in flight: the last part of its answer has not come.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flight {
-    /// 0: the place is free.
+    /// Its id. 0: this entry of the table is free.
     id: u64,
     /// Where its frame begins in the stream of all bytes sent over this connection.
     pub(super) begins_at: u64,
-    /// When it was submitted; 0 where nobody wants to know.
+    /// When it was submitted; 0 if round trips are not recorded.
     pub(super) began_ns: u64,
 }
 
-/// A request that is in flight.
+/// A request that was found in the table, and can be ended.
 pub(super) struct Found<'a> {
     flight: &'a mut Flight,
     count: &'a mut usize,
 }
 
 impl Found<'_> {
-    /// When it was submitted; 0 where nobody wants to know.
+    /// When it was submitted; 0 if round trips are not recorded.
     #[inline]
     pub(super) fn began_ns(&self) -> u64 {
         self.flight.began_ns
     }
 
-    /// It is over.
+    /// The request is over.
     #[inline]
     pub(super) fn end(self) {
         self.flight.id = 0;
@@ -38,7 +38,8 @@ const FREE: Flight = Flight {
     began_ns: 0,
 };
 
-/// A table with a place for each id, so that finding one costs a look at one place.
+/// The requests in flight: a table in which each id has one place, the id modulo the table's length, so that
+/// finding one takes one look. An id whose place is taken is skipped.
 #[derive(Debug)]
 pub(super) struct Flights {
     places: Box<[Flight]>,
@@ -49,7 +50,7 @@ pub(super) struct Flights {
 
 impl Flights {
     pub(super) fn new(count_max: usize) -> Flights {
-        // Twice the places: ids are given in order, so one that stays long is walked around.
+        // At most half full: ids are given in order, and a request that stays long is skipped.
         let places = (count_max * 2).next_power_of_two();
         Flights {
             places: vec![FREE; places].into(),
@@ -78,11 +79,11 @@ impl Flights {
         fits.then(|| self.begin(begins_at, began_ns))
     }
 
-    /// Gives an id to a request. The caller has seen that the table is not full.
+    /// Gives an id to a request. The table must not be full.
     #[inline(always)]
     pub(super) fn begin(&mut self, begins_at: u64, began_ns: u64) -> u64 {
         assert!(!self.is_full());
-        // At most half of the places are taken, so a free one comes.
+        // At most half of the places are taken, so a free one is found.
         loop {
             let id = self.next_id;
             self.next_id = id.checked_add(1).unwrap_or(1);
@@ -112,7 +113,7 @@ impl Flights {
         self.get(id).is_some()
     }
 
-    /// As [`Flights::get`], to be ended with what it returns.
+    /// As [`Flights::get`], for a request that may be ended.
     #[inline]
     pub(super) fn find(&mut self, id: u64) -> Option<Found<'_>> {
         let place = self.place(id);
@@ -123,7 +124,7 @@ impl Flights {
         })
     }
 
-    /// The request is over. False: it was not in flight.
+    /// Ends a request. False if it was not in flight.
     pub(super) fn end(&mut self, id: u64) -> bool {
         self.find(id).map(Found::end).is_some()
     }
@@ -140,7 +141,7 @@ impl Flights {
         all
     }
 
-    /// The only request in flight, if none was begun after it.
+    /// The only request in flight, if it is also the last that was begun.
     pub(super) fn only_and_last(&self) -> Option<(u64, Flight)> {
         let last = self.next_id.checked_sub(1)?;
         self.get(last)
@@ -148,14 +149,14 @@ impl Flights {
             .map(|&flight| (last, flight))
     }
 
-    /// All frames begin this much later in the stream.
+    /// Notes that all frames begin this much later in the stream.
     pub(super) fn shift(&mut self, by: u64) {
         for flight in self.places.iter_mut().filter(|flight| flight.id != 0) {
             flight.begins_at += by;
         }
     }
 
-    /// Moves a request to a new connection, whose bytes count from 0 again.
+    /// Notes where a request's frame begins in the stream of the next connection.
     pub(super) fn moved(&mut self, id: u64, begins_at: u64) {
         let place = self.place(id);
         assert_eq!(self.places[place].id, id);

@@ -1,6 +1,6 @@
-//! The client's state: the connection, the requests in flight, the answers that wait; and waiting.
-//! [`super::send`] sends, [`super::receive`] takes what comes, [`super::loss`] deals with what is lost,
-//! [`super::reconnect`] makes a new connection.
+//! The client's state (the connection, the requests in flight, the answers that were kept), and waiting for
+//! answers. [`super::send`] sends, [`super::receive`] takes what comes, [`super::loss`] deals with lost
+//! connections, [`super::reconnect`] makes new ones.
 
 use hdrhistogram::Histogram;
 
@@ -21,23 +21,26 @@ use crate::stats::Transport;
 use crate::sys::clock;
 use crate::wire::{Flags, msg_type};
 
-/// Empty looks at the connection between two looks at the clock.
+/// How often the connection is looked at in vain between two looks at the clock.
 const LOOKS: u32 = 32;
-/// A connection that was not used for this long may have ended unnoticed. By the coarse clock, so for a
-/// tick more perhaps; where ticks are longer than this, each costs the first call after it a look.
+/// A connection that was not used for this long may have ended unnoticed, so it is looked at before the
+/// next request. By the coarse clock, which is exact to a timer tick.
 const STALE_NS: u64 = 5_000_000;
 
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) options: Options,
     pub(super) address: Address,
+    /// The connection; `None` while there is none.
     pub(super) channel: Option<Channel>,
+    /// The requests in flight.
     pub(super) flights: Flights,
     /// Answers that came while something else was waited for.
     pub(super) ready: Kept,
-    /// Frames that the lost connection did not send, for the next one.
+    /// Frames that the lost connection did not send, to be sent over the next one.
     pub(super) unsent: Vec<u8>,
-    /// The last of them lacks its payload, which is lent by a caller who is about to add it.
+    /// The last of them lacks its payload: that is in the memory of the caller whose request it is, and that
+    /// call is about to append it.
     pub(super) unsent_lacks_payload: bool,
     pub(super) backoff: Backoff,
     pub(super) policy: WaitPolicy,
@@ -45,18 +48,21 @@ pub(super) struct Inner {
     pub(super) peer: PeerLimits,
     pub(super) lengths: Lengths,
     pub(super) round_trips: Option<Histogram<u64>>,
+    /// The buffer into which payloads are decompressed.
     pub(super) inflated: Vec<u8>,
-    /// Requests that ended before their last answers, which the server is to be told.
+    /// Requests that ended before the last part of their answers came: the server is to be told.
     pub(super) unwanted: Vec<u64>,
     /// The request whose payload is being written in place.
     pub(super) reserved: Option<Reserved>,
-    /// The options' timeout.
+    /// The timeout of the options.
     timeout_ns: u64,
-    /// By the coarse clock.
+    /// When the connection was last used, by the coarse clock.
     last_used_ns: u64,
     /// Where the last one-way message begins in the stream of bytes sent.
     pub(super) last_one_way_at: u64,
+    /// The user has closed the client.
     pub(super) closed: bool,
+    /// The transport of the last connection.
     pub(super) transport: Transport,
 }
 
@@ -100,7 +106,7 @@ impl Inner {
         Deadline::after_ns(self.timeout_ns)
     }
 
-    /// Makes sure that there is a connection, making a new one if the old one is gone.
+    /// Makes sure that there is a connection: makes a new one if the old one is gone.
     pub(super) fn ready_to_send(&mut self, deadline: &mut Deadline) -> Result<&mut Channel, Error> {
         if self.closed {
             return Err(Error::Closed);
@@ -116,13 +122,13 @@ impl Inner {
         Ok(self.channel.as_mut().expect("connected above"))
     }
 
-    /// With nothing in flight, notices a server that has ended in the meantime before a request is
-    /// lost to it. Late answers that nobody waits for are thrown away.
+    /// With nothing in flight, finds out whether the server has ended the connection meanwhile, before a
+    /// request is lost with it. Late answers that nobody waits for are dropped.
     pub(super) fn look_for_the_end(&mut self) {
         debug_assert_eq!(self.flights.count(), 0);
         let drop_all = &mut |_: AnswerRef<'_>| Keep::Done;
-        // Ends when nothing is there, or the connection is not; bounded, should a server never
-        // stop sending. An error is one of the connection, which is gone then.
+        // Ends when nothing is there or the connection is gone. Bounded, should a server never stop sending.
+        // What `take_frames` fails with is an error of the connection, which is gone then.
         for _ in 0..1024 {
             let Some(channel) = self.channel.as_mut() else {
                 return;
@@ -165,7 +171,7 @@ impl Inner {
         }
     }
 
-    /// Whether the connection was used a moment ago; it is used now.
+    /// Whether the connection was used a moment ago. If it was, notes that it is used now.
     #[inline]
     fn was_used_lately(&mut self) -> bool {
         let now_ns = clock::coarse_ns();
@@ -177,7 +183,7 @@ impl Inner {
     }
 
     fn get_ready_to_submit(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
-        // Each turn takes at least one answer; most end a request.
+        // Each pass takes at least one answer; most end a request.
         while self.flights.is_full() {
             if self.ready.is_full() {
                 return Err(Error::InvalidRequest(
@@ -193,8 +199,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Waits until at least one answer more is kept, which may be none that the caller waits for. To be
-    /// called again then: it ends with the deadline, however many come.
+    /// Waits until at least one more answer is kept. It may not be the one that the caller waits for; then
+    /// this is called again. Fails at the deadline, however many other answers come.
     pub(super) fn wait_turn(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
         match deadline.is_over() {
             true => Err(timeout(deadline)),
@@ -202,7 +208,7 @@ impl Inner {
         }
     }
 
-    /// Waits until at least one answer is given to `sink`, or was kept while requests were sent.
+    /// Waits until at least one answer is given to `sink`, or was kept while queued requests were sent.
     #[inline]
     pub(super) fn wait_some<S>(
         &mut self,
@@ -215,8 +221,11 @@ impl Inner {
         self.wait_until(deadline, |inner| inner.take_received(sink))
     }
 
-    /// As [`Inner::wait_some`], for answers that `take` takes: it looks whether there are any, and
-    /// says how many there were.
+    /// As [`Inner::wait_some`], with `take` looking for answers: it takes those that are there and returns
+    /// how many there were.
+    ///
+    /// First it spins: for the time that [`super::wait::WaitPolicy`] says, and not if the server's worker
+    /// needs this CPU. Then it sleeps, until something comes or the deadline.
     #[inline]
     pub(super) fn wait_until(
         &mut self,
@@ -237,7 +246,7 @@ impl Inner {
         // Ends with an answer or at the deadline.
         loop {
             if take(self)? > 0 {
-                // How long the answer took says nothing if it was kept from being made.
+                // If we kept the worker from running, how long the answer took says nothing.
                 if began_ns != 0 && !in_the_way {
                     let waited_ns = clock::now_ns().saturating_sub(began_ns);
                     self.policy.waited(waited_ns);
@@ -266,7 +275,7 @@ impl Inner {
                         source: None,
                     });
                 }
-                // What the lost connection did not send goes over a new one.
+                // What the lost connection did not send is sent over a new one.
                 self.send_waiting(deadline, kept)?;
                 if self.ready.len() > kept {
                     return Ok(());
@@ -276,7 +285,7 @@ impl Inner {
             let now_ns = clock::now_ns();
             let received = self.received_bytes();
             if received != received_bytes && began_ns != 0 {
-                // A piece of a long answer: the next is worth spinning for as the first was.
+                // A piece of a long answer came: it is worth spinning for the next, as it was for this one.
                 received_bytes = received;
                 self.policy.waited(now_ns.saturating_sub(began_ns));
                 began_ns = now_ns;
@@ -296,7 +305,7 @@ impl Inner {
         }
     }
 
-    /// Whether waiting awake is in vain, since it keeps the server from running.
+    /// Whether spinning is in vain, because the server's worker needs the CPU on which this thread spins.
     pub(super) fn is_in_the_way(&self) -> bool {
         let channel = self.channel.as_ref();
         channel.is_some_and(|channel| channel.link.is_in_the_way())
@@ -306,14 +315,14 @@ impl Inner {
         self.channel.as_ref().map_or(0, Channel::received_bytes)
     }
 
-    /// Nobody wants the answer to this request any more. Tells the server, as far as that goes without
-    /// waiting: what is left goes with what is sent next.
+    /// Nobody wants the answer to this request any more. Tells the server, if that is possible without
+    /// waiting, or with what is sent next.
     pub(super) fn forget(&mut self, id: u64) {
         self.ready.forget(id);
         if self.flights.end(id) {
             self.queue_cancel(id);
             match &mut self.channel {
-                // A connection that is broken is met by whoever uses it next.
+                // If the connection is broken, the next call finds out.
                 Some(channel) => drop(channel.flush()),
                 None => self.take_back(|header, _| {
                     header.flags.contains(Flags::REQUEST) && header.msg_id == id
@@ -322,9 +331,9 @@ impl Inner {
         }
     }
 
-    /// As [`Inner::forget`], of requests that ended because what came for them cannot be kept or read: a server
-    /// that is not told would go on sending. Not while another frame is under way, or its place is: then the
-    /// next time.
+    /// Cancels requests that ended because their answers cannot be kept or read: a server that is not told
+    /// would go on sending. Not while a frame is being sent from its caller's memory, or room in the ring is
+    /// reserved: then the next time.
     #[cold]
     pub(super) fn cancel_unwanted(&mut self) {
         let lent = |channel: &Channel| channel.lent().is_some();
@@ -335,7 +344,7 @@ impl Inner {
             self.queue_cancel(id);
         }
         if let Some(channel) = &mut self.channel {
-            // A connection that is broken is met by whoever uses it next.
+            // If the connection is broken, the next call finds out.
             let _ = channel.flush();
         }
     }
@@ -348,7 +357,7 @@ impl Inner {
         }
     }
 
-    /// Forgets whatever the last user left behind. False: the connection cannot be handed on.
+    /// Forgets everything of the last user. False if the connection cannot be used again.
     pub(super) fn leave_clean(&mut self) -> bool {
         if self.flights.count() > 0 {
             for (id, _) in self.flights.all() {
@@ -361,7 +370,7 @@ impl Inner {
         matches!(self.send_some(), Ok(true)) && self.is_connected()
     }
 
-    /// Says goodbye, as far as that is possible without waiting.
+    /// Sends a DISCONNECT, if that is possible without waiting, and ends the connection.
     pub(super) fn close(&mut self) {
         self.closed = true;
         self.unsent = Vec::new();
@@ -389,24 +398,24 @@ impl Inner {
     }
 }
 
-/// What to do with an answer after the sink has seen it.
+/// What to do with an answer after a sink has seen it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keep {
-    /// It is dealt with.
+    /// Nothing: the sink has dealt with it.
     Done,
-    /// It is somebody else's: keep it until it is asked for.
+    /// Keep it until it is asked for, if `max_unread_bytes` allows.
     Queue,
-    /// Keep it, however long it is, for who takes it next.
+    /// Keep it however long it is: the caller takes it next.
     Held,
 }
 
-/// What may keep a request from being queued.
+// Why a request could not be queued.
 const WINDOW_IS_FULL: &str = "as many requests as may be are in flight (max_inflight), and none was answered; collect answers, or allow more";
 const NO_SERVER: &str = "there is no connection to the server, and none could be made";
 pub(super) const UNREAD: &str =
     "the server does not read what was sent before; try again when it does";
 
-/// An error that came before anything of a request was queued.
+/// What an error means for a request of which nothing was queued yet: a timeout becomes NotSent.
 #[cold]
 pub(super) fn not_sent(error: Error, why: &'static str) -> Error {
     match error {

@@ -1,4 +1,4 @@
-//! Answers that came while something else was waited for.
+//! Answers that came while something else was waited for, kept until they are collected.
 
 use std::collections::VecDeque;
 
@@ -7,19 +7,18 @@ use super::answer::{Answer, AnswerRef};
 use crate::spare_buffers::SpareBuffers;
 use crate::wire::append;
 
-/// What an answer takes besides its payload, about.
+/// About what an answer takes besides its payload.
 const ANSWER_BYTES: usize = 64;
 
-/// How much memory is held for the next payloads. Megabytes that are mapped anew for each answer
-/// cost more than the answer.
+/// How much memory spare buffers may hold. To map megabytes anew for each answer costs more than the answer.
 const SPARE_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// In how many buffers.
+/// How many spare buffers of each kind there may be.
 const SPARE_MAX: usize = 1024;
-/// Buffers above this are for long payloads only.
+/// Larger buffers than this are for long payloads only.
 const SMALL_BYTES_MAX: usize = 32 * 1024;
 
-/// How much more room than their payloads take the buffers of waiting answers may have, all together: a
-/// spare one may be a thousand times as long as the payload that gets it.
+/// How much unused capacity the buffers of all kept answers may have together: a spare buffer may be a
+/// thousand times as large as the payload that it is used for.
 const IDLE_BYTES_MAX: usize = SPARE_BYTES_MAX;
 
 fn idle_bytes(answer: &Answer) -> usize {
@@ -33,11 +32,11 @@ pub(super) struct Kept {
     answers: VecDeque<Answer>,
     bytes: usize,
     bytes_max: usize,
-    /// Room in their buffers that no payload takes, for which `bytes` does not count.
+    /// Unused capacity of their buffers, which `bytes` does not count.
     idle_bytes: usize,
-    /// Buffers whose answers were given to a sink.
+    /// Small buffers for the next payloads.
     spare: SpareBuffers,
-    /// Apart: a large one lent for a short payload is missing when a long one comes.
+    /// Large ones, apart, so that none is taken for a short payload and missing for a long one.
     spare_large: SpareBuffers,
 }
 
@@ -62,18 +61,18 @@ impl Kept {
         self.answers.len()
     }
 
-    /// Whether an answer with a payload of this length may still be kept: one alone may always, it may be
+    /// Whether an answer with a payload of this length may still be kept. A single one always may: it may be
     /// the one that is waited for.
     pub(super) fn has_room(&self, payload_bytes: usize) -> bool {
         self.answers.is_empty() || self.bytes + payload_bytes + ANSWER_BYTES <= self.bytes_max
     }
 
-    /// Whether answers had to be thrown away, and are to be collected before more are asked for.
+    /// Whether more is kept than allowed, so that answers must be collected before more are asked for.
     pub(super) fn is_full(&self) -> bool {
         self.bytes > self.bytes_max
     }
 
-    /// Whether something that belongs to this request is kept: an answer, or (false) why there is none.
+    /// What is kept for this request: `Some(true)` is an answer, `Some(false)` an error.
     pub(super) fn has(&self, id: u64) -> Option<bool> {
         let of_it = self.answers.iter().find(|answer| answer.id == id)?;
         Some(of_it.result.is_ok())
@@ -86,8 +85,8 @@ impl Kept {
         }
     }
 
-    /// Keeps an answer. The caller has asked for room, except for errors: at most one for each request in
-    /// flight before no more are begun.
+    /// Keeps an answer. The caller has checked that there is room, but not for errors: there is at most one
+    /// for each request in flight, and no more are begun while this is full.
     pub(super) fn push(&mut self, mut answer: Answer) {
         self.bytes += answer.payload_bytes() + ANSWER_BYTES;
         if self.idle_bytes + idle_bytes(&answer) > IDLE_BYTES_MAX
@@ -117,7 +116,7 @@ impl Kept {
         });
     }
 
-    /// Memory for a payload of so many bytes, with less room perhaps.
+    /// An empty buffer for about so many bytes; its capacity may be less.
     pub(super) fn spare(&mut self, payload_bytes: usize) -> Vec<u8> {
         self.spares(payload_bytes).0.pop().unwrap_or_default()
     }
@@ -128,7 +127,7 @@ impl Kept {
         spares.push(buffer, SPARE_MAX, SPARE_BYTES_MAX - others_bytes);
     }
 
-    /// The spare buffers for so many bytes, and how much memory the others hold.
+    /// The spare buffers of the kind for so many bytes, and how much memory those of the other kind hold.
     fn spares(&mut self, bytes: usize) -> (&mut SpareBuffers, usize) {
         match bytes {
             0..=SMALL_BYTES_MAX => (&mut self.spare, self.spare_large.bytes()),
@@ -156,7 +155,7 @@ impl Kept {
 
     /// Drops the answers to this request.
     pub(super) fn forget(&mut self, id: u64) {
-        // Each turn takes one.
+        // Each pass takes one.
         while self.take(id).is_some() {}
     }
 

@@ -1,4 +1,4 @@
-//! The way to a server: bytes out, bytes in, and sleep between.
+//! The link to a server, over either transport: bytes out, bytes in, and sleeping in between.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -23,8 +23,7 @@ impl Link {
         }
     }
 
-    /// Whether the connection's memory is not shared any more: its file was cut short, or there was no room
-    /// for it.
+    /// Whether the connection's memory is lost: its file was cut short, or /dev/shm had no room for it.
     pub(super) fn lacks_memory(&self) -> bool {
         match self {
             Link::Tcp(_) => false,
@@ -49,7 +48,7 @@ impl Link {
         }
     }
 
-    /// Receives what is there now; 0: the server has ended.
+    /// Receives what is there, without waiting. 0 means that the server has ended.
     #[inline]
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
@@ -58,7 +57,7 @@ impl Link {
         }
     }
 
-    /// Whether what was received last is one whole frame whose CRC is right. False says nothing.
+    /// Whether what was received last is known to be one whole frame with the right CRC.
     #[inline]
     pub(super) fn received_good_frame(&self) -> bool {
         match self {
@@ -67,7 +66,7 @@ impl Link {
         }
     }
 
-    /// Waits a few nanoseconds, or less if something comes.
+    /// Spins for a few nanoseconds, or less if something comes.
     #[inline]
     pub(super) fn watch(&self) {
         match self {
@@ -76,7 +75,7 @@ impl Link {
         }
     }
 
-    /// Whether waiting awake is in vain, since it keeps the server from running.
+    /// Whether spinning is in vain, because the server's worker needs the CPU on which this thread spins.
     pub(super) fn is_in_the_way(&self) -> bool {
         match self {
             Link::Tcp(_) => false,
@@ -92,6 +91,7 @@ impl Link {
         }
     }
 
+    /// Whether the server has ended the connection and nothing is left to be received.
     pub(super) fn has_ended(&self) -> bool {
         match self {
             Link::Tcp(link) => link.has_ended(),

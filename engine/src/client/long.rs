@@ -1,6 +1,7 @@
-//! Frames too long for one record of a ring. An answer is gathered straight from the ring into the
-//! memory in which it is handed out, and summed on the way. A request leaves from the caller's
-//! memory: as long as that is lent, only its header and how much is sent are noted.
+//! Frames that are too long for one record of a ring. An answer is copied from the ring straight into the
+//! buffer in which it is handed out, and its CRC computed in the same pass. A request is sent from its
+//! caller's memory, without a copy in between: while that is lent, only the header and how much is sent are
+//! kept here.
 
 use super::Error;
 use super::deadline::Deadline;
@@ -17,7 +18,7 @@ pub(super) struct LongAnswer {
 }
 
 impl LongAnswer {
-    /// Begins with what came along with the header. `buffer` gives its memory.
+    /// Begins with the part of the payload that came with the header. `buffer` gives its memory.
     pub(super) fn begin(header: Header, first: &[u8], mut buffer: Vec<u8>) -> LongAnswer {
         buffer.clear();
         make_room(&mut buffer, first.len(), header.length as usize);
@@ -33,7 +34,7 @@ impl LongAnswer {
         self.header.length as usize - self.payload.len()
     }
 
-    /// Lets `append` put so many bytes more, at most what is missing, and say the CRC then.
+    /// Has `append` append so many bytes, at most those that are missing, and return the CRC with them.
     pub(super) fn append(&mut self, bytes: usize, append: impl FnOnce(&mut Vec<u8>, u32) -> u32) {
         assert!(bytes <= self.missing_bytes());
         make_room(&mut self.payload, bytes, self.header.length as usize);
@@ -47,7 +48,7 @@ impl LongAnswer {
     }
 }
 
-/// A frame on its way out, whose payload the caller has.
+/// A frame on its way out, whose payload is in its caller's memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lent {
     pub(super) header: Header,
@@ -67,9 +68,8 @@ impl Lent {
 }
 
 impl Inner {
-    /// Sends the frame that was lent with this payload, the last that was begun. As
-    /// [`Inner::send_queued`], it takes answers while the server does not read. However this ends,
-    /// the payload is not needed any more.
+    /// Sends the lent frame, whose payload this is. As [`Inner::send_queued`], it takes answers while the
+    /// server does not read. However this ends, the caller has its memory back.
     pub(super) fn send_lent(
         &mut self,
         payload: &[u8],

@@ -1,4 +1,5 @@
-//! What becomes of requests when a connection is lost.
+//! What becomes of requests when a connection is lost: those that were sent fail, since they may have been
+//! carried out; those that were not are sent over the next connection.
 
 use std::io;
 
@@ -10,8 +11,8 @@ use super::inner::{Inner, Keep};
 use crate::wire::{self, Flags, Header, Scanned, msg_type};
 
 impl Inner {
-    /// The connection is gone. Requests that were sent fail; frames that were not wait for the
-    /// next connection, or fail too if there is to be none.
+    /// The connection is gone. Requests that were sent fail. Frames that were not sent wait for the next
+    /// connection, or fail too if the client does not reconnect.
     pub(super) fn lost(&mut self, source: Option<io::Error>) {
         let Some(mut channel) = self.channel.take() else {
             return;
@@ -20,7 +21,7 @@ impl Inner {
         let kept = self.keep_unsent(&mut channel);
         let source = match channel.link.lacks_memory() {
             true => {
-                // The next connection would lack it too.
+                // The next shared-memory connection would lack memory too.
                 self.options.shm_upgrade = false;
                 Some(io::ErrorKind::StorageFull.into())
             }
@@ -31,7 +32,7 @@ impl Inner {
                 self.fail(id, lost_error(true, source.as_ref()));
             }
         }
-        // The frames stay: whoever sends next is told that they could not be sent.
+        // The frames themselves stay: the next call that sends fails because of them.
         if !self.options.reconnect {
             for id in kept {
                 self.fail(id, lost_error(false, source.as_ref()));
@@ -39,9 +40,9 @@ impl Inner {
         }
     }
 
-    /// The server says why it closes the connection, and names no request. It may mean any frame that it
-    /// had not answered, so only a request that was the last frame, with no other in flight, was refused by
-    /// this for certain: all others may have been carried out.
+    /// The server closes the connection and says why, but names no request. It may mean any frame that it had
+    /// not answered. So only a request that was the last frame and the only one in flight has certainly been
+    /// refused by this; all others may have been carried out.
     pub(super) fn closed_by_server(&mut self, error: &Error) {
         if let Some((id, flight)) = self.flights.only_and_last()
             && flight.begins_at >= self.last_one_way_at
@@ -51,8 +52,8 @@ impl Inner {
         self.lost(Some(closed_by_server(error)));
     }
 
-    /// Copies the frames that can be sent over another connection; returns the ids of the requests
-    /// among them, which ascend as ids do.
+    /// Copies the frames that can be sent over the next connection. Returns the ids of the requests among
+    /// them, in ascending order.
     fn keep_unsent(&mut self, channel: &mut Channel) -> Vec<u64> {
         let mut kept = Vec::new();
         self.unsent.clear();
@@ -71,8 +72,8 @@ impl Inner {
         kept
     }
 
-    /// Whether a frame that was not sent goes over the next connection, behind those that do. If it
-    /// begins a request, that moves there and is one of the `kept`.
+    /// Whether a frame that was not sent is to be sent over the next connection, behind those before it. If it
+    /// begins a request, notes where it begins there, and adds the request to `kept`.
     fn moves(&mut self, begins_at: u64, header: &Header, kept: &mut Vec<u64>) -> bool {
         let id = header.msg_id;
         if !header.flags.contains(Flags::REQUEST) {
@@ -85,19 +86,19 @@ impl Inner {
                 kept.push(id);
                 true
             }
-            // A later part of a stream goes where the first went.
+            // A later part of a stream goes where the first part goes.
             Some(_) => kept.binary_search(&id).is_ok(),
-            // Forgotten, or begun over the lost connection.
+            // The request was forgotten, or has failed with an earlier connection.
             None => false,
         }
     }
 
-    /// Of the frames that wait for the next connection, these do not go there: whoever sent them is told
-    /// that they were not sent, and may send them again. With each, whether it is the last.
+    /// Removes frames from those that wait for the next connection: their callers are told that they were not
+    /// sent, and may send them again. `is_one` gets each frame's header, and whether it is the last.
     pub(super) fn take_back(&mut self, is_one: impl Fn(&Header, bool) -> bool) {
         let frames = std::mem::take(&mut self.unsent);
         let mut at = 0;
-        // Whole frames, as they were queued; each turn takes one.
+        // Whole frames, as they were queued; each pass takes one.
         while let Ok(Scanned::Frame {
             header,
             frame_bytes,
@@ -122,7 +123,7 @@ impl Inner {
         }
     }
 
-    /// Every request in flight fails; the answers wait to be collected.
+    /// Fails all requests in flight; their errors are kept to be collected.
     pub(super) fn fail_all(&mut self, error: &Error) {
         self.unsent = Vec::new();
         self.unsent_lacks_payload = false;
@@ -131,7 +132,7 @@ impl Inner {
         }
     }
 
-    /// No connection could be had for what was not sent.
+    /// Fails what was not sent, because no connection could be made.
     pub(super) fn fail_unsent(&mut self, why: &Error) {
         let source = match why {
             Error::ConnectFailed { source, .. } => Some(copy_source(source)),
@@ -139,11 +140,11 @@ impl Inner {
             Error::Remote { .. } => Some(closed_by_server(why)),
             _ => None,
         };
-        debug_assert!(self.channel.is_none(), "the rest was lost before");
+        debug_assert!(self.channel.is_none(), "what was sent has failed before");
         self.fail_all(&lost_error(false, source.as_ref()));
     }
 
-    /// Gives failures that wait to be collected to `sink`, once each.
+    /// Gives the errors that were kept to `sink`, once each. Returns how many there were.
     pub(super) fn take_failed(&mut self, sink: &mut impl FnMut(AnswerRef<'_>) -> Keep) -> usize {
         let mut given = 0;
         for _ in 0..self.ready.len() {

@@ -1,4 +1,5 @@
-//! From received bytes to answers.
+//! Receiving: from bytes that arrived to answers, which go to a sink. The sink says whether an answer is
+//! dealt with or to be kept ([`Keep`]).
 
 use hdrhistogram::Histogram;
 
@@ -12,12 +13,13 @@ use super::kept::Kept;
 use super::link::Link;
 use crate::wire::{self, ErrorCode, Flags, Header, msg_type};
 
-/// How often the ring is watched for an answer before somebody waits for it: some three microseconds,
-/// lest a client is long in the way of a worker that needs its CPU.
+/// How often the ring is watched for an answer before the waiting proper begins: about three microseconds in
+/// all, so that a client is not in the way for long if the worker needs its CPU.
 const SOON_WATCHES: u32 = 16;
 
 impl Inner {
-    /// Takes what has arrived, without waiting, and gives each answer to `sink`. Returns how many.
+    /// Takes what has arrived, without waiting, and gives each answer to `sink`. Returns how many there
+    /// were.
     #[inline]
     pub(super) fn take_received<S>(&mut self, sink: &mut S) -> Result<usize, Error>
     where
@@ -36,12 +38,11 @@ impl Inner {
         }
     }
 
-    /// Takes the answer to the only request in flight straight to where it is wanted, behind what is
-    /// there already, if it has come and is a plain one. False: nothing was done, and
-    /// [`Inner::take_received`] is to look.
+    /// If the answer to the only request in flight has come and is a plain one, appends it to `to`. False if
+    /// not; then nothing was done, and [`Inner::take_received`] is to look.
     ///
-    /// By way of the receive buffer its bytes are copied twice, and the second copy waits for the
-    /// first: it reads in wide pieces what was just stored word by word.
+    /// This avoids the receive buffer, by way of which the bytes would be copied twice; the second copy would
+    /// wait for the first, since it reads in wide pieces what was just stored word by word.
     #[inline]
     pub(super) fn take_answer(&mut self, id: u64, to: &mut Vec<u8>) -> bool {
         if self.flights.count() != 1 {
@@ -59,8 +60,8 @@ impl Inner {
         true
     }
 
-    /// As [`Inner::take_answer`], and watches the ring for it for a few microseconds, without what a
-    /// longer wait needs: in that time nothing can be due. False: it is to be waited for.
+    /// As [`Inner::take_answer`], but watches the ring for a few microseconds, without the clock and whatever
+    /// else a longer wait needs. False if the answer is still to be waited for.
     #[inline]
     pub(super) fn take_answer_soon(&mut self, id: u64, to: &mut Vec<u8>) -> bool {
         if !self.policy.spins() || !self.ready.is_empty() {
@@ -85,8 +86,8 @@ impl Inner {
 
     /// Gives the answers in the receive buffer to `sink`. Returns how many.
     ///
-    /// For each sink code of its own: an answer that was just put together and is read through a
-    /// pointer to a function is waited for.
+    /// Generic over the sink, so that each has code of its own: passed through a function pointer, an answer
+    /// would go through memory.
     pub(super) fn take_frames<S>(&mut self, sink: &mut S) -> Result<usize, Error>
     where
         S: FnMut(AnswerRef<'_>) -> Keep,
@@ -125,7 +126,7 @@ impl Inner {
                     false => Err(error),
                 };
             }
-            // An answer that nobody waits for any more, or something that is none.
+            // No answer, or one that nobody waits for any more.
             if !(v1 || header.flags.contains(Flags::RESPONSE)) {
                 continue;
             }
@@ -134,7 +135,7 @@ impl Inner {
             };
             let last = v1 || is_error || !header.flags.contains(Flags::STREAM);
             let (stats, round_trips) = (&mut self.stats, &mut self.round_trips);
-            // Before the sink has it, which may panic.
+            // The request ends before the sink gets the answer, because the sink may panic.
             let kept = match last {
                 true => end(flight, stats, round_trips, now_ns),
                 false => Some(flight),
@@ -160,8 +161,8 @@ impl Inner {
         }
     }
 
-    /// Gives answers that lie one behind the other and begin alike to `sink`, if they are plain ones:
-    /// what their flags and type say is looked at once. Returns how many.
+    /// Gives the answers of a row to `sink`, if they are plain ones: what follows from their flags and type is
+    /// found out once for all of them. Returns how many there were.
     #[inline(always)]
     fn take_row<S>(&mut self, sink: &mut S, now_ns: u64) -> usize
     where
@@ -188,7 +189,7 @@ impl Inner {
                 continue;
             };
             let (stats, round_trips) = (&mut self.stats, &mut self.round_trips);
-            // Before the sink has it, which may panic.
+            // As in `take_frames`.
             let kept = match is_last {
                 true => end(flight, stats, round_trips, now_ns),
                 false => Some(flight),
@@ -208,21 +209,21 @@ impl Inner {
     }
 }
 
-/// Answers on their way to a caller's closure: if that panics, those behind the one that it got are kept
-/// for who asks next.
+/// While answers are given to a user's closure: if that panics, the answers that follow are kept for the
+/// next call.
 pub(super) struct ToCaller<'a>(pub(super) &'a mut Inner);
 
 impl Drop for ToCaller<'_> {
     #[inline]
     fn drop(&mut self) {
         if std::thread::panicking() && self.0.channel.is_some() {
-            // An error is one of the connection, which whoever uses it next is told.
+            // An error is one of the connection; the next call finds out.
             let _ = self.0.take_frames(&mut |_: AnswerRef<'_>| Keep::Queue);
         }
     }
 }
 
-/// The last answer to a request is here. Nothing is left of the request.
+/// Ends a request whose last answer is here, and counts it. Returns `None`: nothing is left of the request.
 #[inline]
 fn end<'a>(
     flight: Found<'a>,
@@ -238,7 +239,7 @@ fn end<'a>(
     None
 }
 
-/// The payload of an answer that is compressed, or an error, or both.
+/// The payload of an answer that is compressed, or the error that it is, or both.
 #[cold]
 fn open<'a>(
     header: &Header,
@@ -260,11 +261,11 @@ fn open<'a>(
     }
 }
 
-/// Gives an answer to `sink`, and keeps a copy if it says so. Returns whether it is the last: also
-/// if there is no room for it.
+/// Gives an answer to `sink`, and keeps a copy if the sink says so. Returns whether the request is over:
+/// because this was the last part, or because there is no room to keep it.
 ///
-/// It is given by value, all the way to the caller: copied from a reference it would be read in wide
-/// pieces right after it was written in narrow ones, which is waited for.
+/// The answer is passed by value all the way to the caller. Behind a reference, it would be read in wide
+/// pieces right after it was written in narrow ones, and the processor waits for such stores.
 #[inline(always)]
 fn hand_out<S>(ready: &mut Kept, sink: &mut S, header: &Header, last: bool, payload: &[u8]) -> bool
 where
@@ -288,7 +289,7 @@ where
     true
 }
 
-/// As [`hand_out`], of a failure: what cannot be read has no second half either, so it is the last.
+/// As [`hand_out`], for an answer that is an error or cannot be read: it is always the last.
 #[cold]
 fn hand_out_error<S>(ready: &mut Kept, sink: &mut S, header: &Header, error: Error) -> bool
 where
@@ -306,7 +307,7 @@ where
     true
 }
 
-/// As [`hand_out`], of a long answer, which lies in memory of its own: that is kept, not a copy.
+/// As [`hand_out`], for a long answer, which has a buffer of its own: that buffer is kept, not a copy.
 fn hand_over<S>(
     ready: &mut Kept,
     sink: &mut S,
@@ -357,8 +358,8 @@ pub(super) fn remote_error(payload: &[u8]) -> Error {
     }
 }
 
-/// An ERROR without an id: `Some` if it ends the connection. The server's word about a one-way
-/// message does not.
+/// An ERROR that is no answer to a request: `Some` if it means that the server ends the connection. One about
+/// a one-way message does not.
 fn about_the_connection(payload: &[u8]) -> Option<Error> {
     let error = remote_error(payload);
     let ends = match error.code() {

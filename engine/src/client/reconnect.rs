@@ -1,4 +1,4 @@
-//! A new connection in the place of one that was lost.
+//! A new connection in place of one that was lost.
 
 use super::Error;
 use super::connect::{self, Opened};
@@ -9,8 +9,8 @@ use crate::sys::clock;
 use crate::wire::ErrorCode;
 
 impl Inner {
-    /// Connects again: at once, then after pauses that double, until the deadline. For a caller who does
-    /// not wait for a server that is gone: one attempt, and none while a pause lasts.
+    /// Connects again: at once, then after pauses that double, until the deadline. For a call that does not
+    /// wait for a server that is gone, there is one attempt, and none during a pause.
     pub(super) fn reconnect(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
         if !self.options.reconnect {
             let error = Error::ConnectionLost {
@@ -47,7 +47,7 @@ impl Inner {
         }
     }
 
-    /// One attempt, unless it is too early for one. What waits to be sent goes on waiting if it fails.
+    /// One attempt, unless a pause lasts. If it fails, frames that were not sent go on waiting.
     fn reconnect_now(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
         if let Some(left) = self.backoff.left(clock::now_ns()) {
             return Err(Error::Unavailable {
@@ -76,7 +76,7 @@ impl Inner {
         }
     }
 
-    /// Goes on with a new connection: first what the old one did not send.
+    /// Goes on with a new connection. What the old one did not send is sent first.
     fn adopt(&mut self, opened: Opened) {
         let Opened { mut channel, peer } = opened;
         let base = channel.next_begins_at();
@@ -92,7 +92,7 @@ impl Inner {
     }
 }
 
-/// Refused for good: trying again would not help.
+/// Whether the server has refused us in a way that trying again does not change.
 fn is_for_good(error: &Error) -> bool {
     matches!(
         error.code(),

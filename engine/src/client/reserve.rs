@@ -1,5 +1,5 @@
-//! Requests whose payload is written by somebody else, in place where that is possible: for the C
-//! library. Safe code never gets at the memory.
+//! For the C library: requests whose payload the program writes itself, straight into the ring if possible.
+//! The memory is handed out as a raw pointer only, so safe code cannot reach it.
 
 use super::Error;
 use super::deadline::Deadline;
@@ -23,9 +23,10 @@ pub(super) struct Reserved {
 #[derive(Debug)]
 enum Place {
     Ring(Reservation),
-    /// Private memory, sent the ordinary way.
+    /// Private memory, from which the payload is sent in the ordinary way.
     Memory {
         bytes: Vec<u8>,
+        /// Where in `bytes` the aligned payload begins.
         lead: usize,
     },
 }
@@ -55,7 +56,7 @@ impl Place {
 const NOTHING_RESERVED: Error = Error::InvalidRequest("nothing is reserved");
 
 impl Inner {
-    /// Gives memory for the payload of a request: where it is, and how much. Sends what is queued,
+    /// Reserves memory for the payload of a request: returns its address and size. Sends what is queued,
     /// because the request comes after it; waits as [`Inner::submit`] does.
     pub(super) fn reserve(
         &mut self,
@@ -117,7 +118,7 @@ impl Inner {
         let began_ns = histogram::clock_ns(&self.round_trips);
         let id = self.flights.begin(channel.next_begins_at(), began_ns);
         self.stats.sent += 1;
-        // Not longer than a record, so the length fits.
+        // It fits into a record, so its length fits into a u32.
         let header = Header::new(Flags::REQUEST, msg_type, id, length as u32);
         channel.commit(&reservation, header);
         Ok(id)

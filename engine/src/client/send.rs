@@ -1,4 +1,4 @@
-//! From requests to bytes on their way.
+//! Sending: from requests and one-way messages to bytes in the ring or the socket.
 
 use super::Error;
 use super::channel::Channel;
@@ -8,7 +8,7 @@ use super::inner::{Inner, Keep, UNREAD, not_sent, timeout};
 use crate::sys::clock;
 use crate::wire::{Flags, HEADER_BYTES, Header, msg_type as types};
 
-/// Queued requests are sent when they pass this, without waiting for a flush.
+/// Queued frames are sent when they have this many bytes, without waiting for a flush.
 const QUEUE_BYTES: usize = 32 * 1024;
 
 const _: () = assert!(HEADER_BYTES < QUEUE_BYTES);
@@ -17,7 +17,8 @@ impl Inner {
     /// Queues a request, which is sent with others. Waits for answers if too many requests are in
     /// flight.
     ///
-    /// First what most are that come among many; for them each instruction counts, so all else is apart.
+    /// The common case of many requests in flight comes first and in one piece, since there every
+    /// instruction counts; everything else is in [`Inner::begin`].
     #[inline]
     pub(super) fn submit(
         &mut self,
@@ -54,7 +55,7 @@ impl Inner {
         self.begun(id, sent)
     }
 
-    /// The outcome of a request that was begun: one whose caller is told of a failure is not in flight.
+    /// The outcome of a request that was begun: if its caller is told of a failure, it is not in flight.
     fn begun(&mut self, id: u64, sent: Result<(), Error>) -> Result<u64, Error> {
         match sent {
             Ok(()) => Ok(id),
@@ -65,7 +66,7 @@ impl Inner {
         }
     }
 
-    /// Makes sure that what waits to be sent is little: while a server does not read, no more is queued.
+    /// Sends what is queued if it is much, so that no more is queued while the server does not read.
     fn send_if_much(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
         let channel = self.channel.as_ref();
         match channel.is_some_and(|channel| channel.queued_bytes() >= QUEUE_BYTES) {
@@ -82,7 +83,7 @@ impl Inner {
         self.submit_within(flags, msg_type, payload, &mut deadline)
     }
 
-    /// As [`Inner::submit`], within a time of the caller's.
+    /// As [`Inner::submit`], with a deadline of the caller's.
     pub(super) fn submit_within(
         &mut self,
         flags: Flags,
@@ -93,8 +94,8 @@ impl Inner {
         self.begin(flags, msg_type, payload, When::Later, deadline)
     }
 
-    /// As [`Inner::submit`], and sends it if that is possible at once: somebody is about to wait for
-    /// the answer.
+    /// As [`Inner::submit`], and sends the request if that is possible at once: the caller is about to wait
+    /// for its answer.
     #[inline]
     pub(super) fn submit_now(
         &mut self,
@@ -105,7 +106,8 @@ impl Inner {
         self.begin(Flags::NONE, msg_type, payload, When::Now, deadline)
     }
 
-    /// Code of its own for each of the two.
+    /// Begins a request: gets ready, gives it an id, then sends or queues it. Inlined, so that each `when`
+    /// has code of its own.
     #[inline(always)]
     fn begin(
         &mut self,
@@ -119,7 +121,7 @@ impl Inner {
         self.check_length(payload.len())?;
         self.ready_to_submit(deadline)?;
         let must_send = |channel: &Channel| {
-            // Only what follows nothing that is queued is sent from the caller's memory.
+            // A payload is only sent from the caller's memory if nothing is queued before it.
             channel.takes_lent(payload.len()) || channel.queued_bytes() >= QUEUE_BYTES
         };
         if self.channel.as_ref().is_some_and(must_send) {
@@ -177,8 +179,9 @@ impl Inner {
         })
     }
 
-    /// The outcome of a frame that was queued last and is not the beginning of a request: if it is among those
-    /// that wait for another connection, its caller is told of the failure, and it waits no more.
+    /// The outcome of the frame that was queued last, if it does not begin a request. If sending failed and
+    /// the frame waits for the next connection, it is taken back: its caller is told of the failure, and may
+    /// send it again.
     fn queued_last(
         &mut self,
         sent: Result<(), Error>,
@@ -212,7 +215,7 @@ impl Inner {
         self.queued_last(sent, |header| !header.flags.contains(Flags::REQUEST))
     }
 
-    /// Sends what can be sent without waiting. True: nothing is left.
+    /// Sends what can be sent without waiting. True if nothing is left.
     #[inline]
     pub(super) fn send_some(&mut self) -> Result<bool, Error> {
         let Some(channel) = self.channel.as_mut() else {
@@ -227,8 +230,8 @@ impl Inner {
         }
     }
 
-    /// The system takes no more bytes for this connection. The server may have said why before it
-    /// closed, so what it sent comes first.
+    /// Sending has failed. The server may have said why before it closed the connection, so what it sent is
+    /// taken first.
     fn broken_while_sending(&mut self, error: std::io::Error) -> Result<(), Error> {
         // Bounded, should a server never stop sending.
         for _ in 0..1024 {
@@ -243,8 +246,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Sends everything that is queued. While the server does not read, its answers are taken, so
-    /// that neither side waits for the other for ever.
+    /// Sends everything that is queued. While the server does not read, its answers are taken, or both sides
+    /// could wait for each other for ever.
     #[inline]
     pub(super) fn send_queued(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
         if self.send_some()? {
@@ -253,8 +256,8 @@ impl Inner {
         self.send_waiting(deadline, usize::MAX)
     }
 
-    /// As [`Inner::send_queued`], where not all can be sent at once; but ends as soon as more than so many
-    /// answers are kept.
+    /// As [`Inner::send_queued`], if not all can be sent at once. Ends as soon as more than `kept` answers are
+    /// kept.
     #[cold]
     pub(super) fn send_waiting(
         &mut self,
@@ -293,8 +296,8 @@ impl Inner {
     }
 }
 
-/// Refuses what is invalid, or the protocol's own: the server would close the connection, or take it for
-/// what it is not.
+/// Refuses message types that are invalid or the protocol's own: the server would close the connection, or
+/// take the message for one of the protocol's.
 #[inline(always)]
 pub(super) fn check_type(msg_type: u16) -> Result<(), Error> {
     match types::may_be_sent(msg_type) {
@@ -306,8 +309,8 @@ pub(super) fn check_type(msg_type: u16) -> Result<(), Error> {
 /// When a request is to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum When {
-    /// Somebody is about to wait for the answer.
+    /// At once, if possible: somebody is about to wait for the answer.
     Now,
-    /// With others.
+    /// Together with others.
     Later,
 }

@@ -1,4 +1,5 @@
-//! A connection over shared memory.
+//! A connection over shared memory, as the client uses it: bytes into one ring and out of the other, and how
+//! it waits for the server and notices its end.
 
 use std::io;
 use std::time::Duration;
@@ -8,23 +9,25 @@ use crate::shm::{ClientEnd, Corrupt, RECORD_MAX, Record, Reservation, Sleeper};
 use crate::sys::{clock, futex};
 use crate::wire::{HEADER_BYTES, Header};
 
-/// Queued frames go in pieces of this size, so that the server works on the first while the next
-/// is written; what is longer than a batch of small frames goes in the longest pieces.
+/// Queued frames go into the ring in records of this size, so that the server works on the first while the
+/// next is written.
 const PIECE_BYTES: usize = 8192;
+/// More queued bytes than this are a long message, not many small ones: they go in the longest records.
 const BATCH_BYTES: usize = 64 * 1024;
-/// The server is told of room after this much was taken, or all, if it waits for it.
+/// If the server waits for room, it is woken after this many bytes were taken out of the ring, or all.
 const ROOM_BYTES: usize = 32 * 1024;
-/// So many bytes of a batch are taken at once: they lie in the first-level cache until they are checked and
+/// The most bytes taken at once, so that they stay in the first-level cache until they are checked and
 /// handed out.
 const TAKEN_BYTES: usize = 16 * 1024;
-/// Looks without success between two looks whether the server lives, with a few nanoseconds of
-/// watching the ring after each: well below a millisecond.
+/// How often the ring is looked at in vain before it is checked whether the server's process lives. With a
+/// few nanoseconds of watching after each, that is well below a millisecond.
 const LOOKS: u32 = 1024;
-/// Looks at a ring between two full looks at the connection.
+/// How often `watch` polls the ring.
 const WATCH_LOOKS: u32 = 8;
-/// The longest sleep between two looks whether the server lives.
+/// The longest sleep before it is checked whether the server's process lives: a dead process does not wake
+/// anybody.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
-/// How long room in the ring is looked for before sleeping.
+/// How long to spin for room in the ring before sleeping.
 const ROOM_SPIN_NS: u64 = 50_000;
 /// The longest sleep for room in the ring.
 const ROOM_SLEEP_MAX: Duration = Duration::from_millis(1);
@@ -33,31 +36,35 @@ const ROOM_SLEEP_MAX: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(super) struct ShmLink {
     end: ClientEnd,
-    /// A record of which some bytes have been taken, and how many.
+    /// A record that was taken in part, and how many of its bytes were.
     half_taken: Option<(Record, usize)>,
+    /// Bytes taken since the server was last told of room.
     taken_since_told: usize,
+    /// Looks in vain since something came.
     looks: u32,
-    /// Records come faster than they are taken one by one.
+    /// Records come faster than they are taken one by one, so several are taken at once.
     in_batches: bool,
-    /// A record was taken and nothing was missing since.
+    /// The last look found a record.
     took_one: bool,
-    /// What was received last is one frame, whose CRC is right.
+    /// What was received last is one whole frame with the right CRC.
     good_frame: bool,
-    /// Nothing fitted into the ring when it was last tried.
+    /// Nothing fitted into the ring when that was last tried.
     was_full: bool,
-    /// The server was asked to say when there is room.
+    /// The server was asked to wake us when there is room.
     wants_room: bool,
+    /// The server has gone.
     gone: bool,
 }
 
-/// What has become of reserved room.
+/// What has become of room that was reserved in a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Held {
-    /// It can be sent as it is.
+    /// It is still reserved: the frame can be sent in place.
     Here,
-    /// It belongs to a connection that is gone: its bytes are whole and must be copied.
+    /// It belongs to a connection that is gone, or something is queued before it: the payload is whole, and
+    /// must be copied.
     Elsewhere,
-    /// Something else was sent, and lies over it.
+    /// Something else was sent and has overwritten it.
     Overwritten,
 }
 
@@ -81,13 +88,13 @@ impl ShmLink {
         }
     }
 
-    /// Whether what was received last is one whole frame whose CRC is right. False says nothing.
+    /// Whether what was received last is known to be one whole frame with the right CRC.
     #[inline]
     pub(super) fn received_good_frame(&self) -> bool {
         self.good_frame
     }
 
-    /// Writes one frame straight into the ring. False: there is no room for it now.
+    /// Writes one frame straight into the ring. False if it does not fit now, or never.
     #[inline]
     pub(super) fn push_frame(&mut self, header: Header, payload: &[u8]) -> bool {
         if self.gone || HEADER_BYTES + payload.len() > RECORD_MAX {
@@ -159,7 +166,7 @@ impl ShmLink {
         Ok(sent)
     }
 
-    /// Puts what fits of a frame into the ring. False: some is left.
+    /// Puts what fits of a lent frame into the ring. True if nothing is left.
     pub(super) fn send_lent(&mut self, lent: &mut Lent, payload: &[u8]) -> io::Result<bool> {
         if self.gone {
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -193,12 +200,13 @@ impl ShmLink {
         Ok(lent.sent == lent.frame_bytes())
     }
 
-    /// Takes what is there of a long answer out of the ring; 0: the server has ended.
+    /// Takes what is there of a long answer out of the ring. Returns how many bytes; 0 means that the server
+    /// has gone.
     pub(super) fn receive_long(&mut self, answer: &mut LongAnswer) -> io::Result<usize> {
         let ends = &mut self.end.ends;
         self.good_frame = false;
         let mut taken = 0;
-        // Bounded, so that who is sending at the same time goes on with it.
+        // Bounded, so that a caller that sends at the same time goes on with that.
         while answer.missing_bytes() > 0 && taken < BATCH_BYTES {
             let (record, from) = match self.half_taken.take() {
                 Some(half) => half,
@@ -219,7 +227,7 @@ impl ShmLink {
             }
             let ack = ends.rx.advance(&record);
             ends.tx.acknowledged(ack);
-            // The server is waiting for this room.
+            // At once: the server waits for this room.
             ends.rx.publish();
         }
         match taken {
@@ -231,6 +239,7 @@ impl ShmLink {
         }
     }
 
+    /// Counts bytes taken out of the ring, and tells the server of room now and then.
     #[inline]
     fn took(&mut self, bytes: usize) {
         self.looks = 0;
@@ -241,15 +250,15 @@ impl ShmLink {
         }
     }
 
-    /// Takes what is there out of the ring; 0: the server has ended.
+    /// Takes what is there out of the ring. Returns how many bytes; 0 means that the server has gone.
     #[inline]
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let ends = &mut self.end.ends;
         self.good_frame = false;
         let mut taken = 0;
         let mut records = 0;
-        // With one request in flight, a look for a second record would wait for a cache line that
-        // holds nothing yet: so records are taken one by one until they come in batches.
+        // With one request in flight, looking for a second record would wait for a cache line that holds
+        // nothing yet. So records are taken one by one until they come in batches.
         let records_max = if self.in_batches { usize::MAX } else { 1 };
         let taken_max = buffer.len().min(TAKEN_BYTES);
         // Bounded by the buffer.
@@ -290,8 +299,8 @@ impl ShmLink {
         Ok(taken)
     }
 
-    /// Appends the payload of the next frame to `to`, if that frame is a record of its own, `wanted`
-    /// says yes to its header, and its CRC is right. Returns how many bytes of the ring that took; 0:
+    /// Appends the payload of the next frame to `to`, if the frame is a record of its own, `wanted` accepts
+    /// its header, and its CRC is right. Returns how many bytes were taken out of the ring; 0 means that
     /// nothing was done, and [`ShmLink::receive`] is to look.
     #[inline]
     pub(super) fn receive_payload(
@@ -303,7 +312,7 @@ impl ShmLink {
         if self.half_taken.is_some() {
             return 0;
         }
-        // What is corrupt is met again by who looks next.
+        // A corrupt ring is reported by the next `receive`.
         let Ok(Some(record)) = ends.rx.next() else {
             return 0;
         };
@@ -319,7 +328,7 @@ impl ShmLink {
         record.length
     }
 
-    /// Cuts the segment's file short, as a full /dev/shm has the same effect.
+    /// Cuts the segment's file short; a full /dev/shm has the same effect.
     #[cfg(test)]
     pub(super) fn cut_memory(&self, bytes: u64) {
         self.end.file.set_len(bytes).unwrap();
@@ -330,12 +339,12 @@ impl ShmLink {
         self.end.ends.segment.poisoned()
     }
 
-    /// Whether this thread is on the CPU that the server's worker needs.
+    /// Whether this thread runs on the CPU that the server's worker needs.
     pub(super) fn is_in_the_way(&self) -> bool {
         self.end.is_in_the_way()
     }
 
-    /// Looks for a record a few times. Says whether there is one.
+    /// Polls the ring a few times. Returns whether there is a record.
     #[inline]
     pub(super) fn watch(&self) -> bool {
         for _ in 0..WATCH_LOOKS {
@@ -347,9 +356,10 @@ impl ShmLink {
         false
     }
 
+    /// Nothing was received: tells the server of room, and finds out whether it has gone.
     fn nothing_there(&mut self) -> io::Result<usize> {
-        // What was taken may have made more room than its bytes: a record that turns back to the
-        // ring's start frees the rest of the lap.
+        // Even if few bytes were taken: a record after which the producer turns back to the ring's start
+        // frees the rest of the lap too.
         if self.taken_since_told > 0 {
             self.taken_since_told = 0;
             self.end.wake_server();
@@ -358,7 +368,7 @@ impl ShmLink {
         if self.looks.is_multiple_of(LOOKS) {
             self.gone |= self.end.server_has_gone();
         }
-        // What the server wrote before it went is still taken.
+        // What the server wrote before it went is still received.
         if (self.gone || self.end.ends.peer_closed()) && !self.end.ends.rx.has_record() {
             self.gone = true;
             return Ok(0);
@@ -372,7 +382,7 @@ impl ShmLink {
             return Ok(());
         }
         let limit = limit.min(if write { ROOM_SLEEP_MAX } else { SLEEP_MAX });
-        // The server may wait for the room that we have made.
+        // Once the sleep is announced: the server may itself wait for room that we have made.
         let tell = || self.end.wake_server();
         let waited = self.end.ends.sleep(write, limit, tell);
         if waited == futex::Waited::TimedOut && self.end.server_has_gone() {
@@ -381,8 +391,8 @@ impl ShmLink {
         Ok(())
     }
 
-    /// Asks the server to wake who sleeps on the ring's word: for records, and for room if `write`.
-    /// `true`: there is something already.
+    /// Announces that somebody sleeps on the ring's word, for records, and for room if `write`. Returns true
+    /// if there is no reason to sleep, because there is something already.
     pub(super) fn fall_asleep(&mut self, write: bool) -> bool {
         let tell = || self.end.wake_server();
         let awaited = self.end.ends.fall_asleep(write, tell);
@@ -400,8 +410,8 @@ impl ShmLink {
         self.end.sleeper()
     }
 
-    /// A server that works on what is in the ring makes room within microseconds; sleeping and
-    /// being woken takes tens of them.
+    /// Spins for room for a moment. A server that works on what is in the ring makes room within
+    /// microseconds, and to sleep and be woken takes tens of them.
     fn room_comes_soon(&self) -> bool {
         self.end.wake_server();
         let ends = &self.end.ends;
@@ -416,7 +426,7 @@ impl ShmLink {
         false
     }
 
-    /// Whether the server has gone and left nothing to be read.
+    /// Whether the server has gone and nothing is left to be received.
     pub(super) fn has_ended(&self) -> bool {
         (self.gone || self.end.server_has_gone()) && !self.end.ends.rx.has_record()
     }

@@ -1,17 +1,17 @@
-//! How a client waits for bytes.
+//! How long a client spins for an answer before it sleeps.
 
 use crate::config::IdleMode;
 
 /// In adaptive mode, spin at least this long before sleeping.
 const SPIN_NS_MIN: u64 = 20_000;
-/// Waits longer than this on average are not worth spinning for.
+/// When waits are longer than this on average, spinning is not worth its CPU time.
 const WAIT_NS_MAX: u64 = 125_000;
 /// Spin for this many average waits.
 const WAITS: u64 = 4;
-/// A wait longer than this says nothing about the next.
+/// A longer wait counts as this long: it says nothing about the next.
 const PAUSE_NS: u64 = 2_000_000;
 
-/// Learns how long answers take.
+/// Learns how long answers take on average.
 #[derive(Debug)]
 pub(super) struct WaitPolicy {
     mode: IdleMode,
@@ -33,7 +33,7 @@ impl WaitPolicy {
         self.wait_ns = self.wait_ns - self.wait_ns / 8 + nanos.min(PAUSE_NS) / 8;
     }
 
-    /// Something came before anybody looked at a clock.
+    /// Something came so soon that the clock was not looked at.
     #[inline]
     pub(super) fn waited_little(&mut self) {
         self.waited(0);

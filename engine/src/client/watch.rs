@@ -1,8 +1,8 @@
-//! Telling an event loop of answers that come through shared memory, where there is no descriptor.
+//! Tells an event loop of answers that come through shared memory, where there is no descriptor to poll.
 //!
-//! A thread sleeps on the ring's waiting word in the client's place. The client arms it when it has
-//! nothing to do and disarms it when it works; both are a few stores, and a client without a watch
-//! knows nothing of it.
+//! A thread sleeps on the ring's waiting word in the client's place. The event loop arms the watch when it
+//! has nothing to do and disarms it before it works; both are a few stores. A client without a watch pays
+//! nothing.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,21 +15,24 @@ use super::link::Link;
 use crate::shm::Sleeper;
 use crate::sys::{futex, sigbus};
 
-/// The client is at work: nobody is to be told.
+/// The client is at work: nothing is to be told.
 const OFF: u32 = 0;
-/// Somebody is to be told of the next answer.
+/// The next event is to be told.
 const ARMED: u32 = 1;
 /// As OFF, and the thread sleeps on this word.
 const ASLEEP: u32 = 2;
+/// The thread is to end.
 const STOP: u32 = 3;
 
-/// The longest sleep between two looks whether the server lives.
+/// The longest sleep before it is checked whether the server's process lives.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
 
 struct Shared {
+    /// OFF, ARMED, ASLEEP or STOP.
     state: AtomicU32,
-    /// Where to sleep: the present connection's ring.
+    /// Where to sleep: on the word of the current connection's ring.
     sleeper: Mutex<Option<Arc<Sleeper>>>,
+    /// The user's function.
     tell: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -60,13 +63,14 @@ struct Shared {
 /// ```
 pub struct Watch {
     shared: Arc<Shared>,
-    /// The connection that `shared` has a sleeper of.
+    /// The connection whose sleeper `shared` has, by the client's count of reconnects.
     connection: Option<u64>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
-    /// A watch that is not armed. Its thread begins with the first use.
+    /// A watch that is not armed. Its thread is started when it is first armed. `tell` is called on that
+    /// thread, and must not block for long.
     pub fn new(tell: impl Fn() + Send + Sync + 'static) -> Watch {
         Watch {
             shared: Arc::new(Shared {
@@ -79,12 +83,16 @@ impl Watch {
         }
     }
 
-    /// From now on the next event is told, once. A watch is for one client: have one for each. `true`: there is something to poll already, and
-    /// nothing will be told. A client that is not connected through shared memory has a descriptor
-    /// instead; for it this does nothing and returns `false`.
+    /// Arms the watch: the next event is told, once. Returns `true` if there is something to poll already;
+    /// then nothing will be told. A client that is connected over TCP has a descriptor instead
+    /// ([`Client::poll_fd`]); for it this does nothing and returns `false`.
+    ///
+    /// The server's end counts as an event: of a process that dies it is told within 50 ms.
+    ///
+    /// A watch is for one client: use one for each.
     ///
     /// # Errors
-    /// The thread cannot be started, or the server's process cannot be watched.
+    /// The thread cannot be started, or the server's process cannot be watched (no descriptors are left).
     pub fn arm(&mut self, client: &Client) -> io::Result<bool> {
         let mut inner = client.inner.borrow_mut();
         let connection = inner.stats.reconnects;
@@ -98,7 +106,7 @@ impl Watch {
             self.leave_ring();
             return Ok(false);
         };
-        // No event of the ring's: it came while another was waited for.
+        // Kept answers are no event of the ring: they came while others were waited for.
         if kept {
             return Ok(true);
         }
@@ -112,20 +120,20 @@ impl Watch {
             let thread = std::thread::Builder::new().name("lapce-ipc-watch".into());
             self.thread = Some(thread.stack_size(256 * 1024).spawn(move || shared.run())?);
         }
-        // First the ring's word, then ours: a thread that finds us armed finds the word at 1, or
-        // the server has been there.
+        // First the ring's word, then our state: a thread that sees ARMED finds the ring's word at 1, unless
+        // the server has cleared it since.
         if link.fall_asleep(write) {
             link.wake_up();
             return Ok(true);
         }
-        // Release: pairs with the acquire in `run`: the thread finds this connection's ring.
+        // Release: pairs with the acquire loads in `run`, so that the thread finds this connection's sleeper.
         if self.shared.state.swap(ARMED, Ordering::AcqRel) == ASLEEP {
             futex::wake(&self.shared.state, 1);
         }
         Ok(false)
     }
 
-    /// The client is about to work: what comes from now on it finds by itself.
+    /// Disarms the watch: the client is about to work, and finds by itself what comes from now on.
     pub fn disarm(&mut self, client: &Client) {
         if self.connection.is_none() {
             return;
@@ -141,7 +149,7 @@ impl Watch {
         }
     }
 
-    /// Forgets a connection that was lost.
+    /// Lets go of a connection that was lost.
     fn leave_ring(&mut self) {
         if self.connection.take().is_some()
             && let Some(before) = self.lock().take()
@@ -163,8 +171,8 @@ impl Drop for Watch {
         };
         self.shared.state.store(STOP, Ordering::Release);
         futex::wake(&self.shared.state, 1);
-        // It may sleep on the ring's word instead, or be about to: then it sees STOP at the latest
-        // when its sleep ends.
+        // It may sleep on the ring's word instead, or be about to: then it sees STOP when it is woken, or at
+        // the latest after SLEEP_MAX.
         if let Some(sleeper) = &*self.lock() {
             sleeper.wake();
         }
@@ -180,7 +188,7 @@ impl std::fmt::Debug for Watch {
 
 impl Shared {
     fn disarm(&self) {
-        // Failure: the thread has told already, or nobody armed it.
+        // It fails if the thread has told already, or the watch was not armed.
         let _ = self
             .state
             .compare_exchange(ARMED, OFF, Ordering::AcqRel, Ordering::Relaxed);
@@ -207,7 +215,7 @@ impl Shared {
                     continue;
                 }
             }
-            // In a statement of its own, so that nothing is locked in sleep.
+            // A statement of its own, so that the lock is not held during the sleep.
             let sleeper = self
                 .sleeper
                 .lock()
@@ -219,7 +227,7 @@ impl Shared {
             if !sleeper.sleep(SLEEP_MAX) {
                 continue;
             }
-            // Whoever takes it from ARMED acts: the client by working, or this thread by telling.
+            // Whoever moves the state away from ARMED acts: the client by working, this thread by telling.
             let told = self
                 .state
                 .compare_exchange(ARMED, OFF, Ordering::AcqRel, Ordering::Relaxed);
