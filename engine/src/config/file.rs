@@ -9,30 +9,30 @@ use super::{BadLimit, ConfigError, IdleMode, Limits, address, token};
 use crate::shm::WORKERS_MAX;
 use crate::wire::is_instance_name;
 
-/// What the daemon can be told. The defaults are those of a daemon without a file.
+/// The daemon's configuration. The defaults are those of a daemon without a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where it listens, HOST:PORT.
+    /// The TCP address to listen on, HOST:PORT.
     pub bind_address: String,
-    /// Threads that serve; 0: chosen from the CPUs that the process may use.
+    /// Worker threads, at most 16. 0: half of the CPUs that the process may use.
     pub workers: usize,
     /// How idle workers wait.
     pub idle: IdleMode,
-    /// Version 1 clients are served.
+    /// Whether version 1 clients are served.
     pub legacy: bool,
-    /// Shared memory is offered.
+    /// Whether shared memory is offered.
     pub shm_enabled: bool,
-    /// The name of this server among several on the machine; the default one has none.
+    /// The name of this server's shared memory among several servers on the machine; empty for the default.
     pub shm_instance: String,
-    /// Where the metrics are served; empty: nowhere.
+    /// The address on which metrics are served over HTTP, HOST:PORT; empty: they are not.
     pub metrics_bind_address: String,
-    /// Bounds.
+    /// Limits on what peers can use.
     pub limits: Limits,
     /// The file that holds the auth token; empty: none is asked for.
     pub auth_token_file: String,
     /// The token in that file.
     pub auth_token: Option<Vec<u8>>,
-    /// What is missing in the file, and what is assumed: one line each, for the log.
+    /// Lines for the log: what is missing in the file and assumed, and what may not be meant.
     pub notices: Vec<String>,
 }
 
@@ -111,11 +111,14 @@ struct SecuritySection {
     auth_token_file: Option<String>,
 }
 
-/// Room for what clients say of themselves, and the least that one may say it accepts.
+/// A HANDSHAKE of up to this length should fit into `max_message_bytes`.
 const HANDSHAKE_BYTES: u32 = 1024;
 
 impl Config {
     /// Reads a file, and the token file that it names.
+    ///
+    /// # Errors
+    /// A file that cannot be read or a setting that cannot be used, with its line.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|error| {
@@ -131,7 +134,10 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads the text of a file; `name` is for messages. Token files are not read.
+    /// Reads the text of a file; `name` is what messages call the file. The token file is not read.
+    ///
+    /// # Errors
+    /// A setting that cannot be used, with its line.
     pub fn parse(text: &str, name: &str) -> Result<Config, ConfigError> {
         let file: File =
             toml::from_str(text).map_err(|error| ConfigError::from_toml(&error, text, name))?;
@@ -275,7 +281,7 @@ fn limits(section: &LimitsSection, name: &str, text: &str) -> Result<Limits, Con
 }
 
 impl fmt::Display for Config {
-    /// The file that would have the same effect.
+    /// As a file that has the same effect.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
         let limits = &self.limits;

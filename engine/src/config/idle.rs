@@ -1,4 +1,4 @@
-//! How a thread without work waits.
+//! How a thread without work waits for some.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,12 +6,13 @@ use std::str::FromStr;
 /// How a worker or a client waits for the other side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum IdleMode {
-    /// Always awake: the lowest latency, at the price of a core.
+    /// It spins, and never sleeps: the lowest latency, for a whole CPU.
     Spin,
-    /// Awake while traffic is expected, by the gap between past arrivals; asleep otherwise.
+    /// It spins while something is expected soon, judging by the gaps between past arrivals, and sleeps
+    /// otherwise.
     #[default]
     Adaptive,
-    /// Asleep whenever there is nothing to do.
+    /// It sleeps whenever there is nothing to do. A wake-up takes tens of microseconds.
     Park,
 }
 

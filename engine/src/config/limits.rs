@@ -1,41 +1,46 @@
-//! The bounds of everything that could grow, and the bounds of those.
+//! Limits on everything that peers can make grow, and the values that these limits may have.
 
 use std::fmt;
 
-/// Limits of a server. The defaults are those of the daemon.
+/// Limits of a server. The defaults are those of the daemon. All but `drain_ms` are at least 1, and all times
+/// at most a day: see [`Limits::check`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The longest payload, in bytes, as it is on the wire and decompressed. Longer ones are
-    /// refused with TOO_LARGE. Default 10 MiB.
+    /// The longest payload in bytes, both on the wire and decompressed; at most 1 GiB. A longer one is
+    /// refused with TOO_LARGE and its connection closed; one that only decompresses to more is answered with
+    /// BAD_PAYLOAD. Default 10 MiB.
     pub max_message_bytes: u32,
-    /// Connections at a time over all transports; more are refused with OVERLOADED. Default 1024.
+    /// Connections at a time, over both transports. Further ones are refused with OVERLOADED. Default 1024.
     pub max_connections: u32,
-    /// How long a graceful stop waits for answers in flight, in milliseconds. Default 5000.
+    /// How long a graceful stop waits for answers in flight, in milliseconds; 0 does not wait. Default 5000.
     pub drain_ms: u64,
-    /// Requests of one connection that other threads may be working on; more are answered with
-    /// OVERLOADED. Default 1024.
+    /// Requests of one connection that may be detached ([`crate::ipc::Responder::detach`]) and not answered.
+    /// Further ones are answered with OVERLOADED. Default 1024.
     pub max_inflight_per_connection: u32,
-    /// Bytes of messages on their way, over all connections: past it, connections with a large
-    /// message to send have to wait for those before them. Default 64 MiB.
+    /// The memory budget for messages on their way in and answers that nobody has read yet, in bytes, over
+    /// all connections; at least `max_message_bytes` and 1,024 more. When it is used up, connections with a
+    /// message of more than 64 KiB to send have to wait in line. Default 64 MiB.
     pub max_buffered_bytes: u64,
-    /// How long a peer may leave its answers unread before its connection is closed, in
-    /// milliseconds. Default 30000.
+    /// How long a peer may read nothing of its answers before its connection is closed, in milliseconds.
+    /// Default 30000.
     pub send_stall_ms: u64,
-    /// How long a peer may stop in the middle of a frame, in milliseconds. Default 10000.
+    /// How long a peer in the middle of a frame may take for each further 1,024 bytes, in milliseconds; and
+    /// for the whole frame while others wait for the room that it holds; and to show its credentials, if the
+    /// server asks for them. Then its connection is refused and closed. Default 10000.
     pub frame_timeout_ms: u64,
 }
 
-/// The longest time that a limit may name, in milliseconds: a day.
+/// The longest time that a limit may have, in milliseconds: a day.
 const MILLISECONDS_MAX: u64 = 24 * 60 * 60 * 1000;
-/// The longest payload that may be allowed.
+/// The greatest `max_message_bytes`.
 const MESSAGE_BYTES_MAX: u32 = 1 << 30;
-/// A message longer than this reserves its room in `max_buffered_bytes`, which nobody gets before credentials are
-/// shown where they are asked for.
+/// A frame longer than this reserves its room in `max_buffered_bytes` before it is gathered. If the server asks
+/// for credentials, a connection that has not shown them cannot reserve any.
 pub(crate) const SMALL_FRAME_BYTES: usize = 64 * 1024;
-/// What must have room beside the longest message.
+/// How much more than the longest message `max_buffered_bytes` must have room for.
 const BESIDE_BYTES: u64 = 1024;
 
-/// A limit that cannot be: which, and what would be right.
+/// A limit whose value is not allowed, and what would be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadLimit {
     /// The field of [`Limits`], which is the key in the section `[limits]` of a configuration too.
@@ -53,7 +58,10 @@ impl fmt::Display for BadLimit {
 impl std::error::Error for BadLimit {}
 
 impl Limits {
-    /// Whether a server can keep them, which it asks when it starts.
+    /// Whether these limits are allowed. A server checks that when it starts.
+    ///
+    /// # Errors
+    /// The first limit that is not, and which values are.
     pub fn check(&self) -> Result<(), BadLimit> {
         let bad = |name, problem| Err(BadLimit { name, problem });
         for (name, value) in [
@@ -66,7 +74,7 @@ impl Limits {
             ("send_stall_ms", self.send_stall_ms),
             ("frame_timeout_ms", self.frame_timeout_ms),
         ] {
-            // In no time nothing can be done. (A stop that waits for nothing is one.)
+            // Not `drain_ms`: a stop need not wait.
             if value == 0 {
                 return bad(name, "must be at least 1".into());
             }
@@ -111,7 +119,7 @@ impl Limits {
         nanos(self.frame_timeout_ms)
     }
 
-    /// The least `max_buffered_bytes` that does for `max_message_bytes`.
+    /// The least `max_buffered_bytes` for this `max_message_bytes`.
     pub(super) fn buffered_bytes_min(&self) -> u64 {
         u64::from(self.max_message_bytes) + BESIDE_BYTES
     }

@@ -1,4 +1,4 @@
-//! What a server can be told.
+//! What a server can be configured with: limits, idle mode, auth token; and the daemon's configuration file.
 
 mod address;
 mod error;

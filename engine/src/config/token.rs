@@ -6,12 +6,13 @@ use std::path::Path;
 use super::{Limits, SMALL_FRAME_BYTES};
 use crate::wire::HEADER_BYTES;
 
-/// What a HANDSHAKE says beside the token, at most.
+/// What a HANDSHAKE may carry beside the token.
 const BESIDE_BYTES: usize = 128;
-/// The longest that a HANDSHAKE can carry: of whoever has not shown its credentials no longer frame is read.
+/// The longest token. A server reads no frame of more than SMALL_FRAME_BYTES from a connection that has not
+/// shown its credentials.
 const BYTES_MAX: usize = SMALL_FRAME_BYTES - HEADER_BYTES - BESIDE_BYTES;
 
-/// The auth token that a file holds: all its bytes but the line ends behind them.
+/// The auth token that a file holds: all its bytes without the line ends at the end.
 pub fn read_token(file: &Path) -> io::Result<Vec<u8>> {
     let mut token = std::fs::read(file)?;
     let is_line_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
@@ -20,7 +21,7 @@ pub fn read_token(file: &Path) -> io::Result<Vec<u8>> {
     Ok(token)
 }
 
-/// Refuses a token that would let everybody in, or nobody.
+/// Refuses a token that would admit everybody (it is empty) or nobody (it is too long to be sent).
 pub(crate) fn check_token(token: &[u8], limits: &Limits) -> Result<(), String> {
     let bytes = token.len();
     let most = limits.max_message_bytes as usize;
@@ -40,7 +41,7 @@ pub(crate) fn check_token(token: &[u8], limits: &Limits) -> Result<(), String> {
     Ok(())
 }
 
-/// The token of the server's file, and what there is to say of it, or what is wrong with it.
+/// Reads the server's token file. Returns the token and notices for the log, or what is wrong with it.
 pub(super) fn load(file: &str, limits: &Limits) -> Result<(Vec<u8>, Vec<String>), String> {
     let path = Path::new(file);
     let token = read_token(path).map_err(|error| format!("{file} cannot be read: {error}"))?;

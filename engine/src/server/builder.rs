@@ -1,4 +1,4 @@
-//! How a server is put together.
+//! The builder of a server, and how it is started.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -21,15 +21,15 @@ use crate::worker::{
     WorkerSetup,
 };
 
-/// Workers that this process has given a CPU.
+/// How many workers of this process were pinned to a CPU.
 static PINNED: AtomicUsize = AtomicUsize::new(0);
-/// A worker's stack. Handlers run on it too, and what overflows it ends the process. Only what is used
-/// of it is resident; below 2 MiB no part of it can become a huge page.
+/// A worker's stack. Handlers run on it too, and to overflow it ends the process. Only what is used of it is
+/// resident; it is smaller than a huge page, so that it does not become one.
 const WORKER_STACK_BYTES: usize = 1024 * 1024;
-/// Names abilities of io_uring that are not to be used, for tests of the ways of older kernels.
+/// The environment variable that names io_uring features not to be used: see DEVELOPERS.md.
 const WITHOUT: &str = "LAPCE_IPC_URING_WITHOUT";
 
-/// Puts a [`Server`] together.
+/// Sets the options of a [`Server`] and starts it.
 pub struct ServerBuilder {
     address: Option<String>,
     workers: usize,
@@ -68,25 +68,26 @@ impl ServerBuilder {
         }
     }
 
-    /// Listens on a TCP address, HOST:PORT; port 0 lets the system choose one.
+    /// Listens on a TCP address, HOST:PORT; with port 0 the system chooses one. By default the server does not
+    /// listen on TCP.
     pub fn bind(mut self, address: impl Into<String>) -> ServerBuilder {
         self.address = Some(address.into());
         self
     }
 
-    /// How many threads serve, 1 to 16. 0, the default: half of the CPUs that this process may
-    /// use, so that clients on the same machine have the other half.
+    /// How many worker threads there are, 1 to 16. 0, the default: half of the CPUs that this process may use,
+    /// so that clients on the same machine have the other half.
     pub fn workers(mut self, workers: usize) -> ServerBuilder {
         self.workers = workers;
         self
     }
 
-    /// Keeps each worker on one CPU, another one for each worker of this process, where there are more CPUs
-    /// than workers: if there are not, the clients on this machine would have to share each of them. By
-    /// default where idle workers spin ([`IdleMode::Spin`]). Other processes may choose the same CPUs:
-    /// give each a set of its own (taskset, `CPUAffinity=`), within which it chooses.
+    /// Whether each worker is pinned to a CPU of its own, from the last one down. By default if idle workers
+    /// spin ([`IdleMode::Spin`]). Workers are never pinned if there are not more CPUs than workers: clients on
+    /// this machine would have no CPU left. Other processes may choose the same CPUs: give each process a
+    /// set of its own (taskset, `CPUAffinity=`), from which it chooses.
     ///
-    /// A thread that a handler starts inherits the worker's CPU: start such threads before the server.
+    /// A thread that a handler starts inherits the worker's CPU; start such threads before the server.
     pub fn pin(mut self, pin: bool) -> ServerBuilder {
         self.pin = Some(pin);
         self
@@ -98,13 +99,15 @@ impl ServerBuilder {
         self
     }
 
-    /// Bounds of everything that could grow. See [`Limits::check`].
+    /// Limits on what peers can use; they must pass [`Limits::check`].
     pub fn limits(mut self, limits: Limits) -> ServerBuilder {
         self.limits = limits;
         self
     }
 
-    /// Asks every connection for this token, of 1 to 65,384 bytes, in its HANDSHAKE.
+    /// Asks every connection for this token, of 1 to 65,384 bytes, in its HANDSHAKE. A connection that does
+    /// not show it within [`Limits::frame_timeout_ms`] is closed, and one that shows another is refused with
+    /// UNAUTHORIZED. Version 1 clients cannot show it.
     pub fn auth_token(mut self, token: impl Into<Vec<u8>>) -> ServerBuilder {
         self.auth_token = Some(token.into());
         self
@@ -116,16 +119,17 @@ impl ServerBuilder {
         self
     }
 
-    /// Offers shared memory under an instance's name; the default instance's is empty. Clients of
-    /// the same user on this machine then connect to `shm:` or `shm:INSTANCE`, and their TCP
-    /// connections become shared-memory ones.
+    /// Offers shared memory under an instance's name, of up to 64 letters, digits, `_`, `-` and `.`; the
+    /// default instance's is empty. Clients of the same user on this machine then connect to `shm:` or
+    /// `shm:INSTANCE`, and TCP connections from this machine are upgraded. Off by default.
     pub fn shm(mut self, instance: impl Into<String>) -> ServerBuilder {
         self.shm = Some(instance.into());
         self
     }
 
-    /// Serves a message type; registering it again replaces the handler. The handler runs on a
-    /// worker, on a stack of 1 MiB, and must not block it. One that panics answers HANDLER_FAILED.
+    /// Serves a message type: 0x0100 and above, or one below 0x0010 that is not the protocol's. Registering a
+    /// type again replaces its handler. The handler runs on a worker, with a stack of 1 MiB, and must not
+    /// block: the worker's other connections wait. If it panics, it answers HANDLER_FAILED.
     pub fn handler<F>(mut self, msg_type: u16, handler: F) -> ServerBuilder
     where
         F: Fn(Request<'_>, Responder<'_>) + Send + Sync + 'static,
@@ -135,6 +139,12 @@ impl ServerBuilder {
     }
 
     /// Starts the workers. When this returns, the server accepts connections.
+    ///
+    /// If the TCP port is in use, that is tried again for a second: the kernel releases the sockets of a
+    /// predecessor that was killed a moment after its end.
+    ///
+    /// # Errors
+    /// [`ServerError`] says which setting cannot be used, or what the system lacks.
     pub fn start(self) -> Result<Server, ServerError> {
         self.check()?;
         let features = features()?;
@@ -221,7 +231,7 @@ impl ServerBuilder {
                 .name(format!("lapce-ipc-{index}"))
                 .stack_size(WORKER_STACK_BYTES)
                 .spawn(move || {
-                    // Before it serves anybody: clients can cut memory that it reads short.
+                    // Clients can cut shared memory short that this thread reads.
                     sigbus::let_in();
                     let run = || {
                         Worker::run(setup, |result| {
@@ -229,7 +239,7 @@ impl ServerBuilder {
                             let _ = started.send(result);
                         })
                     };
-                    // What it does to end well may fail too.
+                    // After a panic, what the worker does to tell its clients may panic too.
                     if !catch_unwind(AssertUnwindSafe(run)).unwrap_or(false) {
                         handle.fail(&format!("worker {index}"));
                     }
@@ -309,7 +319,7 @@ fn resolve(address: &str) -> Result<SocketAddr, ServerError> {
         })
 }
 
-/// ECHO, as an application would write it.
+/// The handler of ECHO, written as an application's would be.
 fn echo(request: Request<'_>, mut responder: Responder<'_>) {
     if request.is_stream_part() {
         if !responder.stream_part(request.payload()) {

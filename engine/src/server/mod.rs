@@ -45,7 +45,7 @@ pub struct Server {
     shm: Option<ShmService>,
 }
 
-/// Watches and steers a server from anywhere. Cloning is cheap.
+/// Watches and controls a server from any thread. Cloning is cheap.
 #[derive(Clone)]
 pub struct ServerHandle {
     shared: Arc<Shared>,
@@ -54,7 +54,8 @@ pub struct ServerHandle {
 }
 
 impl Server {
-    /// A builder with the defaults: no address, one handler (ECHO), limits as in [`super::ipc::Limits`].
+    /// A builder with the defaults: no address, one handler (ECHO), and the default
+    /// [`crate::ipc::Limits`].
     pub fn builder() -> ServerBuilder {
         ServerBuilder::new()
     }
@@ -72,7 +73,7 @@ impl Server {
         offer.map(|offer| offer.control.path.clone())
     }
 
-    /// The statistics so far.
+    /// The statistics so far, merged over all workers. Costs the workers nothing.
     pub fn stats(&self) -> Snapshot {
         self.handle.stats()
     }
@@ -82,8 +83,9 @@ impl Server {
         self.handle.clone()
     }
 
-    /// Stops: accepts nothing new, answers new requests with SHUTTING_DOWN, delivers the answers
-    /// in flight for at most [`crate::ipc::Limits::drain_ms`], closes. Returns when all is done.
+    /// Stops gracefully (drains): accepts no new connections, answers new requests with SHUTTING_DOWN, delivers
+    /// the answers in flight for at most [`crate::ipc::Limits::drain_ms`], and closes all connections. Returns
+    /// when all that is done.
     pub fn stop(mut self) {
         self.stop_and_join();
     }
@@ -94,7 +96,7 @@ impl Server {
     }
 
     fn stop_and_join(&mut self) {
-        // Nobody new from here on, over either transport.
+        // First nobody new, over either transport.
         if let Some(shm) = &mut self.shm {
             shm.stop();
         }
@@ -144,8 +146,8 @@ impl ServerHandle {
         self.shared.registry.snapshot()
     }
 
-    /// Begins a graceful stop, as [`Server::stop`] does, and returns at once. From here on nobody new
-    /// gets in, over either transport.
+    /// Begins a graceful stop, as [`Server::stop`] does, and returns at once. From here on no client gets a new
+    /// connection, over either transport.
     pub fn begin_stop(&self) {
         if let Some(offer) = &self.shm {
             offer.withdraw();
@@ -166,16 +168,16 @@ impl ServerHandle {
         self.shared.legacy.store(enabled, Ordering::Relaxed);
     }
 
-    /// Version 1 connections by address that came since the last call, so that an operator knows
-    /// when the support for them can be switched off. Those from more than 1,024 addresses come last, under
-    /// the address 0.0.0.0.
+    /// How many version 1 connections have come since the last call, by address, so that an operator knows when
+    /// the support for them can be switched off. 1,024 addresses are counted each for itself, and all others
+    /// together, as the last entry with the address 0.0.0.0.
     pub fn take_legacy_clients(&self) -> Vec<(std::net::IpAddr, u64)> {
         self.shared.registry.take_legacy_clients()
     }
 
-    /// Asks each worker to say that it runs, and returns the numbers of those that were asked by the last
-    /// call and have not said so since: they are kept by a handler that does not return. Call it at
-    /// intervals that are longer than any handler may take; for a watchdog. Never waits.
+    /// For a watchdog: asks each worker to show that it runs, and returns the numbers of those that were asked
+    /// by the last call and have not shown it since, because a handler does not return. Call it at intervals
+    /// longer than any handler may take. Never waits.
     pub fn silent_workers(&self) -> Vec<usize> {
         let inboxes = self.shared.inboxes.iter().enumerate();
         inboxes
@@ -184,21 +186,21 @@ impl ServerHandle {
             .collect()
     }
 
-    /// Waits at most so long for a thread of the server to fail; says whether one has. Only a bug of this
-    /// crate makes one fail (a handler that panics does not). The server then stops by itself, as
-    /// by [`ServerHandle::begin_stop`]; a failed worker's connections close without their answers.
+    /// Waits for a thread of the server to fail, at most so long; returns whether one has. Only a bug of this
+    /// crate makes a thread fail; a handler's panic does not. The server then stops by itself, as by
+    /// [`ServerHandle::begin_stop`], and the failed worker's connections are closed without their answers.
     pub fn wait_for_failure(&self, at_most: Duration) -> bool {
         self.shared.failure.wait(at_most)
     }
 
-    /// One of the threads has panicked.
+    /// One of the server's threads has panicked: stops the server.
     fn fail(&self, thread: &str) {
         log::error!("{thread} has failed, which is a bug in lapce-ai: the server stops");
         self.begin_stop();
         self.shared.failure.report();
     }
 
-    /// How many workers serve.
+    /// How many workers the server has.
     pub fn workers(&self) -> usize {
         self.shared.inboxes.len()
     }

@@ -1,10 +1,18 @@
-//! Shared memory: the ring, the control segment, attach and detach.
+//! Shared memory: a connection's two rings, and how a client attaches to a server.
 //!
-//! [`layout`] says where everything lies in a connection's segment, [`ring`] is one direction of
-//! it, which [`producer`] and [`consumer`] carry out, [`ends`] both as one side has them, [`mod@copy`] how bytes get there and [`reserve`] how
-//! they are sent without, [`doorbell`] is how a sleeping worker is woken, [`control`] the segment by
-//! which clients find a server and [`slots`] how they ask it for a connection, [`attach`] the server's side of making a connection and [`join`]
-//! the client's, [`leftovers`] what a killed server left of that.
+//! A connection has a *segment*, a file in /dev/shm that client and server map. In it lie two *rings*, one for
+//! each direction, through which *records* go: a commit word, then bytes of the stream of frames.
+//!
+//! - [`layout`] and [`sizes`] say where everything lies in a segment. [`ring`] is what both sides of a ring
+//!   agree on; [`producer`] and [`consumer`] are the sides. [`ends`] has both rings as one process sees them,
+//!   and how it sleeps and is woken. [`mod@copy`] copies bytes in and out; [`reserve`] lets a program write a
+//!   payload in place.
+//! - [`control`] is the segment that all clients of a server share: by its name they find the server, in its
+//!   [`slots`] they ask for a connection, and by its [`doorbell`]s they wake workers. [`attach`] is the server's
+//!   side of making a connection, [`join`] the client's. [`leftovers`] removes what a killed server left.
+//! - [`sync`] has what the loom models replace.
+//!
+//! Nothing in shared memory is trusted: the other side may write anything at any time.
 #![allow(unsafe_code)]
 
 mod attach;

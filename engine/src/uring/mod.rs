@@ -1,8 +1,9 @@
 //! The io_uring driver: accept, receive into provided buffers, send, wait.
 //!
-//! [`driver`] is the one file that owns a ring; [`features`] the one place that asks the kernel
-//! what it can do. Nothing here knows a protocol: bytes and file descriptors go in, [`Event`]s
-//! come out.
+//! [`driver`] owns the io_uring and turns its completions into [`Event`]s; [`features`] asks the kernel what it
+//! can do, and nothing else does; [`buffers`] are the receive buffers that all connections of a worker share;
+//! [`key`] names connections in completions; [`waker`] replaces futex waits on kernels without them. Nothing
+//! here knows the protocol.
 #![allow(unsafe_code)]
 
 mod buffers;

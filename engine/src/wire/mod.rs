@@ -1,8 +1,13 @@
-//! The protocol: bytes in, bytes out. No I/O, no clock, and no allocation on the way of a frame.
+//! The protocol: bytes in, bytes out. No I/O and no clock, and frames are encoded and verified without
+//! allocations of their own.
 //!
-//! [`header`], [`flags`], [`msg_type`] and [`error`] are the tables of the specification;
-//! [`frame`] writes and verifies version 2 frames, [`unsealed`] short ones together, [`legacy`] version 1; [`scan`] finds frames in
-//! bytes that come in any split; [`handshake`], [`pool_report`] and [`compress`] are payloads.
+//! - [`header`], [`flags`], [`msg_type`] and [`error`] are the tables of docs/protocol.md.
+//! - [`mod@scan`] finds frames in bytes that come in any split.
+//! - [`frame`] encodes and verifies version 2 frames; [`unsealed`] encodes short ones whose CRCs are computed
+//!   later, several at a time; [`legacy`] has version 1.
+//! - [`handshake`], [`pool_report`] and [`compress`] are payloads.
+//! - [`crc`] computes CRC-32C, also while copying, with the best instructions that the processor has.
+//! - [`instance`] has the names of files in /dev/shm, [`mod@append`] long copies.
 
 mod append;
 mod compress;
