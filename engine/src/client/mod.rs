@@ -3,7 +3,7 @@
 //! One call goes like this: [`Client::call`] gives the request an id ([`flights`]) and a frame, which
 //! [`send`] queues in the connection's buffers ([`channel`]) or writes straight into the ring; [`inner`]
 //! then waits, spinning or sleeping ([`wait`], [`deadline`]); what arrives becomes answers in [`receive`],
-//! and [`collect`] hands them out. An answer that nobody waits for at the moment is kept in [`kept`].
+//! and [`mod@collect`] hands them out. An answer that nobody waits for at the moment is kept in [`kept`].
 //!
 //! - A connection: [`address`], [`connect`], [`link`], which is either [`tcp`] or [`shm`].
 //! - Messages that do not fit into a record: [`long`]. Payloads written in place, for the C library:

@@ -30,7 +30,7 @@ pub(super) fn check_loopback(address: &str, leads_to: &[SocketAddr]) -> Result<(
     }
 }
 
-/// Whether both cannot be listened on at a time, as far as that is certain: what [::] takes of IPv4 is for the
+/// Whether both cannot be listened on at a time, as far as that is certain: what `[::]` takes of IPv4 is for the
 /// system to decide.
 pub(super) fn collide(one: &[SocketAddr], other: &[SocketAddr]) -> bool {
     // Of several the first is taken.

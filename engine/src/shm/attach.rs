@@ -1,5 +1,10 @@
-//! The server's side of attaching: an ordinary thread that makes connections' segments, so that no
+//! The server's side of attaching: a thread of its own that makes the segments of new connections, so that no
 //! worker has to.
+//!
+//! One client goes through the stages of its slot ([`Stage`]): it claims the slot and requests a connection; this
+//! thread makes a segment and says READY; the client maps the segment, locks its file, and says MAPPED; this thread
+//! finds out by that lock which process it is, watches it, removes the segment's name and delivers the connection to
+//! a worker.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -22,18 +27,19 @@ use crate::sys::segment::{self, Segment};
 use crate::sys::{futex, record_lock};
 use crate::wire::ErrorCode;
 
-/// A slot that does not move on for this long is freed.
+/// A slot that stays in a stage for this long is freed.
 const SLOT_LIFE: Duration = Duration::from_secs(2);
-/// How often all is looked at when nobody calls.
+/// How often the thread looks at everything if no client calls it.
 const LOOK: Duration = Duration::from_millis(200);
-/// How often it is looked whether clients keep their connections: 2 ms for 1,000.
+/// How often it is checked whether clients still hold the locks of their connections. For 1,000 clients that takes
+/// 2 ms.
 const LIVES_LOOK: Duration = Duration::from_secs(5);
-/// The same where there is no place for one more.
+/// The same when there is no place for one more connection.
 const SHORTAGE_LOOK: Duration = Duration::from_millis(50);
 /// The protocol's code for one connection too many.
 const OVERLOADED: u32 = ErrorCode::Overloaded as u32;
 
-/// The free ready bits of one worker.
+/// The ready bits of one worker that no connection uses.
 #[derive(Debug)]
 pub(crate) struct ReadyBits(ArrayQueue<u16>);
 
@@ -50,7 +56,7 @@ impl ReadyBits {
         self.0.pop().map(usize::from)
     }
 
-    /// All are taken.
+    /// Whether all are in use.
     pub(crate) fn are_taken(&self) -> bool {
         self.0.is_empty()
     }
@@ -86,29 +92,30 @@ pub(crate) trait Placement: Send {
     fn deliver(&self, worker: usize, end: Box<ServerEnd>);
 }
 
-/// A slot's connection between being made and being mapped by its client.
+/// A connection that was made and that its client has not mapped yet.
 struct Pending {
     ends: Ends,
     ready_bit: usize,
     worker: usize,
     name: String,
-    /// The slot's, when it was made.
+    /// The slot's state when it was made.
     state: State,
-    /// The client shows by this file's record lock which process it is.
+    /// The segment's file. By a record lock on it the client shows which process it is.
     file: File,
     /// See [`Life`].
     life: u64,
 }
 
+/// What the thread remembers of a slot.
 #[derive(Default)]
 struct Watch {
-    /// Since when the slot is in its state, and which.
+    /// The slot's state, and since when it has that.
     since: Option<(State, Instant)>,
     pending: Option<Pending>,
 }
 
-/// A connection whose client shows that it keeps it. One that executes another program ends without a word, and
-/// its process, which is watched, lives on.
+/// A connection whose client holds a lock to show that it keeps it. When a client executes another program, its
+/// process, which is watched, lives on; only the lock is released.
 #[derive(Debug)]
 struct Life {
     segment: Weak<Segment>,
@@ -117,7 +124,7 @@ struct Life {
     ready_bit: usize,
 }
 
-/// The connections whose clients show that they keep them, and when that was last looked at.
+/// All such connections, and when they were last checked.
 #[derive(Debug, Default)]
 pub(crate) struct Lives {
     all: RefCell<Vec<Life>>,
@@ -133,8 +140,8 @@ impl Lives {
         lives.push(life);
     }
 
-    /// Ends the connections whose clients have left them, unless it was looked just now. Says whether there were
-    /// any.
+    /// Ends the connections whose clients have left them, unless that was checked within `at_most_every`. Returns
+    /// whether there were any.
     fn look_after(&self, control: &Control, at_most_every: Duration) -> bool {
         let looked = self.looked.get();
         if looked.is_some_and(|looked| looked.elapsed() < at_most_every) {
@@ -150,7 +157,7 @@ impl Lives {
             if !is_held {
                 any = true;
                 let closed = layout::TO_SERVER.producer_flags + layout::FLAG_CLOSED;
-                // Release: as the client's own word in `Ends::close`.
+                // In the client's place. Release: as in `Ends::close`.
                 segment.word32(closed).store(1, Ordering::Release);
                 control.ring(life.worker, life.ready_bit);
             }
@@ -164,17 +171,17 @@ impl Lives {
 pub(crate) struct AttachServer<P> {
     pub(crate) control: Arc<Control>,
     pub(crate) placement: P,
-    /// Workers there are.
+    /// How many workers there are.
     pub(crate) workers: usize,
     pub(crate) stop: Arc<AtomicBool>,
     /// The longest payload that the server accepts.
     pub(crate) max_message_bytes: u32,
-    /// The last that asked was refused for want of room, and the log says so.
+    /// The last client was refused because there is no place, and the log has said so.
     pub(crate) is_full: Cell<bool>,
     pub(crate) lives: Lives,
 }
 
-/// Ends the thread of an [`AttachServer`], at the latest when it looks around.
+/// Has the thread of an [`AttachServer`] end: at once, or at the latest after [`LOOK`].
 pub(crate) fn stop(control: &Control, stop: &AtomicBool) {
     stop.store(true, Ordering::Release);
     control.call_server();
@@ -185,8 +192,8 @@ impl<P: Placement> AttachServer<P> {
     pub(crate) fn run(self) {
         let mut watches: Vec<Watch> = (0..SLOTS).map(|_| Watch::default()).collect();
         let mut told = None;
-        // Unbounded by design: ends when the server stops. It sleeps for a limited time only, since
-        // the word that it sleeps on, as all that is here, may be overwritten by any client.
+        // Unbounded by design: ends when the server stops. It never sleeps for long, since any client may overwrite
+        // the word that it sleeps on.
         loop {
             // Acquire: pairs with the release in `Control::call_server`.
             let calls = self.control.attach_word().load(Ordering::Acquire);
@@ -194,7 +201,7 @@ impl<P: Placement> AttachServer<P> {
                 break;
             }
             let wrong = self.control.look_after(self.workers);
-            // A server that stops takes its name away itself.
+            // A server that stops removes the name itself, which is nothing to complain of.
             if wrong != told
                 && let Some(wrong) = wrong
                 && !self.stop.load(Ordering::Acquire)
@@ -214,6 +221,7 @@ impl<P: Placement> AttachServer<P> {
         }
     }
 
+    /// Does what a slot needs: makes a connection, delivers one, or frees a slot whose client has stopped.
     fn serve_slot(&self, slot: Slot<'_>, watch: &mut Watch) {
         let state = slot.state();
         let stage = state.stage();
@@ -249,7 +257,7 @@ impl<P: Placement> AttachServer<P> {
             self.drop_pending(pending);
         }
         watch.since = None;
-        // Failure: somebody has changed it meanwhile, and is looked at next time.
+        // It fails if somebody has changed the state meanwhile; then the slot is looked at next time.
         let _ = slot.step(state, Stage::Free);
     }
 
@@ -262,13 +270,14 @@ impl<P: Placement> AttachServer<P> {
         self.placement.unplace(pending.worker);
     }
 
-    /// Refuses one connection too many. Says why in the log, once until one is made.
+    /// Refuses a connection because there is no place or memory for it. The log says why, once until a connection is
+    /// made again.
     fn refuse_for_want(&self, slot: Slot<'_>, state: State, why: &str) {
         if !self.is_full.replace(true) {
             log::warn!("shared-memory connections are refused: {why}");
         }
         if self.lives.look_after(&self.control, SHORTAGE_LOOK) {
-            // Their places are free in a moment: this slot is looked at again then.
+            // Some clients had left without a word. Their places are free in a moment, and this slot is looked at again.
             return;
         }
         self.placement.refused();
@@ -280,6 +289,7 @@ impl<P: Placement> AttachServer<P> {
         let _ = slot.step(state, Stage::Refused);
     }
 
+    /// Makes a connection for a client that requests one.
     fn make(&self, slot: Slot<'_>, state: State, watch: &mut Watch) {
         let Some(worker) = self.placement.place() else {
             return self.refuse_for_want(slot, state, "limits.max_connections is reached");
@@ -308,11 +318,11 @@ impl<P: Placement> AttachServer<P> {
         }
     }
 
-    /// Hands a connection to its worker, if the client can be watched: its end would go unnoticed
-    /// otherwise, and its place be lost.
+    /// Delivers a connection to its worker, if the client's process can be watched. Otherwise its end would not be
+    /// noticed, and its place would be lost.
     fn deliver(&self, slot: Slot<'_>, state: State, pending: Pending) {
-        // Asked again once the descriptor is there: until then the process holds the lock, so that
-        // its number has not become another's.
+        // The holder is asked for again after the pidfd is open: if the process still holds the lock, its pid has not
+        // become another's in between.
         let client = record_lock::holder(&pending.file).and_then(|pid| {
             let pidfd = PidFd::open(pid)?;
             match record_lock::holder(&pending.file)? == pid {
@@ -322,9 +332,9 @@ impl<P: Placement> AttachServer<P> {
         });
         match client {
             Ok(pidfd) => {
-                // Both sides have it mapped: from here on a crash leaves nothing behind.
+                // Both sides have it mapped, so it needs no name. From here on a crash leaves no file behind.
                 let _ = segment::unlink(&pending.name);
-                // The slot alone proves nothing to the client: anybody may write there.
+                // The slot alone proves nothing to the client, since any process of the user may write there.
                 let delivered = pending.ends.segment.word32(AT_DELIVERED);
                 // Release: pairs with the acquire in `ClientEnd::is_delivered`.
                 delivered.store(1, Ordering::Release);
@@ -391,7 +401,7 @@ impl<P: Placement> AttachServer<P> {
             .word64(layout::AT_MAGIC)
             .store(layout::MAGIC, Ordering::Release);
         let ends = Ends::new(Arc::new(segment), &layout::TO_CLIENT, &layout::TO_SERVER);
-        // Until the worker has it, a client that writes rings; the worker looks when it gets it.
+        // A client that writes before the worker has the connection rings; the worker looks when it gets it.
         ends.rx.set_waiting(true);
         Ok(Pending {
             ends,

@@ -20,12 +20,13 @@ pub(crate) struct Consumer {
     pub(super) places: &'static RingPlaces,
     /// Where the next record begins.
     next: Place,
-    /// Its commit word has this under [`STAMP_MASK`].
+    /// The bits of [`STAMP_MASK`] that its commit word will have.
     stamp: u64,
-    /// What the producer was last told.
+    /// The position that the producer was last told.
     published: u64,
     /// The last record lay in two cache lines.
     two_lines: bool,
+    /// The beginning of the last good header.
     good_first: GoodFirst,
 }
 
@@ -56,13 +57,13 @@ impl Consumer {
 
     #[inline]
     fn load(&self) -> u64 {
-        // Acquire: pairs with the releases in `Producer::publish` and `settle`.
+        // Acquire: pairs with the releases in `Producer::publish` and `Producer::settle`.
         self.segment
             .word64(self.next.address)
             .load(Ordering::Acquire)
     }
 
-    /// Whether there is something, or something wrong.
+    /// Whether there is a record, or something wrong, which `next` reports.
     #[inline]
     pub(crate) fn has_record(&self) -> bool {
         let word = self.load();
@@ -75,9 +76,9 @@ impl Consumer {
         self.stamp = stamp_of(next);
     }
 
-    /// As [`Consumer::has_record`], for polling: if the last record had two lines, the next one's
-    /// second is fetched along with the first and not after it. A longer record's would only be
-    /// taken away from the producer while it writes the rest.
+    /// As [`Consumer::has_record`], for polling. If the last record had two lines, the second line of the next
+    /// one is prefetched, so that it comes with the first and not after it. Not after a longer record: its
+    /// lines would be taken away from the producer, which still writes them.
     #[inline]
     pub(crate) fn poll(&self) -> bool {
         if self.two_lines {
@@ -120,14 +121,14 @@ impl Consumer {
         Err(Corrupt("skips without end"))
     }
 
-    /// Where the data of the record that is next lie: valid for all of its length.
+    /// The address of the data of the next record: valid for all of its length.
     #[inline]
     fn data(&self, record: &Record) -> *const u8 {
         self.segment
             .at_to_read(self.next.address + WORD, record.length)
     }
 
-    /// Appends the record's data to `to`: from here on they are private.
+    /// Appends the record's data to `to`, which makes them private.
     #[inline]
     pub(crate) fn copy(&self, record: &Record, to: &mut Vec<u8>) {
         let from = self.data(record);
@@ -141,9 +142,9 @@ impl Consumer {
         }
     }
 
-    /// As [`Consumer::copy`]. If the data are one frame, that frame's CRC is computed on the way:
-    /// its header, if that and the CRC are right, and the copy need not be checked again (only a
-    /// limit on messages that is below a record's is not known here). `None` says nothing.
+    /// As [`Consumer::copy`], with the CRC computed in the same pass. If the data are one whole frame whose
+    /// header and CRC are right, returns the header, and the copy need not be checked again, except for the
+    /// caller's limit on messages. `None` means that it is not known whether they are.
     #[inline(always)]
     pub(crate) fn copy_frame(&mut self, record: &Record, to: &mut Vec<u8>) -> Option<Header> {
         to.reserve(record.length);
@@ -167,14 +168,16 @@ impl Consumer {
         unsafe { self.copy_frame_raw(record, to.as_mut_ptr()) }
     }
 
-    /// The header in these words, if all is right with it but its CRC, and it announces a payload of
-    /// `length` bytes.
+    /// The header in these words, if it is good (its CRC is not checked) and announces a payload of `length`
+    /// bytes.
     #[inline(always)]
     fn good_header(&mut self, words: [u64; HEADER_WORDS], length: usize) -> Option<Header> {
         let header = self.good_first.header(words)?;
         (header.length as usize == length).then_some(header)
     }
 
+    /// As [`Consumer::copy_frame`], to an address.
+    ///
     /// # Safety
     /// `to` is private memory, writable for as many bytes as the record has.
     #[inline(always)]
@@ -188,7 +191,7 @@ impl Consumer {
                 copy(from, to, record.length);
                 return None;
             }
-            // One by one: an array that is mapped goes through memory, and the reader waits for it.
+            // One by one, since an array would go through memory.
             let word = |index| u64::from_le(from.cast::<u64>().add(index).read_volatile());
             let (first, second, third) = (word(0), word(1), word(2));
             let words = [first, second, third];
@@ -207,9 +210,9 @@ impl Consumer {
         }
     }
 
-    /// Appends the payload of the frame that makes up the record, if it is one, `wanted` says yes to
-    /// its header, and its CRC is right. `None`: `to` has what it had, and the record may still be
-    /// taken in another way, which looks at everything anew.
+    /// If the record is one whole frame, `wanted` accepts its header, and its CRC is right, appends its payload
+    /// to `to`. `None` if not; then `to` is as it was, and the record can still be taken in another way, which
+    /// checks everything anew.
     #[inline]
     pub(crate) fn copy_payload(
         &mut self,
@@ -238,7 +241,7 @@ impl Consumer {
         Some(())
     }
 
-    /// Copies the first bytes of the record's data into `to`, at most what is there; says how many.
+    /// Copies the record's data from `from_byte` on into `to`, as far as they fit; returns how many bytes.
     #[inline]
     pub(crate) fn copy_part(&self, from_byte: usize, record: &Record, to: &mut [u8]) -> usize {
         let count = to.len().min(record.length - from_byte);
@@ -248,8 +251,8 @@ impl Consumer {
         count
     }
 
-    /// Appends these of the record's data to `to`. Returns the CRC of what `sum` is the CRC of,
-    /// followed by the bytes that are there now.
+    /// Appends this range of the record's data to `to`, computing the CRC in the same pass: `sum` is the CRC of
+    /// what came before, and the result that of both.
     ///
     /// # Panics
     /// If the record has fewer bytes.
@@ -275,7 +278,8 @@ impl Consumer {
         }
     }
 
-    /// Goes on to the next record. Returns what the producer acknowledged with this one.
+    /// Moves on to the next record. Returns how far the producer had consumed our ring when it sent this one,
+    /// for [`super::producer::Producer::acknowledged`].
     #[inline]
     pub(crate) fn advance(&mut self, record: &Record) -> u32 {
         self.two_lines = is_two_lines(record.length);
@@ -286,19 +290,20 @@ impl Consumer {
         record.ack
     }
 
-    /// Tells the producer how far we are.
+    /// Publishes our position, so that the producer can use the room before it.
     #[inline]
     pub(crate) fn publish(&mut self) {
         if self.published != self.next.position {
             self.published = self.next.position;
-            // Release: pairs with the acquire in `Producer::has_room`: we have read all before it.
+            // Release: pairs with the acquires in `Producer::has_room` and `Producer::consumer_has_moved`: we
+            // have read everything before it.
             self.segment
                 .word64(self.places.consumed)
                 .store(self.next.position, Ordering::Release);
         }
     }
 
-    /// Says whether we wait for being told of records. After `true`, look again before sleeping.
+    /// Says whether we want to be woken when there is a record. After `true`, look once more before sleeping.
     pub(crate) fn set_waiting(&self, waiting: bool) {
         self.waiting_word()
             .store(u32::from(waiting), Ordering::Relaxed);

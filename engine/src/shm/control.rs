@@ -1,5 +1,5 @@
-//! The control segment: by its name clients find a server, in it they claim a slot to be attached,
-//! and through it they ring the server's workers.
+//! The control segment, which a server shares with all its clients: by its name they find the server, in it they
+//! claim a slot to be attached, and through it they wake the server's workers.
 //!
 //! ```text
 //! page 0     0  magic u64, version u32, bytes u32, server pid u32, then u64: start ticks, nonce
@@ -7,13 +7,13 @@
 //! page 1   256 bytes for each of 16 workers:
 //!            0  its doorbell, a futex word
 //!            4  one more than the number of the CPU that it runs on, 0 if that is not known (u32)
-//!           64  which of the words below are not zero (u64)
-//!          128  a bit for each of 1,024 connections that has something (16 u64)
+//!           64  summary: which of the words below may not be zero (u64)
+//!          128  a ready bit for each of 1,024 connections (16 u64)
 //! page 2.. 128 bytes for each of 64 slots: see [`super::slots`]
 //! ```
 //!
-//! Every client of this user may write here, or cut the file short. The server's own state is never
-//! kept here alone: what is lost it writes again, see [`Control::look_after`].
+//! Every process of this user may write here, or cut the file short. So the server keeps nothing here alone, and
+//! writes again what is lost: see [`Control::look_after`].
 
 use std::fs::File;
 use std::io;
@@ -39,11 +39,12 @@ const WORKER_BYTES: usize = 256;
 const AT_WORKER_CPU: usize = 4;
 /// The most workers of a server: as many as a control segment has room for.
 pub(crate) const WORKERS_MAX: usize = 16;
-/// Connections of one worker.
+/// The most shared-memory connections of one worker.
 pub(crate) const READY_BITS: usize = 1024;
-/// The byte of the file that the server holds, see [`Control::server_holds`]. Clients' numbers are random.
+/// The byte of the file that the server holds a lock on, see [`Control::server_holds`]. Clients hold bytes at
+/// random numbers.
 const SERVER_LIFE: u64 = u64::MAX;
-// A server's own, with its control segment.
+// All connections of the largest server, and its control segment, can be mapped.
 const _: () = assert!(WORKERS_MAX * READY_BITS < segment::MAPPED_MAX);
 const SLOTS_AT: usize = 2 * 4096;
 const CONTROL_BYTES: usize = SLOTS_AT + SLOTS * SLOT_BYTES;
@@ -53,19 +54,19 @@ const CONTROL_BYTES: usize = SLOTS_AT + SLOTS * SLOT_BYTES;
 pub(crate) enum ShmError {
     /// There is no control segment; the text says what to do.
     Missing(String),
-    /// A live server has this instance. Pid 0: what has it is no server.
+    /// A live server uses this instance. Pid 0: the process that holds its lock is no server.
     InUse { path: String, pid: u32 },
     /// The server refused: too many connections.
     Refused(u32),
-    /// The server cannot watch this process.
+    /// The server cannot watch this client's process.
     Unseen,
     /// The server did not answer in time.
     TimedOut,
-    /// What is there is not what it should be.
+    /// The file is not what it should be.
     Unusable { path: String, reason: String },
     /// A server's segment cannot be made.
     NotMade { path: String, source: io::Error },
-    /// What has a server's name cannot be replaced.
+    /// A file that has the name of a server's segment cannot be replaced.
     Failed { path: String, source: io::Error },
 }
 
@@ -121,10 +122,10 @@ impl std::fmt::Display for ShmError {
 pub(crate) struct Control {
     pub(super) segment: Segment,
     pub(crate) name: String,
-    /// The name's, kept so that a look takes no memory.
+    /// Its path, kept so that looking at the file allocates nothing.
     pub(crate) path: String,
-    /// The server's: its file, kept open, holds the lock that proves that the server lives, and the
-    /// name is taken away at the end.
+    /// This is the server's. Its file is kept open and holds the lock which proves that the server lives, and its
+    /// name is removed at the end.
     owned: bool,
     header: ControlHeader,
 }
@@ -146,8 +147,8 @@ fn lock(file: &File) -> io::Result<bool> {
 }
 
 impl Control {
-    /// Makes the control segment of an instance. One of a dead server is replaced, a live one's
-    /// never: the lock that a server holds on its file for as long as it lives decides.
+    /// Makes the control segment of an instance. That of a dead server is replaced, that of a live one never. The
+    /// lock decides that a server holds on its file for as long as it lives.
     pub(crate) fn create(instance: &str) -> Result<Control, ShmError> {
         let name = control_segment_name(instance);
         let path = segment::path(&name);
@@ -171,7 +172,7 @@ impl Control {
             nonce: random(),
         };
         header.write(&segment);
-        // Each turn either gives it its name or takes a dead one's away; others may do the same.
+        // Each pass either gives it its name, or removes the name of a dead server's; others may do the same.
         for _ in 0..8 {
             match segment::publish(&file, &name) {
                 Ok(()) => {
@@ -191,7 +192,7 @@ impl Control {
                         let pid = alive.map_or(0, |header| header.server_pid);
                         return Err(ShmError::InUse { path, pid });
                     }
-                    // Ours to remove now, unless somebody was quicker and the name is new again.
+                    // The name is ours to remove now, unless somebody was quicker and it names a new file.
                     let identity = segment::identity(&old).map_err(unusable)?;
                     if segment::is_at(&path, identity) {
                         log::info!("{path} was left by a server that is gone: replaced");
@@ -219,9 +220,9 @@ impl Control {
         }
     }
 
-    /// Puts right what another process has done to the server's segment: makes it as long as it was,
-    /// says again whose it is, and has the workers look at all connections, since rings may be lost.
-    /// Says what was wrong.
+    /// Repairs what another process has done to the server's segment: makes the file as long as it was, writes the
+    /// header again, and has the workers look at all connections, since wake-ups may be lost. Returns what was
+    /// wrong, for the log.
     pub(super) fn look_after(&self, workers: usize) -> Option<&'static str> {
         let restored = self.segment.restore_file();
         if self.segment.poisoned() {
@@ -229,7 +230,7 @@ impl Control {
                 "another process took its memory away, and /dev/shm has none left: clients stay on TCP until it has",
             );
         }
-        // It fails only where there is no memory: then the next fault tells.
+        // It fails only if there is no memory; then the next fault tells.
         let was_changed = restored.unwrap_or(true);
         let is_intact = !was_changed && ControlHeader::read(&self.segment) == Some(self.header);
         if !is_intact {
@@ -255,7 +256,7 @@ impl Control {
         }
     }
 
-    /// Opens the control segment `name` of a server that lives.
+    /// For a client: opens the control segment of a server that lives.
     pub(crate) fn open(name: &str) -> Result<Control, ShmError> {
         let path = segment::path(name);
         let unusable = |reason: String| ShmError::Unusable {
@@ -264,7 +265,7 @@ impl Control {
         };
         let segment = match Segment::open(name) {
             Ok((mut segment, file)) => {
-                // Cut short, it is made long again, so that doorbells still ring.
+                // If it is cut short, a fault makes it long again, so that doorbells still work.
                 segment.keep_length(file);
                 segment
             }
@@ -298,8 +299,8 @@ impl Control {
         Ok(control)
     }
 
-    /// Whether clients still find the server by its name. One that stops takes that away first, and then answers
-    /// nobody any more, though its process may live on.
+    /// For a client that attaches: whether the segment still has its name. A server that stops removes that first,
+    /// and answers nobody any more, though its process may live on.
     pub(super) fn check_offered(&self) -> Result<(), ShmError> {
         match segment::is_at(&self.path, self.segment.identity()) {
             true => Ok(()),
@@ -310,20 +311,20 @@ impl Control {
         }
     }
 
-    /// For a client: whether the server has the segment still, as far as is known. One whose process executes
-    /// another program, or itself anew, has gone, and the process lives on.
+    /// For a client: whether the server still holds its lock on the file, as far as can be found out. A server whose
+    /// process executes another program (or itself again) has gone, although the process lives on.
     pub(super) fn server_holds(&self) -> bool {
         self.is_held(SERVER_LIFE)
     }
 
-    /// The client keeps its connection, which is named by this number, as long as it has this segment open.
-    /// False: it cannot say so.
+    /// For a client: takes the lock which shows that it keeps the connection with this number. The kernel releases it
+    /// with the open file. False if it could not be taken.
     pub(super) fn hold(&self, life: u64) -> bool {
         let file = self.segment.kept();
         file.is_some_and(|file| record_lock::hold_byte(file, life).is_ok())
     }
 
-    /// Whether the client that has said so keeps its connection still, as far as is known.
+    /// For the server: whether a client still holds the lock of its connection, as far as can be found out.
     pub(super) fn is_held(&self, life: u64) -> bool {
         let file = self.segment.kept();
         file.is_none_or(|file| record_lock::is_byte_held(file, life).unwrap_or(true))
@@ -333,7 +334,8 @@ impl Control {
         self.header.server_pid
     }
 
-    /// Tells this segment from any other: device, inode and a random number.
+    /// Identifies this segment: device, inode and a random number. The HANDSHAKE_ACK carries it, so that a client can
+    /// check that the file it has opened is the server's.
     pub(crate) fn host_id(&self) -> Vec<u8> {
         let (device, inode) = self.segment.identity();
         [device, inode, self.header.nonce]
@@ -342,13 +344,14 @@ impl Control {
             .collect()
     }
 
-    /// Counted up when a slot needs the server.
+    /// The futex word on which the attach thread sleeps, counted up when a slot needs it.
     pub(super) fn attach_word(&self) -> &AtomicU32 {
         self.segment.word32(AT_ATTACH)
     }
 
+    /// Wakes the attach thread: a slot needs it.
     pub(super) fn call_server(&self) {
-        // Release: pairs with the acquire of the attach thread's look at the slots.
+        // Release: pairs with the acquire in `AttachServer::run`.
         self.attach_word().fetch_add(1, Ordering::Release);
         futex::wake(self.attach_word(), 1);
     }
@@ -366,7 +369,7 @@ impl Control {
         self.segment.word32(self.worker(worker) + AT_WORKER_CPU)
     }
 
-    /// Says on which CPU the worker runs at the moment.
+    /// Tells clients on which CPU the worker runs at the moment.
     pub(crate) fn set_worker_cpu(&self, worker: usize, cpu: Option<u32>) {
         // Relaxed: a hint, which orders nothing.
         let word = cpu.map_or(0, |cpu| cpu.saturating_add(1));
@@ -378,7 +381,7 @@ impl Control {
         self.cpu_word(worker).load(Ordering::Relaxed).checked_sub(1)
     }
 
-    /// A client has something for the worker, on the connection with this bit.
+    /// For a client: sets its connection's ready bit and rings the worker's doorbell.
     pub(crate) fn ring(&self, worker: usize, bit: usize) {
         assert!(bit < READY_BITS);
         let at = self.worker(worker);
@@ -386,13 +389,13 @@ impl Control {
         doorbell::ring(self.doorbell(worker));
     }
 
-    /// Whether some connection of the worker has rung.
+    /// Whether some connection of the worker has set its ready bit.
     #[inline]
     pub(crate) fn has_ready(&self, worker: usize) -> bool {
         doorbell::has_ready(&self.segment, self.worker(worker))
     }
 
-    /// Takes the bits of all connections that have rung.
+    /// Takes the worker's ready bits that are set, and calls `each` with the number of each.
     pub(crate) fn take_ready(&self, worker: usize, each: impl FnMut(usize)) {
         doorbell::take_ready(&self.segment, self.worker(worker), each);
     }
@@ -417,11 +420,11 @@ impl ControlHeader {
         segment
             .word64(AT_NONCE)
             .store(self.nonce, Ordering::Relaxed);
-        // Release: pairs with the acquire in `read`: with the magic, the rest is there.
+        // Release: pairs with the acquire in `read`: whoever sees the magic sees the rest.
         segment.word64(0).store(MAGIC, Ordering::Release);
     }
 
-    /// Whether the server is there, and not another process with its number.
+    /// Whether the server's process lives, and not another one that has its pid now.
     fn server_lives(&self) -> bool {
         process::start_ticks(self.server_pid) == Some(self.start_ticks)
     }
@@ -442,9 +445,9 @@ impl ControlHeader {
 }
 
 impl Control {
-    /// Takes the server's name away: no client finds it any more. A client's does nothing.
+    /// For the server: removes the segment's name, so that no client finds it any more.
     pub(crate) fn remove(&self) {
-        // Only our own: a successor may have made a new one under the same name.
+        // Only if it is ours: a successor may have made a new segment under the same name.
         if self.owned && segment::is_at(&self.path, self.segment.identity()) {
             let _ = segment::unlink(&self.name);
         }

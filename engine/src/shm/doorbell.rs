@@ -1,7 +1,8 @@
-//! How a worker that sleeps is woken, and by which of its connections.
+//! How a sleeping worker is woken: its *doorbell*, a futex word in the control segment; and its *ready bits*,
+//! which say which connections have something.
 //!
-//! The sleeper publishes that it sleeps, looks at all its sources once more, then waits; whoever
-//! has published something wakes only a sleeper.
+//! The worker announces that it sleeps, looks at all its sources once more, and only then waits. Whoever has
+//! published something rings the doorbell, which makes a system call only if the worker sleeps.
 
 use super::sync::{AtomicU32, Ordering, Segment, fence, futex};
 
@@ -10,9 +11,10 @@ pub(crate) const AWAKE: u32 = 0;
 /// The worker sleeps, or is about to.
 pub(crate) const SLEEPING: u32 = 1;
 
-/// Where a worker's words lie, from the doorbell on: which of the words of bits are not zero, and
-/// the first of those.
+/// Where the summary of a worker's ready bits lies, counted from its doorbell: bit n is set if the nth word of
+/// ready bits may not be zero.
 const AT_SUMMARY: usize = 64;
+/// Where the first word of ready bits lies.
 const AT_BITS: usize = 128;
 
 /// Wakes the worker if it sleeps. What it is woken for has been published before.
@@ -25,8 +27,8 @@ pub(crate) fn ring(word: &AtomicU32) {
     }
 }
 
-/// That a worker sleeps, in memory of its own process: clients may overwrite its word, and it hears the
-/// process's other threads all the same.
+/// Whether a worker sleeps, in private memory. Clients may overwrite the doorbell word; the server's own threads
+/// still wake the worker.
 pub(crate) struct Asleep(AtomicU32);
 
 impl Asleep {
@@ -34,16 +36,16 @@ impl Asleep {
         Asleep(AtomicU32::new(AWAKE))
     }
 
-    /// As [`ring`], whatever the word says.
+    /// As [`ring`], for the server's own threads: it works whatever the word says.
     pub(crate) fn ring(&self, word: &AtomicU32) {
         // SeqCst: pairs with the fence in `fall_asleep`, as in `ring`.
         fence(Ordering::SeqCst);
-        // Acquire: pairs with the release in `fall_asleep`: the word is SLEEPING by then, so that AWAKE
-        // is what stays.
+        // Acquire: pairs with the release in `fall_asleep`, so that the word was set to SLEEPING before it is
+        // set to AWAKE below.
         if self.0.load(Ordering::Relaxed) == SLEEPING
             && self.0.swap(AWAKE, Ordering::AcqRel) == SLEEPING
         {
-            // Release: pairs with the acquire of whoever waits in the worker's place.
+            // Release: pairs with the acquire in `uring::waker`, where that waits in the worker's place.
             word.store(AWAKE, Ordering::Release);
             futex::wake(word, 1);
         }
@@ -52,30 +54,31 @@ impl Asleep {
     /// The worker announces its sleep; it must look at all its sources once more before it waits.
     pub(crate) fn fall_asleep(&self, word: &AtomicU32) {
         word.store(SLEEPING, Ordering::Relaxed);
-        // Release: pairs with the acquire in `ring`. The other way round somebody who rings in between, and
-        // for nothing that is looked at once more, would leave a worker that sleeps and is thought awake.
+        // Release: pairs with the acquire in `Asleep::ring`. In the other order, a ring in between the two
+        // stores (for something that the second look does not see) would leave a worker asleep that counts as
+        // awake.
         self.0.store(SLEEPING, Ordering::Release);
         // SeqCst: pairs with the fences in `ring` and `Asleep::ring`.
         fence(Ordering::SeqCst);
     }
 
-    /// The worker has slept.
+    /// The worker is awake again.
     pub(crate) fn wake_up(&self, word: &AtomicU32) {
         self.0.store(AWAKE, Ordering::Relaxed);
         word.store(AWAKE, Ordering::Relaxed);
     }
 }
 
-/// Wakes a worker that sleeps although its word does not say so: another process wrote over it.
+/// Wakes a worker that may sleep although its word does not say so, because another process overwrote it.
 pub(super) fn wake_if_forgotten(word: &AtomicU32) {
     if word.load(Ordering::Relaxed) != SLEEPING {
         futex::wake(word, 1);
     }
 }
 
-/// The connection with this bit has something for the worker whose words begin at `at`.
+/// Sets a ready bit of the worker whose words begin at `at`: that connection has something for it.
 pub(super) fn set_ready(segment: &Segment, at: usize, bit: usize) {
-    // Release: pairs with the acquire swaps in `take_ready`.
+    // Release (both): pair with the acquire swaps in `take_ready`. The bit first, then the summary.
     segment
         .word64(at + AT_BITS + bit / 64 * 8)
         .fetch_or(1 << (bit % 64), Ordering::Release);
@@ -84,16 +87,16 @@ pub(super) fn set_ready(segment: &Segment, at: usize, bit: usize) {
         .fetch_or(1 << (bit / 64), Ordering::Release);
 }
 
-/// Whether some connection has something.
+/// Whether some connection has set its ready bit.
 #[inline]
 pub(super) fn has_ready(segment: &Segment, at: usize) -> bool {
     segment.word64(at + AT_SUMMARY).load(Ordering::Relaxed) != 0
 }
 
-/// Takes the bits of all connections that have something.
+/// Takes all ready bits that are set, and calls `each` with the number of each.
 pub(super) fn take_ready(segment: &Segment, at: usize, mut each: impl FnMut(usize)) {
-    // Acquire (both): pair with the releases in `set_ready`. The summary first: a bit that is set
-    // after its word was taken sets the summary again.
+    // Acquire (both): pair with the releases in `set_ready`. The summary first: a bit that is set after its
+    // word was taken sets the summary again.
     let summary = segment.word64(at + AT_SUMMARY);
     let mut words = summary.swap(0, Ordering::Acquire) & 0xFFFF;
     while words != 0 {

@@ -1,4 +1,9 @@
-//! Both rings as one side sees them: how it sleeps, is woken, and says that it has gone.
+//! Both rings of a connection as one side has them: how it sleeps and is woken, and how it says that it has
+//! gone.
+//!
+//! Each side has three flags. WAITING is the futex word on which a client sleeps: 1 while it wants to be woken
+//! when there is a record. WANTS_ROOM: the side also wants to be woken when there is room. CLOSED: it has gone.
+//! (A worker sleeps on its doorbell instead; it sets WAITING on cold rings, so that their clients ring.)
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +13,7 @@ use super::layout::{FLAG_CLOSED, FLAG_WAITING, FLAG_WANTS_ROOM, RingPlaces};
 use super::producer::Producer;
 use super::sync::{AtomicU32, Ordering, Segment, fence, futex};
 
-/// All who sleep on a client's word: itself, and whoever watches for it.
+/// Wakes everybody who sleeps on a client's word: the client, or its watch.
 const SLEEPERS: u32 = i32::MAX as u32;
 
 /// Both rings as one side sees them.
@@ -17,7 +22,7 @@ pub(crate) struct Ends {
     pub(crate) segment: Arc<Segment>,
     pub(crate) tx: Producer,
     pub(crate) rx: Consumer,
-    /// How far both rings were when the other side was last told.
+    /// The positions in both rings when the other side was last told of something.
     told: (u64, u64),
 }
 
@@ -35,10 +40,11 @@ impl Ends {
         }
     }
 
-    /// After records were produced or consumed: whether the other side sleeps and must be told.
+    /// After records were produced or consumed: whether the other side wants to be woken.
     #[inline]
     pub(crate) fn peer_needs_waking(&self) -> bool {
-        // SeqCst: pairs with the fences in `set_waiting` and `want_room`.
+        // SeqCst: pairs with the fences in `Consumer::set_waiting` and `Producer::want_room`: either this sees
+        // the flag, or the sleeper's second look sees what was produced or consumed.
         fence(Ordering::SeqCst);
         let flags = self.tx.places.consumer_flags;
         debug_assert_eq!(flags, self.rx.places.producer_flags);
@@ -59,14 +65,16 @@ impl Ends {
             .word32(self.tx.places.consumer_flags + FLAG_WAITING)
     }
 
-    /// Tells the other side how far we are, and wakes it if it sleeps (see [`Ends::sleep`]) and there is
-    /// anything new: one that waits for room would look, ring, and be woken again without end.
+    /// Publishes our position, and wakes the other side if it sleeps (see [`Ends::sleep`]) and there is anything
+    /// new. Without something new it must not be woken: a client that waits for room would look, ring and be
+    /// woken again without end.
     #[inline]
     pub(crate) fn wake_peer(&mut self) {
         self.rx.publish();
         let now = (self.tx.position(), self.rx.position());
         if now != self.told && self.peer_needs_waking() {
             let word = self.peer_waiting_word();
+            // Release: pairs with the acquire in `Sleeper::sleep`.
             if word.swap(0, Ordering::AcqRel) != 0 {
                 futex::wake(word, SLEEPERS);
             }
@@ -74,9 +82,9 @@ impl Ends {
         self.told = now;
     }
 
-    /// Sleeps until there may be a record, room to produce if `for_room`, or the other side has
-    /// gone; for at most `limit`. `tell` is called once the sleep is announced: the other side may
-    /// itself wait for what we did before.
+    /// Sleeps until there may be a record, room to produce if `for_room`, or the other side has gone; for at most
+    /// `limit`. `tell` is called once the sleep is announced, to wake the other side: it may itself wait for
+    /// what we did before.
     pub(crate) fn sleep(
         &self,
         for_room: bool,
@@ -91,15 +99,15 @@ impl Ends {
         waited
     }
 
-    /// Announces a sleep on the waiting word; `true`: there is no reason for it any more.
+    /// Announces a sleep on the waiting word. Returns true if there is no reason to sleep any more.
     pub(crate) fn fall_asleep(&self, for_room: bool, tell: impl FnOnce()) -> bool {
         self.rx.set_waiting(true);
         if for_room {
             self.tx.want_room(true);
         }
         tell();
-        // The second look: for all that the other side would not announce, since it was there before
-        // the other side could see that we sleep.
+        // The second look, for what was there before the other side could see that we sleep: it does not
+        // announce that.
         self.rx.has_record() || self.peer_closed() || for_room && self.tx.consumer_has_moved()
     }
 
@@ -113,7 +121,7 @@ impl Ends {
 
     /// Tells the other side that we have gone.
     pub(crate) fn close(&self) {
-        // Release: pairs with the acquire in `peer_closed`: what was produced before is seen.
+        // Release: pairs with the acquire in `peer_closed`, so that what was produced before is seen.
         self.segment
             .word32(self.tx.places.producer_flags + FLAG_CLOSED)
             .store(1, Ordering::Release);
@@ -122,29 +130,31 @@ impl Ends {
     /// As [`Ends::close`], and wakes the other side if it sleeps (see [`Ends::sleep`]).
     pub(crate) fn close_and_wake(&self) {
         self.close();
-        // SeqCst: pairs with the fence in `Consumer::set_waiting`: either the sleeper's second look
-        // sees that we have gone, or we take its flag back.
+        // SeqCst: pairs with the fence in `Consumer::set_waiting`: either the sleeper's second look sees that
+        // we have gone, or we clear its flag.
         fence(Ordering::SeqCst);
         let word = self.peer_waiting_word();
         word.store(0, Ordering::Release);
         futex::wake(word, SLEEPERS);
     }
 
-    /// The other side's process has ended without saying so.
+    /// Notes in the other side's place that it has gone: its process has ended without saying so.
     pub(crate) fn peer_is_gone(&self) {
         let flag = self.segment.word32(self.peer_closed_at());
+        // Release: as in `close`.
         flag.store(1, Ordering::Release);
     }
 
-    /// Where the other side says that it is gone.
+    /// Where in the segment the other side says that it has gone.
     pub(crate) fn peer_closed_at(&self) -> usize {
         self.rx.places.producer_flags + FLAG_CLOSED
     }
 
-    /// Whether the other side has said that it is gone.
+    /// Whether the other side has said that it has gone.
     #[inline]
     pub(crate) fn peer_closed(&self) -> bool {
         let flag = self.segment.word32(self.peer_closed_at());
+        // Acquire: pairs with the releases in `close` and `peer_is_gone`.
         flag.load(Ordering::Acquire) != 0
     }
 }

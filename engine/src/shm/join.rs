@@ -1,4 +1,4 @@
-//! The client's side of attaching.
+//! The client's side of attaching to a server over shared memory, and its end of a connection.
 
 use std::io;
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use crate::sys::process::PidFd;
 use crate::sys::segment::{self, Segment};
 use crate::sys::{affinity, futex, record_lock};
 
-/// The longest sleep between two looks whether a server that is to answer lives.
+/// How often it is checked whether the server lives, while its answer is waited for.
 const ANSWER_WAIT: Duration = Duration::from_millis(50);
-/// How long a slot is waited for by who could stay on TCP.
+/// How long a client waits for a free slot if it can stay on TCP instead.
 const SLOT_WAIT: Duration = Duration::from_millis(75);
 
 /// The client's end of a connection.
@@ -37,13 +37,13 @@ pub(crate) struct ClientEnd {
 }
 
 impl ClientEnd {
-    /// Whether this thread keeps the server's worker from running: both are on one CPU at the moment.
+    /// Whether this thread keeps the server's worker from running, because both are on the same CPU.
     pub(crate) fn is_in_the_way(&self) -> bool {
         let worker = self.control.worker_cpu(self.worker);
         worker.is_some() && worker == affinity::current_cpu()
     }
 
-    /// Tells the server's worker that there is something, if it does not look by itself.
+    /// Wakes the server's worker if it wants to be woken: its ring is cold, or it waits for room.
     #[inline]
     pub(crate) fn wake_server(&self) {
         if self.ends.peer_needs_waking() {
@@ -51,7 +51,7 @@ impl ClientEnd {
         }
     }
 
-    /// Rings whether or not the server looks by itself.
+    /// Wakes the server's worker in any case.
     #[cfg(test)]
     pub(super) fn wake_server_anyway(&self) {
         self.control.ring(self.worker, self.ready_bit);
@@ -75,7 +75,7 @@ impl ClientEnd {
         })
     }
 
-    /// Whether the server has gone, in an orderly way or not.
+    /// Whether the server has gone, orderly or not, or the memory that is shared with it is lost.
     pub(crate) fn server_has_gone(&self) -> bool {
         self.ends.peer_closed()
             || has_left(&self.server, &self.control)
@@ -89,12 +89,12 @@ fn has_left(server: &PidFd, control: &Control) -> bool {
     server.has_ended() || !control.server_holds()
 }
 
-/// The word on which a client sleeps, for another thread.
+/// The word on which a client sleeps, for another thread that sleeps in its place.
 #[derive(Debug)]
 pub(crate) struct Sleeper {
     segment: Arc<Segment>,
     word_at: usize,
-    /// The server's word that it has gone.
+    /// Where the server says that it has gone.
     closed_at: usize,
     control: Arc<Control>,
     server: PidFd,
@@ -106,20 +106,20 @@ impl Sleeper {
         self.segment.word32(self.word_at)
     }
 
-    /// Sleeps until the word says that there is something, or the server has gone, which the ring
-    /// then says too. False: neither, so far.
+    /// Sleeps until the word says that there is something, or the server has gone; then the ring says so too. False
+    /// if neither is so yet.
     pub(crate) fn sleep(&self, limit: Duration) -> bool {
         if futex::wait(self.word(), 1, Some(limit)) == futex::Waited::TimedOut {
             let gone = has_left(&self.server, &self.control) || self.segment.poisoned();
             if gone {
-                // Release: as the server's own word in `Ends::close`.
+                // In the server's place. Release: as in `Ends::close`.
                 self.segment
                     .word32(self.closed_at)
                     .store(1, Ordering::Release);
             }
             return gone;
         }
-        // Acquire: pairs with the server's swap: what it wrote before is seen.
+        // Acquire: pairs with the release in `Ends::wake_peer`, so that what the server wrote before is seen.
         self.word().load(Ordering::Acquire) == 0
     }
 
@@ -136,16 +136,16 @@ impl Drop for ClientEnd {
     }
 }
 
-/// A slot that this client has taken, and gives back at the end unless the server has done so.
+/// A slot that this client has claimed. It is freed when dropped, unless the server has freed it.
 struct Claim<'a> {
     control: &'a Control,
     slot: Slot<'a>,
-    /// As this client or the server has left it.
+    /// The slot's state, as this client or the server has last set it.
     state: State,
 }
 
 impl Claim<'_> {
-    /// Goes on, and calls the server. False: the slot is not this client's any more.
+    /// Moves to the next stage and calls the server. False if the slot is not this client's any more.
     fn step(&mut self, stage: Stage) -> bool {
         let Some(state) = self.slot.step(self.state, stage) else {
             return false;
@@ -155,8 +155,8 @@ impl Claim<'_> {
         true
     }
 
-    /// Sleeps until the slot's state has changed, or `is_done`. `None`: it is not this client's any more.
-    /// Fails with the server's refusal.
+    /// Waits until the server has changed the slot's state; returns the new stage. `None` if `is_done`, or if the slot
+    /// is not this client's any more. A refusal is an error.
     fn answer(
         &mut self,
         server: &PidFd,
@@ -202,10 +202,9 @@ impl Drop for Claim<'_> {
     }
 }
 
-/// Attaches to the server whose control segment has this name, and tells it the longest payload that
-/// the client accepts; 0: nothing is said of that. With a `host_id`, only if the
-/// segment is the one that the server means; then there is another way to it, and a slot is not waited
-/// for for long.
+/// Attaches to the server whose control segment has this name. `client_bytes_max` is the longest payload that the
+/// client accepts; 0 says nothing about that. With a `host_id`, which came over TCP, the segment must be the one that
+/// the server means; and since the client can stay on TCP, it does not wait long for a slot.
 pub(crate) fn join(
     name: &str,
     host_id: Option<&[u8]>,
@@ -220,7 +219,7 @@ pub(crate) fn join(
     )
 }
 
-/// As [`join`], through a control segment that is open.
+/// As [`join()`], with an open control segment.
 pub(super) fn join_opened(
     control: Arc<Control>,
     host_id: Option<&[u8]>,
@@ -237,7 +236,7 @@ pub(super) fn join_opened(
         Some(_) => deadline.min(begin + SLOT_WAIT),
         None => deadline,
     };
-    // Each turn begins with a free slot; another follows only if somebody took that away in time.
+    // Each pass claims a free slot; another follows only if somebody else has freed that slot meanwhile.
     loop {
         let claim = claim(&control, slot_deadline)?;
         if let Some(end) = attach(name, &control, claim, client_bytes_max, deadline)? {
@@ -257,8 +256,8 @@ fn unusable(name: &str, reason: impl std::fmt::Display) -> ShmError {
     }
 }
 
-/// Attaches by a slot. `None`: it was changed by somebody other than the server, or the server took it
-/// back, since this took too long.
+/// Attaches through a claimed slot. `None` if the slot was lost: another process has changed it, or the server has freed
+/// it because this took too long.
 fn attach(
     name: &str,
     control: &Arc<Control>,
@@ -295,7 +294,7 @@ fn attach(
     if worker >= WORKERS_MAX || ready_bit >= READY_BITS {
         return Err(unusable(name, "a connection to no worker"));
     }
-    // By this lock the server knows whom to watch; it must last until the server has looked.
+    // By this lock the server finds out which process to watch. It must be held until the server has looked.
     record_lock::hold(&file).map_err(no_connection)?;
     let server_bytes_max = segment.word32(AT_SERVER_BYTES_MAX).load(Ordering::Relaxed);
     let holds = control.hold(segment.word64(AT_LIFE).load(Ordering::Relaxed));
@@ -319,11 +318,12 @@ fn attach(
         #[cfg(test)]
         file: file.try_clone().expect("a descriptor more"),
     };
-    // If the server does not say in time that it has seen it, dropping the end says that we went.
+    // If the server does not deliver the connection in time, `end` is dropped, which says that we have gone.
     claim.answer(&end.server, deadline, || end.is_delivered())?;
     Ok(end.is_delivered().then_some(end))
 }
 
+/// Claims a free slot, waiting for one until the deadline.
 fn claim(control: &Control, deadline: Instant) -> Result<Claim<'_>, ShmError> {
     // Others free theirs within moments; the server frees those that are left lying.
     loop {

@@ -1,11 +1,18 @@
 //! Where everything lies in a connection's segment.
 //!
 //! ```text
-//! page 0    0  magic u64, version u32, capacity u32, server pid u32, worker u32, ready bit u32,
-//!              delivered u32: not 0 once the worker has the connection, the longest payload in bytes
-//!              that the server accepts u32, and the client u32: 0 if it does not say, a number of the
-//!              connection's own u64, and whether the client holds the byte of this number in the control
-//!              segment's file u32
+//! page 0    0  magic                                          u64
+//!           8  version of this layout                         u32
+//!          12  CAPACITY of each ring, in bytes                u32
+//!          16  the server's pid                               u32
+//!          20  the number of the worker that serves this      u32
+//!          24  the connection's ready bit                     u32
+//!          28  delivered: not 0 once the worker has it        u32
+//!          32  the longest payload that the server accepts    u32
+//!          36  the same of the client, 0 if it does not say   u32
+//!          40  life: a random number of the connection        u64
+//!          48  whether the client holds the lock on the byte of this number in the control
+//!              segment's file, which shows that it is alive   u32
 //!          64  how far the server has consumed    (u64, written by the server)
 //!         128  the server's flags                 (written by the server)
 //!         192  how far the client has consumed    (u64, written by the client)
@@ -15,10 +22,10 @@
 //! page 1.. 4096  the rest of the ring to the server, then that of the ring to the client
 //! ```
 //!
-//! Small traffic stays in the hot areas, so that a connection with small messages touches one page.
+//! Small messages stay in the hot areas, so that such a connection touches one page.
 //!
-//! A record is a u64 commit word, then data; it begins at a cache line. The data are bytes of
-//! the stream of version 2 frames, normally whole frames.
+//! A record is a u64 commit word, then data; it begins at a cache line. The data are a piece of the stream of
+//! version 2 frames, normally whole frames.
 
 pub(crate) use super::sizes::RECORD_MAX;
 pub(super) use super::sizes::{CAPACITY, HOT, PAGE};
@@ -84,25 +91,25 @@ const _: () = assert!(TO_CLIENT.hot + HOT == PAGE);
 const _: () = assert!(HOT.is_multiple_of(ALIGN) && TO_SERVER.hot.is_multiple_of(64));
 const _: () = assert!(RECORD_MAX + WORD <= CAPACITY - HOT);
 
-/// Where a record may begin, worked out once for all that is done there.
+/// Where a record may begin, computed once for everything that is done there.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// Bytes of all laps before it; grows for ever.
+    /// Its position: bytes since the connection began. It only grows.
     pub(super) position: u64,
-    /// Where in the segment it lies.
+    /// Its offset in the segment.
     pub(super) address: usize,
-    /// Bytes from it to the end of its area, at least [`ALIGN`]. No record crosses that end.
+    /// Bytes from here to the end of the area (hot or main), at least [`ALIGN`]. No record crosses that end.
     pub(super) left: usize,
 }
 
 impl Place {
-    /// Bytes of its lap before it.
+    /// How far from the start of its lap it is.
     #[inline]
     pub(super) fn offset(&self) -> usize {
         self.position as usize & (CAPACITY - 1)
     }
 
-    /// Where its lap began.
+    /// The position at which its lap began.
     #[inline]
     pub(super) fn lap(&self) -> u64 {
         self.position & !(CAPACITY as u64 - 1)
@@ -125,7 +132,7 @@ impl RingPlaces {
         }
     }
 
-    /// The place so many bytes on, at most all that are left of the area.
+    /// The place that many bytes further; at most as many as are left of the area.
     #[inline(always)]
     pub(super) fn after(&self, place: Place, bytes: usize) -> Place {
         let position = place.position + bytes as u64;
@@ -150,7 +157,7 @@ impl RingPlaces {
     }
 }
 
-/// Bytes that a record of `length` data bytes takes.
+/// How many bytes a record with `length` bytes of data takes in the ring.
 #[inline]
 pub(super) fn record_bytes(length: usize) -> usize {
     // As `next_multiple_of`, without the test for a remainder.

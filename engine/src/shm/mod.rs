@@ -9,7 +9,7 @@
 //!   payload in place.
 //! - [`control`] is the segment that all clients of a server share: by its name they find the server, in its
 //!   [`slots`] they ask for a connection, and by its [`doorbell`]s they wake workers. [`attach`] is the server's
-//!   side of making a connection, [`join`] the client's. [`leftovers`] removes what a killed server left.
+//!   side of making a connection, [`mod@join`] the client's. [`leftovers`] removes what a killed server left.
 //! - [`sync`] has what the loom models replace.
 //!
 //! Nothing in shared memory is trusted: the other side may write anything at any time.

@@ -12,14 +12,14 @@ use super::sync::{AtomicU64, Ordering, Segment, fence};
 use crate::sys::prefetch;
 use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header};
 
-/// Turn back to the start once more than this is used of a lap, and the consumer keeps up: after two
-/// records, so that requests and their answers alternate between two places, which are always in the
-/// cache.
+/// While the consumer keeps up, the producer turns back to the ring's start once more than this is used of a
+/// lap. That is after two small records, so that requests alternate between two places which are always in
+/// the cache.
 const EARLY_BYTES: usize = LINE;
 
-/// From this length on the lines of a record are asked for before they are written. That each has to
-/// be taken away from the consumer, who read it in the lap before, is what limits many small messages
-/// on their way at once.
+/// The cache lines of a record of this length or more are prefetched for writing before it is written. Each
+/// must be taken away from the consumer, which read it in the lap before; with many small messages in flight
+/// that is what limits the rate.
 const ASK_BYTES_MIN: usize = 512;
 
 /// Writes records.
@@ -29,23 +29,25 @@ pub(crate) struct Producer {
     pub(super) places: &'static RingPlaces,
     /// Where the next record begins.
     pub(super) next: Place,
-    /// How far the consumer is known to be.
+    /// The consumer's position, as far as it is known.
     consumed: u64,
+    /// The next record, prepared.
     ready: Ready,
+    /// Which place need not be cleared.
     stamped: Stamped,
 }
 
-/// How the next record is written if it takes as much as the last: worked out when that was
-/// committed, while its reader is at work, so that it takes no time of the next one's way.
+/// How the next record is to be written if it is as long as the last one. It is worked out after the last
+/// was committed, while the consumer is at work, so that it adds nothing to the next one's latency.
 #[derive(Clone, Copy, Debug)]
 struct Ready {
-    /// Bytes that the record takes; 0: nothing is worked out.
+    /// The bytes that the record takes. 0: nothing is prepared.
     bytes: usize,
-    /// Holds from when the consumer is known to be so far.
+    /// It holds only if the consumer's known position is at least this.
     consumed_min: u64,
-    /// Where the record after it will begin.
+    /// Where the record after it begins.
     next: Place,
-    /// That place has to be cleared.
+    /// That place must be cleared.
     clears: bool,
     /// The flags of its commit word.
     flags: u64,
@@ -69,7 +71,7 @@ impl Producer {
         }
     }
 
-    /// How many bytes were produced so far.
+    /// The position of the next record.
     #[inline]
     pub(super) fn position(&self) -> u64 {
         self.next.position
@@ -80,18 +82,18 @@ impl Producer {
         self.segment.word64(at.address)
     }
 
-    /// The consumer said how far it is, in a word of its own.
+    /// The other side said, in one of its commit words, how far it has consumed this ring.
     #[inline]
     pub(crate) fn acknowledged(&mut self, ack: u32) {
         let ahead = ack.wrapping_sub(ack_of(self.consumed));
         let consumed = self.consumed + u64::from(ahead) * ALIGN as u64;
-        // Beyond what was produced: a lie, or an old word; the published position decides.
+        // Beyond what was produced it is a lie, or an old word: then the published position counts.
         if consumed <= self.next.position {
             self.consumed = consumed;
         }
     }
 
-    /// Whether everything up to `end` fits beside what is not consumed.
+    /// Whether everything up to the position `end` fits beside what is not consumed yet.
     #[inline(always)]
     fn has_room(&mut self, end: u64) -> bool {
         if end - self.consumed <= CAPACITY as u64 {
@@ -109,10 +111,10 @@ impl Producer {
         end - self.consumed <= CAPACITY as u64
     }
 
-    /// Finds the place for a record, which lasts while the position does. Stores nothing.
+    /// Finds the place for a record, if there is room. It is valid until something is pushed. Stores nothing.
     ///
-    /// Inlined, as `settle` and the places are: a place that is handed over in memory keeps whoever
-    /// reads it there waiting, ten nanoseconds a message.
+    /// Inlined, as `settle` and the functions of places are, so that places stay in registers: passed through
+    /// memory they cost ten nanoseconds a message.
     #[inline(always)]
     pub(super) fn plan(&mut self, length: usize) -> Option<Place> {
         assert!(length <= RECORD_MAX);
@@ -120,7 +122,7 @@ impl Producer {
         let mut at = self.next;
         if at.left < bytes {
             at = self.places.after(at, at.left);
-            // From the end of the hot area a record goes to the other, which holds any.
+            // Behind the hot area comes the main one, which holds any record; behind that a new lap.
             debug_assert!(at.left >= bytes || at.offset() == 0);
             if at.left < bytes {
                 at = self.places.after(at, at.left);
@@ -130,8 +132,8 @@ impl Producer {
         self.has_room(end + WORD as u64).then_some(at)
     }
 
-    /// Leads the consumer to the place that [`Producer::plan`] found for a record of at least this
-    /// length, and clears where the next will begin. Returns the record's commit word.
+    /// Leads the consumer to the place that [`Producer::plan`] found for a record of at least this length, by a
+    /// SKIP word if need be, and clears the place of the next record. Returns the record's commit word.
     #[inline(always)]
     pub(super) fn settle(&mut self, at: Place, length: usize, ack: u64) -> u64 {
         let bytes = record_bytes(length);
@@ -147,12 +149,14 @@ impl Producer {
         if at.position != from.position {
             self.word(at).store(0, Ordering::Relaxed);
             if at.lap() != from.lap() {
-                // If its start is left out too, it would keep a word that the next lap's looks like.
+                // The start of the next lap may be skipped over too. Then it would keep this lap's word, which
+                // has the stamp that is expected there one lap later.
                 let start = self.places.next_lap(from);
                 self.word(start).store(0, Ordering::Relaxed);
             }
             let skipped = at.position - from.position;
-            // Release: pairs with the acquire in `Consumer::next`: where it goes on is cleared.
+            // Release: pairs with the acquire in `Consumer::load`, so that the consumer finds the place to
+            // which it skips cleared.
             self.word(from)
                 .store(stamp_of(from) | SKIP | skipped, Ordering::Release);
         }
@@ -160,7 +164,7 @@ impl Producer {
         word
     }
 
-    /// Goes on to `next`, which is cleared if need be. Returns the commit word of the record at `at`.
+    /// Moves on to `next`, which is cleared if it must be. Returns the commit word of the record at `at`.
     #[inline(always)]
     fn go_on(
         &mut self,
@@ -173,8 +177,8 @@ impl Producer {
         debug_assert!(next.position + WORD as u64 - self.consumed <= CAPACITY as u64);
         debug_assert!(clears || !self.stamped.needs_clearing(next));
         if is_two_lines(length) {
-            // The consumer polls both lines of a small frame. Stores become visible in order, so without
-            // this one would be waited for after the other.
+            // The consumer polls both lines of a small frame. Stores become visible in order, so without this
+            // the lines would be waited for one after the other.
             self.ask_for(at, 0..2);
         }
         if clears {
@@ -186,7 +190,7 @@ impl Producer {
         length as u64 | flags | u64::from(ack_of(ack)) << ACK_SHIFT
     }
 
-    /// Asks for these of the lines from `at` on, to be written.
+    /// Prefetches some of the cache lines from `at` on, to be written.
     #[inline(always)]
     fn ask_for(&self, at: Place, lines: Range<usize>) {
         let begin = self.segment.at(at.address, WORD);
@@ -195,8 +199,7 @@ impl Producer {
         }
     }
 
-    /// Works out where a record of so many bytes goes if it is the next. It is expected that the
-    /// consumer keeps up.
+    /// Prepares for a next record that takes so many bytes, expecting that the consumer keeps up.
     fn prepare(&mut self, bytes: usize) {
         let at = self.next;
         if at.left < bytes {
@@ -219,7 +222,7 @@ impl Producer {
         };
     }
 
-    /// A reservation is written to, and may be given up.
+    /// The program may write to these bytes, which are reserved and may be given up again.
     pub(super) fn overwritten(&mut self, at: Place, bytes: usize) {
         self.stamped.overwritten(at, bytes);
         self.ready.bytes = 0;
@@ -231,7 +234,7 @@ impl Producer {
         self.ready.bytes = 0;
     }
 
-    /// As [`Producer::place`], for a record that was prepared for.
+    /// As [`Producer::place`], if what was prepared fits this record.
     #[inline(always)]
     fn place_prepared(&mut self, length: usize, ack: u64) -> Option<(Place, u64)> {
         let ready = self.ready;
@@ -243,28 +246,28 @@ impl Producer {
         Some((at, word))
     }
 
-    /// Finds the place for a record and leads there: its position and its commit word.
+    /// Finds the place for a record and leads the consumer there. Returns the place and the commit word.
     #[inline(always)]
     fn place(&mut self, length: usize, ack: u64) -> Option<(Place, u64)> {
         let at = self.plan(length)?;
         Some((at, self.settle(at, length, ack)))
     }
 
-    /// Publishes the record whose data are written.
+    /// Commits the record whose data are written.
     #[inline]
     pub(super) fn publish(&self, at: Place, word: u64) {
-        // Release: pairs with the acquire in `Consumer::next`.
+        // Release: pairs with the acquire in `Consumer::load`.
         self.word(at).store(word, Ordering::Release);
     }
 
-    /// Where the data of the record at `at` go: valid for so many bytes, and a multiple of 8.
+    /// The address of the data of the record at `at`: valid for `length` bytes, and a multiple of 8.
     #[inline]
     pub(super) fn data(&self, at: Place, length: usize) -> *mut u8 {
         self.segment.at_to_write(at.address + WORD, length)
     }
 
-    /// Writes one record and publishes it. False: there is no room now. `ack` is how far we have
-    /// consumed the other ring.
+    /// Writes one record and commits it. False if there is no room now. `ack` is our position as the consumer
+    /// of the other ring.
     #[inline]
     pub(crate) fn push(&mut self, bytes: &[u8], ack: u64) -> bool {
         let Some((at, word)) = self.place(bytes.len(), ack) else {
@@ -280,8 +283,8 @@ impl Producer {
         unsafe { copy_in(bytes, data) };
         self.publish(at, word);
         if is_long {
-            // The record after the next, should both be as long as this one. The next one's lines are on their
-            // way already, or it is about to be polled.
+            // The lines of the record after the next, if both are as long as this one. Those of the next are on
+            // their way already, and its first is about to be polled.
             let lines = record_bytes(bytes.len()) / LINE;
             self.ask_for(self.next, lines..(2 * lines).min(self.next.left / LINE));
         }
@@ -290,7 +293,7 @@ impl Producer {
 
     /// As [`Producer::push`] for one frame, encoded in place: the payload is copied and its CRC
     /// computed in one pass.
-    // Inlined, lest the header goes through memory.
+    // Inlined, so that the header stays in registers.
     #[inline(always)]
     pub(crate) fn push_frame(&mut self, header: Header, payload: &[u8], ack: u64) -> bool {
         let length = HEADER_BYTES + payload.len();
@@ -318,8 +321,8 @@ impl Producer {
         self.place(length, ack)
     }
 
-    /// As [`Producer::push`] for the beginning of a frame: its header, as it is, and the first bytes
-    /// of its payload.
+    /// As [`Producer::push`], for the beginning of a frame: its header, whose CRC is computed already, and the
+    /// first bytes of its payload.
     pub(crate) fn push_beginning(&mut self, header: Header, bytes: &[u8], ack: u64) -> bool {
         let length = HEADER_BYTES + bytes.len();
         let Some((at, word)) = self.place(length, ack) else {
@@ -335,29 +338,31 @@ impl Producer {
         true
     }
 
-    /// Whether the consumer has gone on since this producer last looked.
+    /// Whether the consumer has moved on since this producer last looked.
     pub(crate) fn consumer_has_moved(&self) -> bool {
         let consumed = self.segment.word64(self.places.consumed);
         // Acquire: pairs with the release in `Consumer::publish`.
         consumed.load(Ordering::Acquire) > self.consumed
     }
 
-    /// Asks the consumer to say when it has made room.
+    /// Asks the consumer to wake us when it has made room, or takes that back.
     pub(crate) fn want_room(&self, wanted: bool) {
         let flag = self
             .segment
             .word32(self.places.producer_flags + FLAG_WANTS_ROOM);
         flag.store(u32::from(wanted), Ordering::Relaxed);
         if wanted {
-            // SeqCst: pairs with the fence in `super::ends::Ends::peer_needs_waking`.
+            // SeqCst: pairs with the fence in `super::ends::Ends::peer_needs_waking`: either our next look
+            // sees the room, or the consumer sees the flag.
             fence(Ordering::SeqCst);
         }
     }
 }
 
-/// From where on the consumer keeps up, so that it is better to turn back to the ring's start after a
-/// record of so many bytes at `at`, whose end is `after`: it has read the start of this lap by then.
-/// `None`: the next record goes there in any case.
+/// From which position on the consumer counts as keeping up, so that the producer turns back to the ring's
+/// start after a record of `bytes` at `at`, which ends at `after`. By then the consumer has read the first
+/// half of what this lap has used. `None`: the producer does not turn back, because the lap has hardly begun or
+/// ends here anyway.
 #[inline(always)]
 fn turns_from(at: Place, bytes: usize, after: Place) -> Option<u64> {
     let lap_used = at.offset() + bytes;
@@ -365,7 +370,7 @@ fn turns_from(at: Place, bytes: usize, after: Place) -> Option<u64> {
     early.then(|| at.lap() + lap_used.div_ceil(2) as u64)
 }
 
-/// Writes the header of a frame to the front of a record's data, with its CRC.
+/// Writes the header of a frame, with this CRC, to the front of a record's data.
 ///
 /// # Safety
 /// `data` is a multiple of 8 and valid for a header.

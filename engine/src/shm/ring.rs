@@ -1,39 +1,46 @@
-//! One direction of a connection: a single producer, a single consumer, and memory that the other
-//! side may corrupt.
+//! A ring: one direction of a connection, with a single producer, a single consumer, and memory that the
+//! other side may corrupt. Here is what both sides agree on; [`super::producer`] and [`super::consumer`] are
+//! the sides.
 //!
-//! The commit word lies in the record: the consumer polls the place where the next record will be,
-//! and the cache line that tells of a small record is the one that holds it. Nobody clears records.
-//! Before a record is committed, the producer sees to it that where the next one will begin nothing
-//! looks like the commit word of one; the commit's release store publishes both. (The trick is known
-//! from single-producer logs; Aeron's consumers clear instead.)
+//! A *position* counts bytes since the connection began; a *lap* is one pass over the ring's memory. A record
+//! is a *commit word*, then its data.
 //!
-//! A commit word is stamped with the lap of its record, and one of the lap before counts as nothing. So
-//! a place where there was a commit word in the lap before needs no clearing: a store saved, whose
-//! line the consumer would have to give up for it (up to a third of a round trip, see
-//! docs/benchmarks.md). That is so at a lap's start always, and elsewhere where the producer knows it
-//! ([`Stamped`]).
+//! **No tail index.** The consumer polls the place where the next record's commit word will be, so the cache
+//! line that tells of a small record is the one that holds it. Nobody clears records after reading them.
+//! Instead, before the producer commits a record, it makes sure that the place of the next one holds nothing
+//! that looks like a commit word; the release store of the commit publishes both. (Single-producer logs do
+//! the same; Aeron's consumers clear instead.)
 //!
-//! Each commit word carries how far its sender has consumed the other ring, so in request and
-//! response traffic the line with the consumer's position is never read.
+//! **Stamps save the clearing.** A commit word has the parity of its record's lap, and one of the lap before
+//! counts as nothing. So a place that held a commit word in the lap before need not be cleared. That saves a
+//! store to a cache line which the consumer holds, up to a third of a round trip (docs/benchmarks.md). It is
+//! always so at a lap's start, and elsewhere if the producer knows it ([`Stamped`]).
 //!
-//! A record that does not fit in what is left of its area is preceded by a SKIP word. When the
-//! consumer keeps up, the producer turns back to the ring's start early (NEXT_WRAPS), so that few
-//! cache lines, and one page, are used over and over.
+//! **Acknowledgements ride along.** Each commit word also says how far its sender has consumed the other ring,
+//! so with requests and answers in turn the line with the consumer's position is never read.
 //!
-//! Here is what both sides agree on; [`super::producer`] and [`super::consumer`] are the sides.
+//! **Wrapping.** A record that does not fit into the rest of its area is preceded by a SKIP word, which says how
+//! far to skip. While the consumer keeps up, the producer turns back to the ring's start early (NEXT_WRAPS in
+//! the commit word), so that a few cache lines, and one page, are used over and over.
 
 use super::layout::{ALIGN, CAPACITY, Place, WORD};
 
-const COMMITTED: u64 = 1 << 24;
-pub(super) const NEXT_WRAPS: u64 = 1 << 25;
-pub(super) const SKIP: u64 = 1 << 26;
+/// The low 24 bits of a commit word: the record's length, or of a SKIP how many bytes to skip.
 pub(super) const LENGTH_MASK: u64 = (1 << 24) - 1;
-/// The record is of an odd lap.
+/// Set in every commit word.
+const COMMITTED: u64 = 1 << 24;
+/// The next record is at the ring's start.
+pub(super) const NEXT_WRAPS: u64 = 1 << 25;
+/// There is no record here; the next one is as far ahead as the length says.
+pub(super) const SKIP: u64 = 1 << 26;
+/// The record belongs to an odd lap.
 const ODD_LAP: u64 = 1 << 27;
+/// Must be 0.
 const UNKNOWN_BITS: u64 =
     u32::MAX as u64 & !(LENGTH_MASK | COMMITTED | NEXT_WRAPS | SKIP | ODD_LAP);
-/// What says that a word is the commit word of a record of this lap and not of the one before.
+/// The bits that tell a commit word of this lap from one of the lap before.
 pub(super) const STAMP_MASK: u64 = COMMITTED | ODD_LAP | UNKNOWN_BITS;
+/// The high 32 bits: how far the sender has consumed the other ring, see [`ack_of`].
 pub(super) const ACK_SHIFT: u32 = 32;
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
@@ -48,42 +55,42 @@ impl std::fmt::Display for Corrupt {
     }
 }
 
-/// Whether a record of so many data bytes lies in two cache lines, as small frames do.
+/// Whether a record with this many bytes of data lies in exactly two cache lines, as small frames do.
 #[inline]
 pub(super) fn is_two_lines(length: usize) -> bool {
     WORD + length > LINE && WORD + length <= 2 * LINE
 }
 
-/// What a commit word of a record at `place` has under [`STAMP_MASK`].
+/// The bits of [`STAMP_MASK`] that the commit word of a record at `place` has.
 #[inline(always)]
 pub(super) fn stamp_of(place: Place) -> u64 {
     let odd = place.position / CAPACITY as u64 % 2;
     COMMITTED | (odd * ODD_LAP)
 }
 
-/// Whether the producer broke its word: what lies where a record will begin is 0, or a commit word of
-/// the lap before.
+/// Whether a word is neither 0 nor a commit word of some lap: nothing else may lie where the next record
+/// begins, so the producer has broken the rules.
 #[inline(always)]
 pub(super) fn is_no_commit_word(word: u64) -> bool {
     word != 0 && word & (COMMITTED | UNKNOWN_BITS) != COMMITTED
 }
 
-/// How far a side has come, as commit words tell it.
+/// A position as commit words carry it: in units of [`ALIGN`], modulo 2^32.
 pub(super) fn ack_of(position: u64) -> u32 {
     (position / ALIGN as u64) as u32
 }
 
-/// A place, other than a lap's start, of which the producer knows that what lies there is the commit word
-/// of a record of `lap`.
+/// The one place, besides a lap's start, of which the producer knows that it holds the commit word of a
+/// record, and of which lap.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Stamped {
-    /// 0: no place is known.
+    /// Its offset in the segment. 0: no place is known.
     address: usize,
     lap: u64,
 }
 
 impl Stamped {
-    /// A record's commit word is put at `at`, and its data over the `bytes` there.
+    /// Notes that a record is written at `at`, and takes `bytes` bytes.
     #[inline(always)]
     pub(super) fn record(&mut self, at: Place, bytes: usize) {
         if at.offset() != 0 {
@@ -96,7 +103,7 @@ impl Stamped {
         }
     }
 
-    /// Anything may be in these bytes now.
+    /// Notes that these bytes may hold anything now.
     #[inline(always)]
     pub(super) fn overwritten(&mut self, at: Place, bytes: usize) {
         if self.address.wrapping_sub(at.address) < bytes {
@@ -104,11 +111,11 @@ impl Stamped {
         }
     }
 
-    /// Whether what lies at `next` may look like the commit word of a record there.
+    /// Whether `next` must be cleared, because what lies there may look like the commit word of a record.
     #[inline(always)]
     pub(super) fn needs_clearing(&self, next: Place) -> bool {
         let known = next.address == self.address && next.lap() == self.lap + CAPACITY as u64;
-        // A lap's start has a commit word of the lap before, or the 0 of new memory.
+        // A lap's start always holds a commit word of the lap before, or the 0 of new memory.
         next.offset() != 0 && !known
     }
 }

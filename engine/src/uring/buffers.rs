@@ -1,4 +1,4 @@
-//! The provided buffer ring: receive buffers that all connections of a worker share.
+//! The provided buffer ring: the receive buffers that all connections of a worker share.
 //!
 //! The kernel takes a buffer when bytes arrive, not when a receive is armed, so an idle connection
 //! holds none. See io_uring_register_buf_ring(3).
@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use io_uring::Submitter;
 use io_uring::types::BufRingEntry;
 
-/// How many buffers a worker has. A power of two. A connection that finds none is re-armed as soon
-/// as one is back.
+/// How many buffers a worker has; a power of two. A connection that finds none is starved, and armed again
+/// when buffers are back.
 pub(crate) const BUFFER_COUNT: u16 = 16;
-/// Bytes in each. Small messages touch only the first page of a buffer.
+/// The size of each, in bytes. Small messages touch only its first page.
 pub(super) const BUFFER_BYTES: usize = 16 * 1024;
 /// The one buffer group of a ring.
 pub(super) const GROUP: u16 = 0;
@@ -27,9 +27,9 @@ pub(crate) struct Received {
 }
 
 pub(super) struct BufferRing {
-    /// One mapping: the ring's entries first (page-aligned, as the kernel wants them), then the
-    /// buffers.
+    /// One mapping: the ring's entries first (page-aligned, as the kernel wants them), then the buffers.
     base: NonNull<u8>,
+    /// How many buffers were ever provided, modulo 2^16.
     tail: u16,
 }
 
@@ -88,7 +88,7 @@ impl BufferRing {
         }
     }
 
-    /// Hands a buffer to the kernel.
+    /// Gives a buffer to the kernel.
     pub(super) fn provide(&mut self, buffer: u16) {
         let address = self.address(buffer) as u64;
         let slot = usize::from(self.tail & (BUFFER_COUNT - 1));
@@ -109,7 +109,7 @@ impl BufferRing {
         tail.store(self.tail, Ordering::Release);
     }
 
-    /// A buffer that the kernel does not hold, to be filled by ourselves.
+    /// The bytes of a buffer that the kernel does not hold, to be filled by a `recv` of our own.
     pub(super) fn free_bytes(&mut self, buffer: u16) -> &mut [u8] {
         // SAFETY: the driver's free list holds only buffers that the kernel was not given, each
         // once, and the borrow of self keeps others away.

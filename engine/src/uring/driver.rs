@@ -1,8 +1,8 @@
-//! The one file that owns an io_uring.
+//! The driver: owns a worker's io_uring, submits operations and turns completions into events.
 //!
-//! Ownership keeps it sound: memory that the kernel reads or writes (receive buffers, the bytes of
-//! a send in flight) belongs to the driver until the completion is here. A descriptor given to
-//! [`Driver::close`] is closed only after everything queued that may name it has been submitted.
+//! It is sound because of ownership: memory that the kernel reads or writes (receive buffers, the bytes of a
+//! send in flight) belongs to the driver until its completion is here. And a descriptor given to
+//! [`Driver::close`] is closed only after everything queued that may name it was submitted.
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
@@ -17,9 +17,10 @@ use super::key::Key;
 use super::waker::{DoorbellMemory, Waker};
 use crate::shm::doorbell::SLEEPING;
 
-/// In place of a descriptor that is polled: no longer.
+/// In [`Driver::polled`], in place of a descriptor: the receive was asked to end.
 const STOPPED: RawFd = -1;
 
+// Which operation a completion is of: the top byte of its `user_data`.
 const ACCEPT: u8 = 1;
 const RECEIVE: u8 = 2;
 const SEND: u8 = 3;
@@ -27,7 +28,7 @@ const EXIT: u8 = 4;
 const DOORBELL: u8 = 5;
 const CANCEL: u8 = 6;
 
-/// FUTEX2_SIZE_U32, and not PRIVATE: the word may be rung by another process.
+/// FUTEX2_SIZE_U32. Not PRIVATE, because another process may wake the word.
 const FUTEX_FLAGS: u32 = 2;
 const FUTEX_BITSET_MATCH_ANY: u64 = u32::MAX as u64;
 /// How long a dropped driver waits for the kernel to let go of its memory; after it, the memory is
@@ -50,45 +51,50 @@ pub(crate) enum Event {
     AcceptedLast(OwnedFd),
     /// Accepting stopped, with this errno: arm it again, later if it tells of a shortage (EMFILE).
     AcceptEnded(i32),
-    /// Bytes arrived. Give them back with [`Driver::recycle`].
+    /// Bytes arrived. Their buffer is to be given back with [`Driver::recycle`].
     Received(Key, Received),
-    /// The same, and receiving stopped, for no fault of the connection's.
+    /// The same, and receiving stopped, but not because the connection ended.
     ReceivedLast(Key, Received),
-    /// Receiving stopped: 0 is the peer's orderly end, else an errno. ENOBUFS and ECANCELED do not
-    /// mean that the connection ended.
+    /// Receiving stopped: 0 is the peer's orderly end, anything else an errno. After ENOBUFS (no buffer was
+    /// free) and ECANCELED the connection goes on.
     ReceiveEnded(Key, i32),
-    /// A send ended: the bytes sent or an errno, and the buffer back.
+    /// A send ended: how many bytes were sent, or an errno; and the buffer.
     Sent(Key, Result<usize, i32>, Vec<u8>),
     /// The process behind a watched pidfd has ended.
     Exited(Key),
-    /// A watch ended without news: it was taken away.
+    /// A watch ended because it was taken away.
     Unwatched(Key),
-    /// The doorbell rang, or its wait must be armed anew.
+    /// The wait on the doorbell word ended: it is to be armed anew before the next sleep.
     Doorbell,
 }
 
 pub(crate) struct Driver {
     // First, so that it is dropped before the memory that it knows of.
     ring: IoUring,
+    /// `None` only while being dropped.
     buffers: Option<BufferRing>,
     features: Features,
     doorbell: DoorbellMemory,
+    /// A wait on the doorbell word is in flight.
     doorbell_armed: bool,
+    /// On kernels without IORING_OP_FUTEX_WAIT.
     waker: Option<Waker>,
-    /// The bytes of the send in flight of each connection, by its index.
+    /// The bytes of each connection's send in flight, by the connection's index.
     sending: Vec<Vec<u8>>,
-    /// The descriptor that each connection receives from, by its index (kernels without multishot).
+    /// The descriptor that each connection receives from, by the connection's index. Only on kernels without
+    /// multishot receive, where sockets are polled.
     polled: Vec<RawFd>,
-    /// Buffers that the kernel does not hold: all of them without multishot receive, and one more
-    /// than the ring has with it, for receives that we make ourselves.
+    /// Receive buffers that the kernel does not hold. Without multishot receive these are all; with it, one:
+    /// the buffer for [`Driver::receive_now`].
     free: Vec<u16>,
+    /// Descriptors to be closed once nothing that is queued can name them.
     closing: Vec<OwnedFd>,
     /// Operations whose last completion has not come.
     in_flight: usize,
 }
 
 impl Driver {
-    /// Must be called on the thread that will use it: the ring is for a single issuer.
+    /// Must be called on the thread that will use the driver: the io_uring is for a single issuer.
     pub(crate) fn new(
         options: DriverOptions,
         doorbell: DoorbellMemory,
@@ -135,8 +141,8 @@ impl Driver {
         })
     }
 
-    /// Whether completions are made only inside our own calls. Then a receive made by ourselves
-    /// between two calls cannot overtake bytes that the ring has already taken.
+    /// Whether completions are only made inside our own `io_uring_enter` (DEFER_TASKRUN). Then a plain `recv`
+    /// between two of those cannot overtake bytes that the io_uring has received.
     pub(crate) fn completes_only_when_entered(&self) -> bool {
         self.features.defer_taskrun
     }
@@ -190,8 +196,8 @@ impl Driver {
         self.start(entry.user_data(key.pack(RECEIVE)));
     }
 
-    /// Receives from a connection once, so that it takes one buffer only: [`Event::ReceivedLast`] or
-    /// [`Event::ReceiveEnded`] follows. Kernels without multishot never take more.
+    /// Receives from a connection once, so that it takes only one buffer. [`Event::ReceivedLast`] or
+    /// [`Event::ReceiveEnded`] follows. (Without multishot receive, no receive takes more.)
     pub(crate) fn receive_once(&mut self, key: Key, fd: RawFd) {
         if !self.features.multishot_receive {
             return self.receive(key, fd);
@@ -204,18 +210,18 @@ impl Driver {
         self.start(entry.user_data(key.pack(RECEIVE)));
     }
 
-    /// Ends receiving; [`Event::ReceiveEnded`] follows, bytes already taken come before it.
+    /// Ends receiving. [`Event::ReceiveEnded`] follows, after the bytes that were already received.
     pub(crate) fn stop_receiving(&mut self, key: Key) {
         if !self.features.multishot_receive {
-            // The poll may have completed already: then there is nothing to cancel, and its
-            // completion must not poll again.
+            // The poll may have completed already. Then there is nothing to cancel, and its completion must
+            // not poll again.
             *slot(&mut self.polled, key) = STOPPED;
         }
         self.cancel(key.pack(RECEIVE));
     }
 
-    /// Receives at once, without the ring; `None` if nothing is there or no buffer is free. Only
-    /// where [`Driver::completes_only_when_entered`] and all events have been taken.
+    /// Receives at once by a plain `recv`; `None` if nothing is there or no buffer is free. Allowed only if
+    /// [`Driver::completes_only_when_entered`] and all events were taken, or without multishot receive.
     pub(crate) fn receive_now(&mut self, fd: RawFd) -> Option<io::Result<Received>> {
         let buffer = self.free.pop()?;
         let buffers = self.buffers.as_mut().expect("the driver is open");
@@ -248,13 +254,13 @@ impl Driver {
         self.start(entry);
     }
 
-    /// Reports the end of the process behind `pidfd` once.
+    /// Watches the process behind `pidfd`: its end is reported once, by [`Event::Exited`].
     pub(crate) fn watch_exit(&mut self, key: Key, pidfd: RawFd) {
         let entry = opcode::PollAdd::new(types::Fd(pidfd), libc::POLLIN as u32).build();
         self.start(entry.user_data(key.pack(EXIT)));
     }
 
-    /// Takes the watch away; [`Event::Unwatched`] or [`Event::Exited`] follows.
+    /// Takes the watch away. [`Event::Unwatched`] or [`Event::Exited`] follows.
     pub(crate) fn unwatch(&mut self, key: Key) {
         self.cancel(key.pack(EXIT));
     }
@@ -264,8 +270,8 @@ impl Driver {
         self.start(entry.user_data(Key::WORKER.pack(CANCEL)));
     }
 
-    /// Arms the wait on the doorbell word if it is not armed. The caller has stored SLEEPING in the
-    /// word before, and looks at its queues once more after.
+    /// Arms a wait on the doorbell word if none is in flight. The caller has stored SLEEPING in the word
+    /// before, and looks at all its sources once more afterwards.
     pub(crate) fn arm_doorbell(&mut self) {
         if self.doorbell_armed {
             return;
@@ -290,8 +296,8 @@ impl Driver {
         self.start(entry.user_data(Key::WORKER.pack(DOORBELL)));
     }
 
-    /// Takes the wait on the doorbell word back, if it is armed: the next is on the memory that is mapped
-    /// there then.
+    /// Cancels the wait on the doorbell word, so that the next one is on the memory that is mapped there by
+    /// then.
     pub(crate) fn disarm_doorbell(&mut self) {
         if self.doorbell_armed && self.waker.is_none() {
             self.cancel(Key::WORKER.pack(DOORBELL));
@@ -303,8 +309,8 @@ impl Driver {
         self.closing.push(fd);
     }
 
-    /// Enters the kernel if there is a reason: something to submit, or completions waiting to be
-    /// made. Never blocks. Says whether it entered.
+    /// Enters the kernel if there is a reason: something to submit, or completions that are only made inside
+    /// an enter. Never blocks. Returns whether there was a reason.
     pub(crate) fn turn(&mut self) -> bool {
         let queue = self.ring.submission();
         let reason = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
@@ -322,8 +328,8 @@ impl Driver {
         }
     }
 
-    /// Submits what is queued and sleeps until a completion or the time limit. Says whether it
-    /// was the limit.
+    /// Submits what is queued, and sleeps until there is a completion, or the time limit. Returns whether the
+    /// limit ended it.
     pub(crate) fn wait(&mut self, limit: Option<Duration>) -> bool {
         let entered = match limit {
             None => self.ring.submit_and_wait(1),
@@ -338,7 +344,7 @@ impl Driver {
         if self.ring.submission().is_empty() {
             self.closing.clear();
         }
-        // What the call returns does not tell: having submitted something counts for more.
+        // The call's result does not tell: if it has submitted something, it returns how much.
         !self.has_events()
     }
 
@@ -348,8 +354,8 @@ impl Driver {
         !self.ring.completion().is_empty()
     }
 
-    /// Takes up to `limit` completions as events, without a system call (but for receives on
-    /// kernels without multishot).
+    /// Takes up to `limit` completions and appends the events that they are. Without a system call, except for
+    /// the receives themselves on kernels without multishot receive.
     pub(crate) fn take_events(&mut self, events: &mut Vec<Event>, limit: usize) {
         for _ in 0..limit {
             let Some(entry) = self.ring.completion().next() else {
@@ -397,7 +403,7 @@ impl Driver {
                 if let Some(waker) = &self.waker {
                     waker.drain();
                 }
-                // Taken back by ourselves: nothing has happened.
+                // Cancelled by `disarm_doorbell`: nothing has happened.
                 (result != -libc::ECANCELED).then_some(Event::Doorbell)
             }
             CANCEL => None,
@@ -413,7 +419,7 @@ impl Driver {
                 buffer,
                 length: result as u32,
             };
-            // Where more were wanted, it was ended by a full completion queue.
+            // A multishot receive that ends with bytes was ended by a full completion queue.
             return Some(match more {
                 true => Event::Received(key, received),
                 false => Event::ReceivedLast(key, received),
@@ -426,8 +432,8 @@ impl Driver {
         Some(Event::ReceiveEnded(key, -result))
     }
 
-    /// A socket polled on an older kernel has something: take it ourselves. The poll was for one time, and is
-    /// not renewed here: those that were polled first would have all the buffers, every time.
+    /// A polled socket is readable (kernels without multishot receive): receives from it. The poll was for one
+    /// time and is not renewed here, or the connections that were polled first would get all the buffers.
     fn readable(&mut self, key: Key, result: i32) -> Option<Event> {
         if result < 0 {
             return Some(Event::ReceiveEnded(key, -result));
@@ -476,14 +482,16 @@ impl Driver {
         }
     }
 
-    /// Cancels everything and waits, for a bounded time, until the kernel holds nothing of ours.
+    /// Cancels everything and waits, for a limited time, until the kernel holds no memory of ours. Returns
+    /// whether that is so.
     fn let_go(&mut self) -> bool {
         let start = Instant::now();
         let mut events = Vec::new();
         if self.doorbell_armed {
             self.cancel(Key::WORKER.pack(DOORBELL));
         }
-        // By name, since what cancels all (5.19) is an error before.
+        // The doorbell is cancelled above by its own name: to cancel everything at once needs Linux 5.19, which
+        // also brought multishot accept.
         if self.in_flight > 0 && self.features.multishot_accept {
             let any = types::CancelBuilder::any();
             let entry = opcode::AsyncCancel2::new(any).build();
@@ -508,20 +516,22 @@ impl Drop for Driver {
     }
 }
 
-/// Lets pass what another call may not meet any more.
+/// Ignores errors of `io_uring_enter` that another call may not meet any more.
 ///
 /// # Panics
-/// At anything else: who tries for ever serves nobody and says nothing.
+/// At any other error: to try for ever would serve nobody and say nothing.
 fn check_enter(entered: io::Result<usize>) {
     let Err(error) = entered else { return };
     match error.raw_os_error() {
-        // The completion queue is full, and the caller takes events and comes again; a signal came, and the
-        // next turn submits what is left; the kernel is short of memory for now; the time is over.
+        // In this order: the completion queue is full, and the caller takes events before it enters again; a
+        // signal came, and the next enter submits what is left; the kernel is short of memory for now (two
+        // errors); the time limit.
         Some(libc::EBUSY | libc::EINTR | libc::EAGAIN | libc::ENOMEM | libc::ETIME) => {}
         _ => panic!("io_uring_enter: {error}"),
     }
 }
 
+/// The entry of a connection in a table by index, which grows if need be.
 fn slot<T: Default>(slots: &mut Vec<T>, key: Key) -> &mut T {
     let index = key.index as usize;
     if index >= slots.len() {

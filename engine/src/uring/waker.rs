@@ -1,7 +1,7 @@
-//! Waiting on a futex word through the ring on kernels without IORING_OP_FUTEX_WAIT.
+//! Waiting on the doorbell word on kernels without IORING_OP_FUTEX_WAIT (before Linux 6.7).
 //!
-//! A small thread waits on the word and writes an eventfd that the ring polls. The word is the
-//! same, so whoever rings it need not know which way the worker waits.
+//! A small thread waits on the word and writes to an eventfd, which the io_uring polls. The word is the same,
+//! so whoever rings the doorbell need not know how the worker waits.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -20,7 +20,7 @@ pub(crate) type DoorbellMemory = Arc<dyn AsRef<AtomicU32> + Send + Sync>;
 const WAIT: Duration = Duration::from_secs(1);
 
 struct Shared {
-    /// Counts the times the worker asked for a wait; a futex of its own.
+    /// Counts how often the worker asked for a wait. The thread sleeps on it in between.
     requests: AtomicU32,
     stop: AtomicBool,
 }
@@ -66,7 +66,7 @@ impl Waker {
         self.eventfd.as_raw_fd()
     }
 
-    /// Asks for one write to the eventfd when the doorbell word is no longer SLEEPING.
+    /// Asks for one write to the eventfd, as soon as the doorbell word is no longer SLEEPING.
     pub(super) fn request(&self) {
         // Release: pairs with the acquire in `watch`; the word was set to SLEEPING before.
         self.shared.requests.fetch_add(1, Ordering::Release);
