@@ -100,7 +100,7 @@ fn all_slots_are_left_taken() {
         .write(true)
         .open(daemon.control())
         .unwrap();
-    // docs/architecture.md: 64 slots of 128 bytes, each beginning with its stage; 1: taken.
+    // engine/src/shm/control.rs and slots.rs: 64 slots of 128 bytes, each beginning with its stage; 1: claimed.
     for slot in 0..64 {
         file.write_all_at(&1u32.to_ne_bytes(), 2 * 4096 + slot * 128)
             .unwrap();

@@ -17,7 +17,7 @@ use support::{COMMAND, Daemon, SERVER, Scratch, config};
 const LIFE_MAX_US: u64 = 30_000;
 /// Longer than anything takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// docs/architecture.md: the slots of the control segment, each beginning with its stage, 0 if free.
+/// engine/src/shm/control.rs and slots.rs: the slots of the control segment, each beginning with its stage, 0 if free.
 const SLOTS_AT: usize = 2 * 4096;
 const SLOT_BYTES: usize = 128;
 const SLOTS: usize = 64;
