@@ -1,7 +1,7 @@
 //! The ring and the wake-ups under loom, which tries every order in which two threads may run and
 //! every value that a load may see.
 //!
-//! `ring.rs`, `producer.rs`, `consumer.rs`, `ends.rs`, `layout.rs` and `doorbell.rs` are compiled here a second time, as they are, with
+//! `ring.rs`, `producer.rs`, `consumer.rs`, `ends.rs`, `layout.rs`, `copy.rs` and `doorbell.rs` are compiled here a second time, as they are, with
 //! [`sizes`] that make laps short and with [`sync`], whose memory fails the model if somebody reads
 //! or writes data without having been handed them, and whose futex has no timer: a wake-up that is
 //! lost is a deadlock, which loom reports.
