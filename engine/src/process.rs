@@ -1,11 +1,11 @@
-//! For programs built around a server: what the process uses, and how to keep it small.
+//! For programs around a server: what the process uses, how to keep it small, clocks, and waiting for a port.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use crate::sys::{memory, process, socket};
 
-/// How long a port may still belong to a process that has ended.
+/// How long a port may still be in use by a process that has ended.
 const PORT_PATIENCE: Duration = Duration::from_secs(1);
 const PORT_PAUSE: Duration = Duration::from_millis(2);
 
@@ -20,7 +20,7 @@ pub struct ProcessStats {
     pub start_time_seconds: f64,
 }
 
-/// Measures this process. Zero stands for what /proc does not tell.
+/// Measures this process. What /proc does not tell is 0.
 pub fn process_stats() -> ProcessStats {
     ProcessStats {
         resident_bytes: process::resident_bytes().unwrap_or(0),
@@ -29,8 +29,9 @@ pub fn process_stats() -> ProcessStats {
     }
 }
 
-/// For the first line of a program that must stay small and may have many connections: fixes the
-/// allocator's thresholds, lets only the code that runs come into memory, and raises the soft limit of open descriptors to the hard one.
+/// For a program that must stay small and may have many connections; call it first in `main`. Fixes the allocator's
+/// thresholds, has only code that runs brought into memory, and raises the soft limit of open descriptors to the hard one.
+/// It affects the whole process.
 pub fn keep_process_small() {
     memory::tune_allocator();
     memory::narrow_mappings();
@@ -44,9 +45,9 @@ pub fn release_startup_pages() {
     memory::release_startup_pages();
 }
 
-/// Calls `bind` until the port is not in use, for a second at most, and returns what came of it: the kernel
-/// closes the sockets in a process's rings a moment after the process is gone, and its successor waits
-/// that long. Any other error is returned at once.
+/// Calls `bind` until the port is not in use, for a second at most, and returns its result. The kernel closes the sockets
+/// in a process's io_urings a moment after the process is gone, and its successor has to wait for that. Any other error is
+/// returned at once.
 pub fn wait_for_port<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let start = Instant::now();
     // Ends with the patience.
@@ -62,13 +63,13 @@ pub fn wait_for_port<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T
     }
 }
 
-/// Microseconds of CLOCK_MONOTONIC, for those who compare them with another program's, as systemd does.
+/// Microseconds of CLOCK_MONOTONIC, for comparing with another program's, as systemd does.
 pub fn system_monotonic_us() -> u64 {
     crate::sys::clock::monotonic_ns() / 1000
 }
 
-/// Nanoseconds of a monotonic clock that begins with CLOCK_MONOTONIC's; reading it costs a few. It is for
-/// differences within a process: the two go apart, see [`system_monotonic_us`].
+/// Nanoseconds of a monotonic clock that takes a few nanoseconds to read. It starts from the same zero as CLOCK_MONOTONIC,
+/// but the two drift apart, so it is for differences within this process; see [`system_monotonic_us`].
 pub fn monotonic_ns() -> u64 {
     crate::sys::clock::now_ns()
 }

@@ -1,5 +1,4 @@
-//! Buffers that nobody uses at the moment, up to a limit: memory that is mapped anew for each message
-//! costs more than the message.
+//! Spare buffers, kept for reuse up to a limit: to map memory anew for each message costs more than the message.
 
 /// Buffers of one kind.
 #[derive(Debug, Default)]
@@ -9,7 +8,7 @@ pub(crate) struct SpareBuffers {
 }
 
 impl SpareBuffers {
-    /// The memory that they hold.
+    /// How much memory they hold.
     #[inline]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -38,8 +37,8 @@ impl SpareBuffers {
         Some(buffer)
     }
 
-    /// Keeps a buffer, if with it there are no more than `count_max` and no more than `bytes_max` in
-    /// them.
+    /// Keeps a buffer, if there are then no more than `count_max` buffers, which hold no more than `bytes_max`. Otherwise
+    /// frees it.
     pub(crate) fn push(&mut self, mut buffer: Vec<u8>, count_max: usize, bytes_max: usize) {
         let bytes = buffer.capacity();
         if self.buffers.len() < count_max && self.bytes + bytes <= bytes_max {
@@ -49,7 +48,7 @@ impl SpareBuffers {
         }
     }
 
-    /// Drops all but the first `count_max` of those with no more room than `bytes_max`.
+    /// Frees all but the first `count_max` buffers with a capacity of at most `bytes_max`.
     pub(crate) fn shrink(&mut self, count_max: usize, bytes_max: usize) {
         let mut stay = 0;
         self.buffers.retain(|buffer| {

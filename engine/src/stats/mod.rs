@@ -1,5 +1,5 @@
-//! Counters and latency histograms: one set per worker, written by that worker alone and without
-//! locks, merged by whoever reads.
+//! Counters and latency histograms. Each worker has a set of its own, which it alone writes, without locks; whoever
+//! reads merges them into a [`Snapshot`].
 
 mod histogram;
 mod pools;

@@ -1,20 +1,20 @@
-//! The totals that connection pools report, summed.
+//! The sums of what connection pools report.
 //!
-//! A pool reports what it has done since its start, again and again, so that its last report must be known
-//! for the next to be counted once. That is kept for a limited number of pools. One that has to make room is
-//! remembered by a few bits only: should it report again, what it has done meanwhile is lost, and nothing is
+//! A pool reports again and again what it has done since it was made, so its last report must be remembered, or
+//! things would be counted twice. That is done for a limited number of pools. Of a pool that had to make room for
+//! another, only two bits are remembered: should it report again, what it has done meanwhile is lost, and nothing is
 //! counted twice.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-/// Pools whose last report is kept.
+/// How many pools' last reports are remembered.
 const POOLS_MAX: usize = 1024;
-/// Bits for those that are not, in words of 64: 8 KiB, of which each pool has two. The more of them are
-/// set, the more of the new pools are taken for old ones, whose first report is lost then.
+/// Words of 64 bits in the Bloom filter of pools that made room: 8 KiB. Each pool sets two bits. The more are set, the
+/// more new pools are taken for old ones; their first report is lost then.
 const SEEN_WORDS: usize = 1024;
 
-/// Acquired and reused.
+/// Connections acquired, and reused.
 type Totals = (u64, u64);
 
 #[derive(Default)]
@@ -33,8 +33,9 @@ pub(super) struct Pools {
 struct Pool {
     /// When it reported last, in turns.
     turn: u64,
-    /// What was counted of it, or lost, before it was known.
+    /// The part of its totals that does not count: it was counted or lost before the pool was known.
     before: Totals,
+    /// Its last report.
     last: Totals,
 }
 
@@ -46,7 +47,7 @@ impl Pool {
 }
 
 fn add(to: &mut Totals, more: Totals) {
-    // The numbers are anybody's.
+    // Saturating: any client may report any number.
     to.0 = to.0.saturating_add(more.0);
     to.1 = to.1.saturating_add(more.1);
 }
@@ -83,7 +84,7 @@ impl Pools {
         sum
     }
 
-    /// Retires the pool that has been silent for longest, which most likely is no more.
+    /// Retires the pool that has been silent for longest, which most likely does not exist any more.
     fn make_room(&mut self) {
         let silent = self.known.iter().min_by_key(|(_, pool)| pool.turn);
         let Some((&id, _)) = silent else {

@@ -1,4 +1,4 @@
-//! What a reader of the statistics gets.
+//! The statistics as a reader gets them.
 
 use std::sync::atomic::Ordering;
 
@@ -62,7 +62,7 @@ impl Snapshot {
         &self.totals[transport.index()]
     }
 
-    /// Requests taken, answered with an error or not.
+    /// Requests taken, whether answered or answered with an error.
     pub fn requests(&self, transport: Transport) -> u64 {
         self.of(transport).requests
     }
@@ -77,17 +77,17 @@ impl Snapshot {
         self.of(transport).connections_total
     }
 
-    /// Bytes received, headers included.
+    /// Bytes received, frame headers included.
     pub fn bytes_in(&self, transport: Transport) -> u64 {
         self.of(transport).bytes_in
     }
 
-    /// Bytes handed over for sending, headers included.
+    /// Bytes encoded for sending, frame headers included.
     pub fn bytes_out(&self, transport: Transport) -> u64 {
         self.of(transport).bytes_out
     }
 
-    /// Time from a request's arrival to its answer handed over, in nanoseconds.
+    /// Times from the arrival of a request or one-way message to when its answer was handed over, in nanoseconds.
     pub fn latency(&self, transport: Transport) -> &Histogram<u64> {
         &self.latency[transport.index()]
     }
@@ -127,7 +127,7 @@ impl Snapshot {
         self.pool_acquired
     }
 
-    /// Those of them that were not newly made.
+    /// Those of these connections that were not newly made.
     pub fn pool_reused(&self) -> u64 {
         self.pool_reused
     }

@@ -1,15 +1,24 @@
 //! A monotonic clock that costs a few nanoseconds to read.
 //!
-//! Where the processor's time stamp counter runs at a constant rate and the kernel itself trusts
-//! it, it is read directly and scaled; otherwise the clock is CLOCK_MONOTONIC. Both count from the
-//! same zero, but the scale is measured once, over a few milliseconds, and the kernel corrects its own all
-//! the time: the two, and those of two processes, go apart (by 0.1 µs a second where it was measured).
+//! If the processor's time stamp counter runs at a constant rate and the kernel itself uses it, the counter is read
+//! directly and scaled. Otherwise the clock is CLOCK_MONOTONIC. Both count from the same zero, but our scale is
+//! measured once, over a few milliseconds, while the kernel corrects its own all the time. So the two drift apart, and
+//! so do the clocks of two processes (by 0.1 µs a second where it was measured).
 //!
-//! The counter begins anew when a machine wakes from suspend to RAM or from hibernation. Once it was seen
-//! behind where it has been, it is not used any more.
+//! The counter may begin anew when a machine wakes from suspend or hibernation. Once it is seen far behind where it has
+//! been, it is not used any more.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A duration as system calls take it. Longer ones than they can take are cut.
+pub(super) fn timespec(duration: Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: duration.as_secs().min(i64::MAX as u64) as libc::time_t,
+        tv_nsec: duration.subsec_nanos() as libc::c_long,
+    }
+}
 
 /// Nanoseconds of one of the system's clocks.
 fn system_ns(clock: libc::clockid_t) -> u64 {
@@ -28,8 +37,8 @@ pub(crate) fn monotonic_ns() -> u64 {
     system_ns(libc::CLOCK_MONOTONIC)
 }
 
-/// Nanoseconds as of the last timer tick, up to 10 ms ago: where that will do, it costs a third of
-/// [`now_ns`], whose counter takes some forty cycles to read. Not to be compared with it.
+/// Nanoseconds as of the last timer tick, up to 10 ms ago. It costs a third of [`now_ns`], whose counter takes some
+/// forty cycles to read. The two must not be compared.
 pub(crate) fn coarse_ns() -> u64 {
     system_ns(libc::CLOCK_MONOTONIC_COARSE)
 }
@@ -47,10 +56,10 @@ struct Scale {
 
 static SCALE: OnceLock<Scale> = OnceLock::new();
 
-/// So little behind the base, some milliseconds, the counter of another core may be.
+/// The counter of another core may be behind the base by this much, some milliseconds.
 const BEHIND_TICKS_MAX: u64 = 1 << 24;
-/// The counter's time may have gone ahead of the system's by less than this, so that the clock does not go back
-/// where the one takes the other's place.
+/// How far ahead of the system's clock this one is set when it replaces the counter, which may have run ahead, but by
+/// less: so that the time does not go back.
 const AHEAD_NS: u64 = 1_000_000_000;
 
 /// Nanoseconds since some fixed moment, for differences within this process. Never goes back within a
@@ -65,7 +74,7 @@ pub(crate) fn now_ns() -> u64 {
 }
 
 impl Scale {
-    /// The time at which the counter says this. It is read only where it is used.
+    /// The time now. `ticks` reads the counter, and is called only if that is used.
     #[inline]
     fn now_ns(&self, ticks: impl FnOnce() -> u64) -> u64 {
         // Acquire: pairs with the release in `behind_base`: how far ahead this clock is.
@@ -80,7 +89,7 @@ impl Scale {
         self.base_ns + ((u128::from(ticks) * u128::from(ns_per_tick)) >> 32) as u64
     }
 
-    /// The counter is so many ticks behind its base.
+    /// The time when the counter is this many ticks behind its base.
     #[cold]
     fn behind_base(&self, ticks: u64) -> u64 {
         if ticks < BEHIND_TICKS_MAX {
@@ -152,7 +161,7 @@ fn calibrate() -> Scale {
         return scale(0, 0, 0);
     }
     let (first_ticks, first_ns) = pair();
-    std::thread::sleep(std::time::Duration::from_millis(2));
+    std::thread::sleep(Duration::from_millis(2));
     let (last_ticks, last_ns) = pair();
     let (ticks, ns) = (last_ticks.wrapping_sub(first_ticks), last_ns - first_ns);
     if ticks == 0 || ticks > i64::MAX as u64 || ns == 0 {

@@ -1,26 +1,25 @@
-//! Sleeping on a word of memory, and waking who sleeps on it. The word may be shared between
+//! Futexes: sleeping on a word of memory, and waking those who sleep on it. The word may be shared between
 //! processes, so the private forms are not used.
 
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use super::clock;
+
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waited {
-    /// Somebody woke us, or a signal did: look again.
+    /// By a wake-up, or by a signal: look again.
     Woken,
-    /// The word was not what the caller expected.
+    /// The word was not what the caller expected, so there was no wait.
     Changed,
-    /// Nobody did within the limit.
+    /// By the time limit.
     TimedOut,
 }
 
 /// Sleeps while `word` is `expected`, until woken, for at most `limit`.
 pub fn wait(word: &AtomicU32, expected: u32, limit: Option<Duration>) -> Waited {
-    let time = limit.map(|limit| libc::timespec {
-        tv_sec: limit.as_secs().min(i64::MAX as u64) as libc::time_t,
-        tv_nsec: limit.subsec_nanos() as libc::c_long,
-    });
+    let time = limit.map(clock::timespec);
     let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: the word is valid for the call, which only reads it; the time is null or ours.
     let result = unsafe {
@@ -42,7 +41,7 @@ pub fn wait(word: &AtomicU32, expected: u32, limit: Option<Duration>) -> Waited 
     }
 }
 
-/// Wakes up to `count` sleepers and says how many there were.
+/// Wakes up to `count` sleepers; returns how many were woken.
 pub fn wake(word: &AtomicU32, count: u32) -> usize {
     // SAFETY: the word's address is only used to find sleepers.
     let woken = unsafe {

@@ -22,7 +22,8 @@ pub(crate) fn cpu_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// When a process started, in clock ticks since boot: with its id it names a process for good.
+/// When a process started, in clock ticks since boot. Together with its pid that identifies a process, even after the
+/// pid is used again. `None`: there is no such process.
 pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command's name, in parentheses, may hold anything; the fields begin behind the last one.
@@ -46,7 +47,7 @@ pub(crate) fn start_time_seconds() -> Option<f64> {
     (per_second > 0).then(|| boot + ticks as f64 / per_second as f64)
 }
 
-/// Signals that may come while it is looked whether a process lives: each makes a look fail once.
+/// How often a look at a process may be interrupted by a signal before it is given up.
 const INTERRUPTED_MAX: u32 = 64;
 
 /// A descriptor that names a process and becomes readable when it ends (Linux 5.3).
@@ -65,7 +66,8 @@ impl PidFd {
         }
     }
 
-    /// Whether the process has certainly ended. A look that fails says nothing, and is made again soon.
+    /// Whether the process has certainly ended. If that cannot be found out, the answer is false, and the caller asks
+    /// again soon.
     pub(crate) fn has_ended(&self) -> bool {
         let mut polled = libc::pollfd {
             fd: self.0.as_raw_fd(),
@@ -77,7 +79,7 @@ impl PidFd {
             if unsafe { libc::poll(&mut polled, 1, 0) } >= 0 {
                 return polled.revents & libc::POLLIN != 0;
             }
-            // Even a look that waits for nothing fails when a signal is there.
+            // Even a poll that does not wait fails if a signal is pending.
             if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
                 return false;
             }

@@ -1,8 +1,10 @@
-//! Proof of which process is at the other end of a file: a record lock names its holder, and the
-//! holder cannot choose the name. The kernel gives the number as the asking process counts
-//! processes, and takes the lock back when its holder ends.
+//! Record locks, by which processes that share a file prove something to each other.
 //!
-//! A process loses its record locks of a file when it closes any descriptor of it.
+//! - *Which process it is.* The kernel tells the pid of a lock's holder ([`holder`]), which the holder cannot choose: it
+//!   is the pid as the asking process sees it. Such a lock belongs to a process, which loses it when it ends, or closes
+//!   any descriptor of the file.
+//! - *That it has not let go.* A lock on one byte by an open file description ([`hold_byte`]) lasts until that is closed:
+//!   when the process ends, or executes another program.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +18,7 @@ fn whole_file() -> libc::flock {
     lock
 }
 
-/// Sets a lock, or has the kernel fill in who is in its way.
+/// Sets a lock, or asks which lock is in its way.
 fn control(file: &File, command: libc::c_int, lock: &mut libc::flock) -> io::Result<()> {
     // SAFETY: a descriptor of the caller's; the kernel reads and writes one record of ours.
     match unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(lock)) } {
@@ -25,16 +27,16 @@ fn control(file: &File, command: libc::c_int, lock: &mut libc::flock) -> io::Res
     }
 }
 
-/// Locks the file for this process, unless another process has it.
+/// Locks the file for this process. Fails if another process has locked it.
 pub(crate) fn hold(file: &File) -> io::Result<()> {
     control(file, libc::F_SETLK, &mut whole_file())
 }
 
-/// The process that holds the file, this one included. An error says why nobody that can be watched
-/// from here does.
+/// The process that has locked the file, which may be this one. An error says why there is none that this process can
+/// watch.
 pub(crate) fn holder(file: &File) -> io::Result<u32> {
     let mut lock = whole_file();
-    // Asked as the open file, not as this process, whose own lock would be in nobody's way.
+    // Asked for the open file description, not for this process, whose own lock would not be in its way.
     control(file, libc::F_OFD_GETLK, &mut lock)?;
     let reason = match (libc::c_int::from(lock.l_type), lock.l_pid) {
         (libc::F_UNLCK, _) => "the process that asked for it is gone",
@@ -46,19 +48,19 @@ pub(crate) fn holder(file: &File) -> io::Result<u32> {
 
 fn one_byte(at: u64) -> libc::flock {
     let mut lock = whole_file();
-    // No file is so long.
+    // An offset is not negative. No file is as long as that, which does not matter to a lock.
     lock.l_start = (at & i64::MAX as u64) as libc::off_t;
     lock.l_len = 1;
     lock
 }
 
-/// Locks a byte, which need not be there, until this open file is closed: at the latest when the process ends or
-/// executes another program (a child that it has forked has the file open too).
+/// Locks a byte, which need not exist, until this open file description is closed: at the latest when the process ends or
+/// executes another program. (A forked child has the description open too.)
 pub(crate) fn hold_byte(file: &File, at: u64) -> io::Result<()> {
     control(file, libc::F_OFD_SETLK, &mut one_byte(at))
 }
 
-/// Whether somebody else who has the file open holds this byte.
+/// Whether this byte is locked by another open file description.
 pub(crate) fn is_byte_held(file: &File, at: u64) -> io::Result<bool> {
     let mut lock = one_byte(at);
     control(file, libc::F_OFD_GETLK, &mut lock)?;

@@ -1,4 +1,4 @@
-//! Files in /dev/shm, mapped: memory that another process may write to at any time.
+//! Segments: files in /dev/shm that are mapped, which is memory that another process may write to at any time.
 
 use std::ffi::CString;
 use std::fs::{File, Permissions};
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::sigbus;
 
-/// Segments that a process can have mapped.
+/// How many segments a process can have mapped.
 pub(crate) const MAPPED_MAX: usize = sigbus::PLACES;
 
 /// Where segments live.
@@ -25,11 +25,11 @@ const MODE: u32 = 0o600;
 pub(crate) struct Segment {
     base: NonNull<u8>,
     bytes: usize,
-    // Before the mapping goes, it leaves the table: see Drop.
+    /// Keeps the mapping in the table of the SIGBUS handler. Dropped before the mapping goes: see Drop.
     guard: Option<sigbus::Guard>,
     /// Device and inode: tells whether two processes opened the same file.
     identity: (u64, u64),
-    /// A file that is not to become shorter: see [`Segment::keep_length`].
+    /// The file, if it is kept at its length: see [`Segment::keep_length`].
     kept: Option<File>,
 }
 
@@ -61,7 +61,7 @@ fn no_segment(reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, reason)
 }
 
-/// Opens the file of that name, whatever is in it, if it belongs to this user.
+/// Opens the file of that name, whatever its contents, if it belongs to this user.
 pub(crate) fn open_ours(name: &str) -> io::Result<File> {
     // NONBLOCK: a pipe of that name is refused, not waited for.
     let file =
@@ -88,7 +88,7 @@ pub(crate) fn open_ours(name: &str) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether the path still leads to this file, which is named by its device and inode.
+/// Whether the path still leads to the file with this device and inode.
 pub(crate) fn is_at(path: &str, identity: (u64, u64)) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity)
 }
@@ -98,7 +98,7 @@ pub(crate) fn identity(file: &File) -> io::Result<(u64, u64)> {
     file.metadata().map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// Takes memory for the file's first bytes now, so that touching them cannot fail.
+/// Allocates memory for the file's first bytes now, so that touching them cannot fail for want of it.
 fn allocate(file: &File, bytes: usize) -> io::Result<()> {
     if bytes == 0 {
         return Ok(());
@@ -134,7 +134,7 @@ pub(crate) fn publish(file: &File, name: &str) -> io::Result<()> {
     }
 }
 
-/// Takes a segment's name away. Those who have it mapped keep it.
+/// Removes a segment's name. Processes that have the segment mapped keep it.
 pub(crate) fn unlink(name: &str) -> io::Result<()> {
     std::fs::remove_file(path(name))
 }
@@ -158,9 +158,8 @@ unsafe fn map_shared(file: &File, bytes: usize, address: *mut u8, flags: i32) ->
 }
 
 impl Segment {
-    /// Makes a new segment of zeros that only this user may open. Fails if the name is taken, or
-    /// if there is no memory for its first `sure_bytes`; the rest is taken from what is left when it
-    /// is used.
+    /// Makes a new segment of zeros, which only this user may open. Memory for its first `sure_bytes` is allocated now,
+    /// and for the rest when that is touched. Fails if the name is taken, or if there is no memory.
     pub(crate) fn create(
         name: &str,
         bytes: usize,
@@ -176,7 +175,7 @@ impl Segment {
         }
     }
 
-    /// As [`Segment::create`], without a name so far: see [`publish`].
+    /// As [`Segment::create`], without a name; [`publish`] gives it one.
     pub(crate) fn create_unnamed(bytes: usize, sure_bytes: usize) -> io::Result<(Segment, File)> {
         let file = open_file(DIRECTORY.to_owned(), libc::O_TMPFILE)?;
         Ok((Segment::make(&file, bytes, sure_bytes)?, file))
@@ -231,8 +230,8 @@ impl Segment {
         self.identity
     }
 
-    /// Keeps the file open, and makes it long again whenever another cuts it short: what was in it
-    /// is zeros then, but it remains shared. See [`Segment::restore_file`].
+    /// Keeps the file open, and has faults make it long again when another process has cut it short. Its contents are zeros
+    /// then, but it is still shared. See [`Segment::restore_file`].
     pub(crate) fn keep_length(&mut self, file: File) {
         if let Some(guard) = &self.guard {
             guard.keep(file.as_raw_fd());
@@ -240,14 +239,13 @@ impl Segment {
         self.kept = Some(file);
     }
 
-    /// The file that is kept.
+    /// The file, if it is kept open.
     pub(crate) fn kept(&self) -> Option<&File> {
         self.kept.as_ref()
     }
 
-    /// Makes a file that is kept as long as it should be, its owner's alone, and shared again if there was
-    /// no memory for it when it was touched. `true`: it was not all that, at some time since this was last
-    /// called.
+    /// Repairs a kept file: gives it its length and mode again, and maps it again if pages were replaced because there was
+    /// no memory for them. Returns whether anything was wrong since the last call.
     pub(crate) fn restore_file(&self) -> io::Result<bool> {
         let (Some(file), Some(guard)) = (&self.kept, &self.guard) else {
             return Ok(false);
@@ -277,8 +275,8 @@ impl Segment {
         Ok(was_changed)
     }
 
-    /// The file was cut short while mapped, or there was no memory for it: some of what is read now are
-    /// zeros.
+    /// Whether the file was cut short while mapped, or there was no memory for a page: then some of what is read are zeros
+    /// of this process's own.
     #[inline]
     pub(crate) fn poisoned(&self) -> bool {
         self.guard.as_ref().is_some_and(sigbus::Guard::poisoned)
@@ -324,8 +322,8 @@ impl Segment {
         unsafe { AtomicU64::from_ptr(self.at(offset, 8).cast()) }
     }
 
-    /// Takes this process's view of the pages away; they come back when touched. The memory itself
-    /// stays, so nothing is lost.
+    /// Unmaps the pages from this process, which makes it smaller; they come back when touched. The file keeps its memory,
+    /// so nothing is lost.
     pub(crate) fn forget_pages(&self) {
         if !self.poisoned() {
             // SAFETY: our own mapping of a shared file: dropping its pages loses no data.

@@ -1,9 +1,10 @@
-//! A mapping whose file was cut short behind our back, or for which there is no memory, faults with SIGBUS
-//! when it is touched. The handler here puts a page of zeros in the place of the one that is missing and
-//! marks the mapping as poisoned, so that the fault costs its own connection only; the other pages are
-//! shared still, and tell the other side that it is over. A file that is kept is made long again instead:
-//! its contents are lost, but all who have it mapped still share it. Faults elsewhere go to whoever was
-//! there before.
+//! The handler of SIGBUS, which a mapping raises when it is touched after its file was cut short, or if there is no
+//! memory for a page.
+//!
+//! The handler maps a page of zeros in place of the missing one and marks the mapping as *poisoned*, so that only its own
+//! connection is closed; the other pages are still shared, and tell the other side that it is over. If the mapping's file
+//! is *kept*, it is made long again instead: its contents are lost, but all processes still share it. Faults elsewhere go to
+//! the handler that was installed before.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -11,21 +12,23 @@ use std::sync::Once;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
-/// Mappings guarded at a time: all connections of the largest server, and as many clients' and other servers'
-/// as one process is likely to have besides.
+/// How many mappings can be guarded at a time: all connections of the largest server, and as many of clients and other
+/// servers as one process is likely to have besides.
 pub(super) const PLACES: usize = 16 * 1024 + 4096;
-/// Signals that may come while a file is made long again: each makes that fail once.
+/// How often making a file long again may be interrupted by a signal before it is given up.
 const INTERRUPTED_MAX: u32 = 64;
 
+/// An entry of the table of guarded mappings.
 struct Place {
-    /// 0: free. 1: being filled.
+    /// The mapping's address. 0: the entry is free. 1: it is being filled in.
     base: AtomicUsize,
     bytes: AtomicUsize,
-    /// One more than the descriptor of the file that is made long again when it was cut short, 0 if
-    /// there is none. (A table of zeros takes no memory before it is used.)
+    /// One more than the descriptor of the file, if it is kept at its length; otherwise 0. (All zero, so that the table takes
+    /// no memory before it is used.)
     kept: AtomicI32,
-    /// That was done, since somebody last asked.
+    /// The file was made long again since somebody last asked.
     restored: AtomicBool,
+    /// A page was replaced by zeros.
     poisoned: AtomicBool,
 }
 
@@ -39,10 +42,10 @@ static TABLE: [Place; PLACES] = [const {
     }
 }; PLACES];
 
-/// Bytes of a page, known before the handler is there.
+/// The size of a page, set before the handler is installed.
 static PAGE_BYTES: AtomicUsize = AtomicUsize::new(0);
 
-/// What handled SIGBUS before.
+/// How SIGBUS was handled before.
 static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 
 /// Keeps a mapping in the table.
@@ -81,12 +84,12 @@ pub(super) fn guard(base: usize, bytes: usize) -> io::Result<Guard> {
 }
 
 impl Guard {
-    /// All pages are the file's again.
+    /// The mapping is whole again: all its pages are the file's.
     pub(super) fn restored(&self) {
         TABLE[self.place].poisoned.store(false, Ordering::Release);
     }
 
-    /// Whether the mapping has faulted: some of its contents are zeros of our own now.
+    /// Whether a page was replaced: some of the mapping's contents are zeros of this process's own.
     #[inline]
     pub(super) fn poisoned(&self) -> bool {
         TABLE[self.place].poisoned.load(Ordering::Acquire)
@@ -110,9 +113,8 @@ impl Drop for Guard {
     }
 }
 
-/// Has this thread take faults from now on. A program may have blocked all signals before it started its
-/// threads, to wait for them in one; of a blocked SIGBUS that a fault raises the kernel makes the end of the
-/// process.
+/// Unblocks SIGBUS in this thread. A program may have blocked all signals before it started its threads, to wait for them in
+/// one of them; but if a fault raises a blocked SIGBUS, the kernel ends the process.
 pub(crate) fn let_in() {
     // SAFETY: a set of ours, filled in; only this thread's mask changes.
     unsafe {
@@ -157,7 +159,7 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
         let base = place.base.load(Ordering::Acquire);
         let bytes = place.bytes.load(Ordering::Relaxed);
         if base > 1 && address >= base && address - base < bytes {
-            // The instruction runs again, and finds a page.
+            // When the handler returns, the faulting instruction runs again and finds a page.
             let is_missing = code == libc::BUS_ADRERR;
             if is_missing && fill_again(place.kept.load(Ordering::Acquire) - 1, bytes) {
                 place.restored.store(true, Ordering::Release);
@@ -187,10 +189,10 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut libc
     pass_on(signal, info, context);
 }
 
-/// Makes the file as long as it was, and has all its pages there. False: there is no memory for them.
+/// Makes the file as long as it was, and allocates all its pages. False if there is no memory for them.
 ///
-/// Whether the file is short now says nothing: another thread or process that met the same fault may
-/// have made it long again between the fault and this call.
+/// It does not matter whether the file is short now: another thread or process may have met the same fault and made the file
+/// long again in between.
 fn fill_again(fd: RawFd, bytes: usize) -> bool {
     if fd < 0 {
         return false;
@@ -208,8 +210,8 @@ fn fill_again(fd: RawFd, bytes: usize) -> bool {
             }
         }
         if !filled && *errno == libc::EOPNOTSUPP {
-            // A file system without it, no tmpfs. Only a file that is short: one that is long may be
-            // out of memory, and would be faulted on for ever.
+            // The file system is no tmpfs and has no fallocate. Then only a short file can be repaired: one that is long may
+            // be out of memory, and would fault for ever.
             let mut now: libc::stat = std::mem::zeroed();
             filled = libc::fstat(fd, &mut now) == 0
                 && (now.st_size as u64) < bytes as u64
@@ -220,9 +222,9 @@ fn fill_again(fd: RawFd, bytes: usize) -> bool {
     }
 }
 
-/// A signal that somebody has sent (or that tells of broken memory which nobody has touched). Nothing runs
-/// again when the handler returns, so that a handler before us that goes back to the default, counting on
-/// that, would leave a process that lives on without us: then the signal is sent once more, and ends it.
+/// Passes on a signal that no fault has raised: somebody has sent it, or it tells of broken memory that nobody has touched.
+/// No instruction runs again after it. A previous handler that resets SIGBUS to its default, counting on that, would leave a
+/// process that lives on, and without our handler. Then the signal is raised once more, which ends the process.
 fn pass_on_sent(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     if BEFORE.get().map(|before| before.sa_sigaction) == Some(libc::SIG_IGN) {
         return;
@@ -238,7 +240,7 @@ fn pass_on_sent(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_v
     }
 }
 
-/// The fault is not ours: the handler before us gets it, or the default, which ends the process.
+/// Passes a fault on that is not in one of our mappings: to the previous handler, or to the default, which ends the process.
 fn pass_on(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let before = BEFORE.get();
     match before.map(|before| (before.sa_sigaction, before.sa_flags)) {

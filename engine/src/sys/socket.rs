@@ -1,19 +1,24 @@
-//! Sockets, as far as the standard library does not go.
+//! What is done with sockets and the standard library does not offer.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-/// Connections that may wait for being accepted.
+use super::clock;
+
+/// How many connections may wait to be accepted.
 const BACKLOG: i32 = 4096;
 
-/// A connection on which nothing comes for so long is asked whether its machine is still there, so often, and
-/// given up if nobody says so: two minutes in all.
-const QUIET_S: i32 = 60;
-const QUESTION_S: i32 = 10;
-const QUESTIONS: i32 = 6;
+// TCP keep-alive: a peer's machine that is gone is noticed after two minutes.
+/// After this many seconds in which nothing came, the first probe is sent.
+const KEEPALIVE_IDLE_S: i32 = 60;
+/// The seconds between two probes.
+const KEEPALIVE_INTERVAL_S: i32 = 10;
+/// After this many probes without an answer, the connection is given up.
+const KEEPALIVE_PROBES: i32 = 6;
 
+/// The result of a system call: a negative one is an error.
 fn check(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
@@ -77,14 +82,20 @@ fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> 
     .map(drop)
 }
 
-/// Has small messages sent at once, and a peer's machine noticed that is gone without a word: switched off,
-/// or beyond a router that has forgotten the connection. (That a process ends, its kernel says.)
+/// Sets TCP_NODELAY, so that small messages are sent at once, and keep-alive, so that it is noticed if the peer's
+/// machine is gone without a word: switched off, or behind a router that has forgotten the connection. (When only
+/// the process ends, its kernel closes the connection.)
 pub(crate) fn set_up(fd: RawFd) -> io::Result<()> {
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
     set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)?;
-    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, QUIET_S)?;
-    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, QUESTION_S)?;
-    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, QUESTIONS)
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, KEEPALIVE_IDLE_S)?;
+    set_option(
+        fd,
+        libc::IPPROTO_TCP,
+        libc::TCP_KEEPINTVL,
+        KEEPALIVE_INTERVAL_S,
+    )?;
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, KEEPALIVE_PROBES)
 }
 
 /// A listener with a long backlog, whose connections are as [`set_up`] leaves them.
@@ -141,8 +152,8 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(TcpListener::from(socket))
 }
 
-/// Waits until the socket can be read from (or written to, too, if `write`), for at most `limit`.
-/// False: the time is over. True says no more than that it may be so: a signal ends the wait too.
+/// Waits until the socket is readable, or with `write` readable or writable, for at most `limit`. False if the time
+/// is over. True means that it may be so: a signal ends the wait too.
 pub(crate) fn wait_ready(fd: RawFd, write: bool, limit: Option<Duration>) -> io::Result<bool> {
     let events = libc::POLLIN | if write { libc::POLLOUT } else { 0 };
     let mut polled = libc::pollfd {
@@ -150,10 +161,7 @@ pub(crate) fn wait_ready(fd: RawFd, write: bool, limit: Option<Duration>) -> io:
         events,
         revents: 0,
     };
-    let limit = limit.map(|limit| libc::timespec {
-        tv_sec: limit.as_secs().min(i64::MAX as u64) as libc::time_t,
-        tv_nsec: limit.subsec_nanos() as libc::c_long,
-    });
+    let limit = limit.map(clock::timespec);
     let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: one pollfd of ours; the time is null or ours; no signal mask.
     let result = unsafe { libc::ppoll(&mut polled, 1, limit, std::ptr::null()) };
@@ -164,7 +172,7 @@ pub(crate) fn wait_ready(fd: RawFd, write: bool, limit: Option<Duration>) -> io:
     }
 }
 
-/// Whether an address is this machine's alone: of IPv4 also where it is written as one of IPv6.
+/// Whether an address is a loopback address, also if it is one of IPv4 written as one of IPv6.
 pub(crate) fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
@@ -210,9 +218,9 @@ mod tests {
         assert_eq!(option(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY), 1);
         assert_eq!(option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE), 1);
         for (name, wanted) in [
-            (libc::TCP_KEEPIDLE, QUIET_S),
-            (libc::TCP_KEEPINTVL, QUESTION_S),
-            (libc::TCP_KEEPCNT, QUESTIONS),
+            (libc::TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
+            (libc::TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
+            (libc::TCP_KEEPCNT, KEEPALIVE_PROBES),
         ] {
             assert_eq!(option(fd, libc::IPPROTO_TCP, name), wanted);
         }

@@ -36,15 +36,15 @@ impl ProtocolVersion {
 /// A header, without the magic and the version, which are always the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What kind of frame.
+    /// What kind of frame it is: a request, an answer, a part of a stream and so on.
     pub flags: Flags,
-    /// What it is about.
+    /// The message type: see [`crate::ipc::msg_type`].
     pub msg_type: u16,
-    /// Bytes of payload that follow.
+    /// The length of the payload, in bytes, as it is on the wire.
     pub length: u32,
-    /// Ties answers to requests.
+    /// The id, which an answer shares with its request. Not 0 in a request.
     pub msg_id: u64,
-    /// CRC-32C of the header, this field 0, and the payload.
+    /// CRC-32C of the header, with this field 0, and the payload.
     pub crc32: u32,
 }
 
@@ -68,8 +68,8 @@ impl Header {
 
     /// The bytes on the wire as three little-endian words.
     ///
-    /// A processor hands what was just stored to a load only if one store holds all of it: a header
-    /// that is written field by field and read word by word costs some ten nanoseconds each time.
+    /// A processor forwards what was just stored to a load only if a single store holds all of it. A header that is written
+    /// field by field and read word by word costs some ten nanoseconds each time.
     #[inline]
     pub(crate) const fn to_words(self) -> [u64; HEADER_WORDS] {
         [
@@ -94,13 +94,13 @@ impl Header {
         }
     }
 
-    /// The header at the front of bytes in which one was found before; no check is made again.
+    /// The header at the front of bytes that were checked before; nothing is checked again.
     #[inline(always)]
     pub(crate) fn of_accepted(bytes: &[u8]) -> Option<Header> {
         Some(Header::decode(header_words(bytes.first_chunk()?)))
     }
 
-    /// Becomes the header of a frame that begins alike, but for the CRC, which was checked. Returns the
+    /// Becomes the header of a frame that begins alike: takes its id, but not its CRC, which was checked. Returns the
     /// frame's payload.
     #[inline(always)]
     pub(crate) fn next_alike<'a>(&mut self, frame: &'a [u8]) -> &'a [u8] {
@@ -130,15 +130,14 @@ impl Header {
         good.then_some(header)
     }
 
-    /// Requests are answered by their id.
+    /// A request must have an id other than 0, by which it is answered.
     #[inline(always)]
     pub(super) fn has_id_if_needed(&self) -> bool {
         self.msg_id != 0 || !self.flags.contains(Flags::REQUEST)
     }
 
-    /// Reads a header and checks it in the specification's order, as far as `bytes` reach, so that
-    /// what is no frame is refused by its first byte. `None`: so far so good, more bytes are
-    /// needed. The CRC is not checked here.
+    /// Reads a header and checks it in the order of docs/protocol.md, as far as `bytes` reach, so that what is no frame is
+    /// refused at its first byte. `None` means that more bytes are needed. The CRC is not checked here.
     #[inline]
     pub fn parse(bytes: &[u8], max_message_bytes: u32) -> Result<Option<Header>, Refusal> {
         let Some(bytes) = bytes.first_chunk::<HEADER_BYTES>() else {
@@ -152,8 +151,8 @@ impl Header {
     }
 }
 
-/// The first word of a good header, the last that was found if there was one: magic, version, flags
-/// and type of one that begins like it need not be looked at again.
+/// The first word of the last good header: magic, version, flags and type. If the next header has the same first word,
+/// those need not be checked again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GoodFirst(u64);
 
@@ -190,8 +189,8 @@ fn words_to_bytes(words: [u64; HEADER_WORDS]) -> [u8; HEADER_BYTES] {
     bytes
 }
 
-/// The checks one by one, as far as the bytes reach. A request's id comes after the length, as its
-/// bytes do: the verdict must not depend on how a stream happens to be cut.
+/// The checks one by one, in the order of the bytes and as far as they reach: the verdict must not depend on how a stream
+/// happens to be cut.
 #[cold]
 fn check_part(bytes: &[u8], max_message_bytes: u32) -> Result<(), Refusal> {
     let magic = MAGIC.to_le_bytes();

@@ -1,13 +1,12 @@
 //! Frames in bytes that come in any split.
 //!
-//! [`scan`] looks at the front of a run of bytes and says whether a whole frame lies there: then it
-//! is used where it lies, without a copy. Only a frame that a run of bytes cuts in two is gathered,
-//! by an [`Assembler`], in memory that grows as its bytes arrive.
+//! [`scan`] looks whether a whole frame lies at the front of some bytes. If so, it is used where it lies, without a copy.
+//! Only a frame that is cut in two is gathered by an [`Assembler`], in memory that grows as its bytes arrive.
 
 use super::crc::header_words;
 use super::{GoodFirst, Header, ProtocolVersion, Refusal, append, check_crc, crc, legacy};
 
-/// What lies at the front of a run of bytes.
+/// What lies at the front of some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scanned {
     /// A whole frame of `frame_bytes`, of which the last `header.length` are payload. Its CRC is
@@ -18,9 +17,9 @@ pub enum Scanned {
         /// Bytes of the frame, header included.
         frame_bytes: usize,
     },
-    /// The beginning of one, whose length is known once its header is there.
+    /// The beginning of one.
     Part {
-        /// Bytes of the whole frame.
+        /// The length of the whole frame; `None` if its header is not complete.
         frame_bytes: Option<usize>,
     },
 }
@@ -60,8 +59,8 @@ pub fn scan(
     }
 }
 
-/// The header of the whole version 2 frame at the front of `bytes`, if one is there that [`scan`]
-/// accepts; `None` says nothing. For loops over many frames: it stays in registers.
+/// The header of the version 2 frame at the front of `bytes`, if a whole one is there that [`scan`] accepts. After `None`,
+/// [`scan`] tells why. For loops over many frames: the header stays in registers.
 #[inline(always)]
 pub(crate) fn front_frame(
     bytes: &[u8],
@@ -90,8 +89,8 @@ pub(crate) fn accepted_frame(bytes: &[u8]) -> &[u8] {
     &bytes[..super::HEADER_BYTES + header.length as usize]
 }
 
-/// Makes room for `bytes` more of a frame of `goal` bytes. Grows with what arrives, at most twofold,
-/// never on the header's word alone, and never beyond the frame.
+/// Makes room for `bytes` more of a frame of `goal` bytes. The buffer at most doubles as bytes arrive; it does not grow
+/// to the length that the header names before the bytes are there, and never beyond that.
 pub(crate) fn make_room(buffer: &mut Vec<u8>, bytes: usize, goal: usize) {
     let needed = buffer.len() + bytes;
     if needed > buffer.capacity() {
@@ -103,14 +102,16 @@ pub(crate) fn make_room(buffer: &mut Vec<u8>, bytes: usize, goal: usize) {
 /// Gathers one frame from pieces.
 #[derive(Debug, Default)]
 pub struct Assembler {
+    /// What is there of the frame, header first.
     gathered: Vec<u8>,
+    /// The frame's length, once its header is there.
     frame_bytes: Option<usize>,
-    /// The CRC of what was gathered, if that is summed as it comes.
+    /// The CRC of what was gathered, if that is computed as the bytes arrive.
     sum: Option<u32>,
 }
 
 impl Assembler {
-    /// Whether a frame was begun and is not complete.
+    /// Whether a frame is being gathered.
     #[inline]
     pub fn is_mid_frame(&self) -> bool {
         !self.gathered.is_empty()
@@ -155,7 +156,7 @@ impl Assembler {
         }
     }
 
-    /// Takes out what was gathered of a header that is not complete.
+    /// If only a part of a header was gathered, takes that out.
     pub fn take_cut_header(&mut self) -> Option<Vec<u8>> {
         let cut = self.is_mid_frame() && self.frame_bytes.is_none();
         cut.then(|| std::mem::take(&mut self.gathered))
@@ -167,9 +168,9 @@ impl Assembler {
         Some(self.frame_bytes? - self.gathered.len())
     }
 
-    /// For who appends pieces to the gathered bytes himself and sums them on the way: `append` gets
-    /// the buffer, with room for `bytes`, and the CRC so far, and returns the new CRC. In the middle
-    /// of a frame that misses no less, whose header is there. (Version 2.)
+    /// Appends `bytes` bytes by a function that also computes the CRC: `append` gets the buffer, with room for them, and
+    /// the CRC so far, and returns the CRC with them. Only if the header is there and at least as many bytes are missing.
+    /// (Version 2.)
     pub fn append_summed(&mut self, bytes: usize, append: impl FnOnce(&mut Vec<u8>, u32) -> u32) {
         let goal = self.frame_bytes.expect("the header is there");
         assert!(self.gathered.len() + bytes <= goal);
@@ -181,8 +182,8 @@ impl Assembler {
         self.sum = Some(append(&mut self.gathered, sum));
     }
 
-    /// Takes the frame out if it is complete and was summed to the end: its header and its bytes,
-    /// whose CRC is right, or the refusal.
+    /// If the frame is complete and was gathered by [`Assembler::append_summed`], takes it out: its header and all its
+    /// bytes, or a refusal if its CRC is wrong.
     pub fn take_summed(&mut self) -> Option<Result<(Header, Vec<u8>), Refusal>> {
         let got = self.sum.filter(|_| self.missing_bytes() == Some(0))?;
         let frame = self.take();
@@ -194,14 +195,14 @@ impl Assembler {
         Some(check_crc(header.crc32, got).map(|()| (header, frame)))
     }
 
-    /// Gathers the next frame in this buffer, whatever it holds. Not in the middle of a frame.
+    /// Gathers the next frame in this buffer, whose contents are dropped. Not in the middle of a frame.
     pub fn lend(&mut self, mut buffer: Vec<u8>) {
         assert!(!self.is_mid_frame(), "a buffer is lent between frames");
         buffer.clear();
         self.gathered = buffer;
     }
 
-    /// The complete frame, header first. Keeps no memory.
+    /// Takes the complete frame out, header first. Keeps no memory.
     pub fn take(&mut self) -> Vec<u8> {
         self.frame_bytes = None;
         self.sum = None;

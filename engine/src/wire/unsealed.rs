@@ -1,5 +1,5 @@
-//! Short frames whose CRCs are computed after several were encoded: of one alone, each step waits for
-//! the last, and of several they take turns.
+//! Short frames that are encoded without their CRCs, which are computed later for several together ("sealed"). In the CRC
+//! of a single frame each step waits for the last; with several frames, the processor works on them at the same time.
 
 use super::frame::VERIFY_BATCH;
 use super::scan::accepted_frame;
@@ -8,25 +8,26 @@ use super::{Flags, HEADER_BYTES, Header, crc};
 /// Where the CRC lies in a frame.
 const CRC_AT: usize = HEADER_BYTES - 4;
 
-/// How many of the bytes at the end of a buffer are whole frames without their CRCs.
+/// Which bytes at the end of a buffer are whole frames without their CRCs.
 #[derive(Debug, Default)]
 pub(crate) struct Unsealed {
+    /// How many bytes.
     bytes: usize,
-    /// How long each of them is; 0: not all are equally long.
+    /// The length of each frame, if all are equally long; otherwise 0.
     frame_bytes: usize,
 }
 
 impl Unsealed {
-    /// Frames with up to so many bytes of payload are better summed with others.
+    /// The longest payload of a short frame: up to this, CRCs are better computed for several frames together.
     pub(crate) const PAYLOAD_BYTES_MAX: usize = crc::SHORT_BYTES_MAX - HEADER_BYTES;
 
-    /// Whether a frame with so many bytes of payload is.
+    /// Whether a frame with a payload of this length is short.
     #[inline(always)]
     pub(crate) fn takes(payload_bytes: usize) -> bool {
         payload_bytes <= Unsealed::PAYLOAD_BYTES_MAX
     }
 
-    /// How many bytes they are.
+    /// How many bytes lack their CRCs.
     #[inline(always)]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
@@ -52,8 +53,8 @@ impl Unsealed {
         self.bytes += frame_bytes;
     }
 
-    /// Puts the missing CRCs into the frames at the end of the buffer. To be done before anything
-    /// else is appended to it, or any of it is sent.
+    /// Computes the missing CRCs of the frames at the end of the buffer. It must be called before anything else is
+    /// appended to the buffer, or any of these frames is sent.
     #[inline]
     pub(crate) fn seal(&mut self, buffer: &mut [u8]) {
         if self.bytes > 0 {
@@ -65,16 +66,16 @@ impl Unsealed {
         }
     }
 
-    /// The buffer was thrown away.
+    /// The buffer was dropped.
     pub(crate) fn forget(&mut self) {
         self.bytes = 0;
     }
 }
 
-/// Puts the CRCs into whole frames that lie one behind the other.
+/// Computes the CRCs of whole frames that lie one behind the other.
 fn seal(mut rest: &mut [u8]) {
     let mut crcs = [0u32; VERIFY_BATCH];
-    // Each turn takes at least one frame.
+    // Each pass takes at least one frame.
     while !rest.is_empty() {
         let mut frames: [&[u8]; VERIFY_BATCH] = [&[]; VERIFY_BATCH];
         let (mut count, mut end) = (0, 0);
