@@ -1,9 +1,9 @@
-//! One descriptor for a client's whole life, readable whenever polling has something to do.
+//! A descriptor that lasts for a client's whole life and is readable whenever polling has something to do.
 //!
-//! It is an epoll of two: the socket, which changes with every new connection, and an eventfd that
-//! stands for what the socket cannot tell. Through shared memory there is no socket: a [`Watch`]
-//! raises the eventfd then. Only clients that asked for the descriptor pay for it, with a few stores
-//! and loads per call; there are system calls only when something changes.
+//! It is an epoll instance with two descriptors: the socket, which changes with every new connection, and an eventfd
+//! that stands for whatever the socket does not tell. Over shared memory there is no socket; then a [`Watch`] raises the
+//! eventfd. Only clients that asked for the descriptor pay for it, with a few loads and stores for each call; system calls
+//! are made only when something changes.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -17,14 +17,17 @@ use crate::error::Fault;
 
 pub(crate) struct Descriptor {
     epoll: OwnedFd,
+    /// The eventfd.
     event: Arc<OwnedFd>,
+    /// The eventfd is readable, as far as this side knows.
     raised: bool,
-    /// The watch has raised the event since this was last looked at.
+    /// The watch has raised the eventfd since this was last looked at.
     told: Arc<AtomicBool>,
     watch: Watch,
+    /// What is watched of the client's socket.
     watched: Option<Watched>,
-    /// The socket that the epoll has, under a number of our own: by the client's it cannot be taken out
-    /// once the client has closed it.
+    /// The socket in the epoll instance, as a duplicate of our own: once the client has closed its descriptor, the socket
+    /// could not be removed by that.
     socket: Option<OwnedFd>,
 }
 
@@ -57,7 +60,7 @@ impl Descriptor {
             let (event, told) = (event.clone(), told.clone());
             move || {
                 set(&event, true);
-                // Release, and after the event: who sees this can take the event back.
+                // After the eventfd was raised. Release: pairs with the acquire in `follow`, which may lower it.
                 told.store(true, Ordering::Release);
             }
         });
@@ -82,8 +85,8 @@ impl Descriptor {
         self.watch.disarm(client);
     }
 
-    /// After it. What the function did is done, so a connection that cannot be watched is no failure of it:
-    /// the descriptor becomes readable, and who polls then finds what is wrong.
+    /// After a function has worked on the client. If the connection cannot be watched, that is no failure of the
+    /// function, whose work is done: the descriptor becomes readable, and whoever polls finds out what is wrong.
     pub(crate) fn follow_or_raise(&mut self, client: &Client) {
         if self.follow(client).is_err() {
             self.raise(true);
@@ -107,11 +110,11 @@ impl Descriptor {
             self.raised = true;
         }
         let kept = client.has_kept_answers();
-        // Before the watch is armed: what it tells from then on must stay.
+        // Before the watch is armed: what it tells from then on must not be taken back.
         if self.raised && !kept {
             self.raise(false);
         }
-        // Without a socket nobody else tells that something is left to do.
+        // Without a socket, only the eventfd can tell that something is left to do.
         let raise = kept
             || wanted.is_none()
                 && self
@@ -128,8 +131,8 @@ impl Descriptor {
         let name = |watched: Watched| (watched.fd, watched.connection);
         let is_same = self.watched.take().map(name) == wanted.map(name);
         if let Some(before) = self.socket.take_if(|_| !is_same) {
-            // Closing it would not do: a child that the program has forked may have it open too, and it would
-            // be readable for ever.
+            // Closing it is not enough: a forked child of the program may have it open too, and then it would stay in the
+            // epoll instance and be readable for ever.
             let _ = control(&self.epoll, libc::EPOLL_CTL_DEL, before.as_raw_fd(), 0);
         }
         let Some(watched) = wanted else {

@@ -1,8 +1,8 @@
-//! Handles that can be checked: numbers which name a slot and the slot's generation.
+//! Handles that can be checked: numbers that name a slot and the slot's generation.
 //!
-//! A number looks like a pointer to the C program, but never is the address of anything: its top
-//! byte makes it an address that no processor of ours accepts. Slots are never given back to the
-//! allocator, so that a stale handle finds a slot of a later generation.
+//! To the C program a handle is a pointer, but it is never the address of anything: its top byte makes it an
+//! address that no supported processor accepts. Slots are never freed, so a stale handle finds a slot of a later
+//! generation, and is refused.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
@@ -16,12 +16,17 @@ use crate::error::Fault;
 /// The top byte of every handle.
 const MARK: u64 = 0x4C;
 const CHUNK_SLOTS: usize = 256;
-/// Bounds the handles of one kind: 2^20.
+/// At most this many chunks, so at most 2^20 handles of one kind.
 const CHUNKS: usize = 4096;
 
+// The low two bits of a slot's state.
+/// No handle names the slot.
 const FREE: u64 = 0;
+/// The slot has a value that nobody uses at the moment.
 const IDLE: u64 = 1;
+/// A call uses the value.
 const BUSY: u64 = 2;
+/// Generations wrap after this many reuses of a slot.
 const GENERATIONS: u64 = 1 << 24;
 
 /// What a handle stands for.
@@ -46,8 +51,8 @@ pub(crate) fn is_of_kind(handle: u64, kind: Kind) -> bool {
 }
 
 struct Slot<T> {
-    /// Generation and FREE, IDLE or BUSY. Who changes it from IDLE to BUSY has the value to itself
-    /// until it stores IDLE or FREE.
+    /// The generation, and FREE, IDLE or BUSY. Whoever changes it from IDLE to BUSY has the value to itself until it
+    /// stores IDLE or FREE.
     state: AtomicU64,
     value: UnsafeCell<Option<T>>,
 }
@@ -84,7 +89,7 @@ impl<T> Handles<T> {
     /// Keeps a value and returns its handle. Drops it if there are too many `what`.
     pub(crate) fn insert(&self, value: T, what: &str) -> Result<u64, Fault> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        // The oldest free place, so that a stale handle stays recognisable for long.
+        // Free places are used again late, and the oldest first, so that stale handles are recognised for long.
         let reuse = places.free.len() > CHUNK_SLOTS / 2;
         let place = match places.free.pop_front() {
             Some(place) if reuse || places.used as usize == CHUNKS * CHUNK_SLOTS => place,
@@ -102,7 +107,7 @@ impl<T> Handles<T> {
                             value: UnsafeCell::new(None),
                         })
                         .collect();
-                    // Pairs with the Acquire in `slot`.
+                    // Release: pairs with the acquire in `slot`.
                     self.chunks[place as usize / CHUNK_SLOTS]
                         .store(Box::into_raw(chunk).cast(), Ordering::Release);
                 }
@@ -116,7 +121,7 @@ impl<T> Handles<T> {
         // SAFETY: the place was taken from the free ones under the lock, so that no other `insert`
         // has it; the state is FREE, so that `take_hold` gives it to nobody.
         unsafe { *slot.value.get() = Some(value) };
-        // Pairs with the Acquire in `take_hold`.
+        // Release: pairs with the acquire in `take_hold`.
         slot.state.store(generation << 2 | IDLE, Ordering::Release);
         Ok(handle(self.kind, generation, u64::from(place)))
     }
@@ -130,8 +135,8 @@ impl<T> Handles<T> {
         Ok(act(value.as_mut().expect("an idle slot has a value")))
     }
 
-    /// As [`Handles::with`], but waits while another thread has the value. For values with which
-    /// only short work is done, and never the program's own.
+    /// As [`Handles::with`], but waits while another thread uses the value. For values that are only used for short
+    /// work, which never calls back into the program.
     pub(crate) fn with_in_turn<R>(
         &self,
         handle: u64,
@@ -143,8 +148,8 @@ impl<T> Handles<T> {
         Ok(act(value.as_mut().expect("an idle slot has a value")))
     }
 
-    /// As [`Handles::remove`], but waits as [`Handles::with_in_turn`] does. `None`: the value is one
-    /// that may not go yet, and stays.
+    /// As [`Handles::remove`], but waits as [`Handles::with_in_turn`] does. `None` if the value may not go yet; then it
+    /// stays.
     pub(crate) fn remove_in_turn(
         &self,
         handle: u64,
@@ -179,7 +184,7 @@ impl<T> Handles<T> {
         std::mem::forget(held);
         // SAFETY: the slot is BUSY because of us until the store below.
         let value = unsafe { (*slot.value.get()).take() };
-        // Pairs with the load in `insert`, by way of the lock.
+        // Release: pairs with the acquire in `take_hold`. The load in `insert` sees it by way of the lock.
         let next = (idle >> 2) + 1;
         slot.state
             .store(((next % GENERATIONS) << 2) | FREE, Ordering::Release);
@@ -199,7 +204,7 @@ impl<T> Handles<T> {
         let slot = self.slot(place_of(handle)).ok_or(Fault::NoHandle)?;
         let generation = handle >> 32 & (GENERATIONS - 1);
         let idle = generation << 2 | IDLE;
-        // Acquire pairs with the Release of the last holder.
+        // Acquire: pairs with the release of the last holder.
         match slot.state.compare_exchange(
             idle,
             generation << 2 | BUSY,
@@ -214,7 +219,7 @@ impl<T> Handles<T> {
 
     #[inline]
     fn slot(&self, place: usize) -> Option<&Slot<T>> {
-        // Pairs with the Release in `insert`.
+        // Acquire: pairs with the release in `insert`.
         let chunk = self
             .chunks
             .get(place / CHUNK_SLOTS)?
@@ -232,7 +237,7 @@ fn place_of(handle: u64) -> usize {
     (handle >> 8 & 0xFF_FFFF) as usize
 }
 
-/// A slot that we moved to BUSY; dropping moves it back, after a panic too.
+/// A slot that this call has moved to BUSY. Dropping it moves it back to IDLE, after a panic too.
 struct Held<'a, T> {
     slot: &'a Slot<T>,
     idle: u64,
@@ -240,7 +245,7 @@ struct Held<'a, T> {
 
 impl<T> Drop for Held<'_, T> {
     fn drop(&mut self) {
-        // Pairs with the Acquire in `take_hold`.
+        // Release: pairs with the acquire in `take_hold`.
         self.slot.state.store(self.idle, Ordering::Release);
     }
 }

@@ -1,7 +1,7 @@
-//! How a handler in C sees its request and answers it, at once or later.
+//! How a handler in C sees its request, and how it answers: at once or later.
 //!
-//! A responder's handle is of one of two kinds. Inside the handler it names this thread's current
-//! request, without a lock or an allocation; detached it names an entry of [`LATER`].
+//! A responder's handle is of one of two kinds. Inside the handler it names this thread's current request, without a lock
+//! or an allocation. Detached, it names an entry of [`LATER`].
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -61,7 +61,7 @@ pub(crate) fn in_handler() -> bool {
     !CURRENT.get().is_null()
 }
 
-/// Ends the lending of a request, after a panic too.
+/// Ends the lending of a request when dropped, after a panic too.
 struct Lent {
     before: *mut Current<'static>,
 }

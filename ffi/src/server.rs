@@ -19,8 +19,8 @@ pub(crate) enum ServerHandle {}
 enum State {
     /// Until it is started: handlers can be added.
     Building(Box<ServerBuilder>),
-    /// A thread is starting it. Handlers run already, and must find the handle free: a start that fails
-    /// waits for them.
+    /// A thread is starting it. Handlers may run already and use the handle, so that must not be held meanwhile: a start
+    /// that fails waits for them.
     Starting {
         stop_asked: bool,
     },
@@ -51,7 +51,7 @@ impl Context {
 }
 
 const NOT_RUNNING: Fault = Fault::Invalid("the server is not started");
-/// How often it is looked whether a server that another thread starts has started.
+/// How often it is checked whether another thread has finished starting the server.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// The engine's handle of a running server.
@@ -66,7 +66,7 @@ pub(crate) fn handle_of(server: *mut ServerHandle) -> Result<ipc::ServerHandle, 
     })?
 }
 
-/// Starts a server by `start`, while which the handle is free for others.
+/// Starts a server by `start`. Meanwhile other calls can use the handle.
 fn start_by(
     server: u64,
     start: impl FnOnce(ServerBuilder) -> Result<Server, Fault>,
@@ -92,7 +92,7 @@ fn start_by(
     Ok(())
 }
 
-/// Puts what became of a start into the handle, after a panic too.
+/// Puts the outcome of a start into the handle when dropped, after a panic too.
 struct Outcome {
     server: u64,
     state: Option<State>,
@@ -235,8 +235,8 @@ extern "C" fn lapce_ipc_server_stop(server: *mut ServerHandle) -> c_int {
         }
         let handle = server.addr() as u64;
         let may_go = |state: &State| !matches!(state, State::Starting { .. });
-        // The handle ends first, the server after: nobody waits for the handle meanwhile. Ends when the
-        // thread that starts it has done so.
+        // The handle ends before the server does, so that no call waits for the handle meanwhile. The loop ends when the
+        // thread that starts the server has done so.
         loop {
             match SERVERS.remove_in_turn(handle, may_go)? {
                 Some(State::Running(server)) => server.stop(),
