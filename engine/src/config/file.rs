@@ -202,11 +202,22 @@ impl Config {
             }
             config.shm_instance = instance;
         }
+        let metrics_are_set = file.metrics.bind_address.is_some();
         if let Some(address) = file.metrics.bind_address {
             config.metrics_bind_address = address;
         }
         if !config.metrics_bind_address.is_empty() {
             match address::resolve(&config.metrics_bind_address) {
+                // The line at fault is the one that is in the file.
+                Ok(metrics) if address::collide(&listens, &metrics) && !metrics_are_set => {
+                    return at(
+                        "server.bind_address",
+                        format!(
+                            "{} is where metrics are served if metrics.bind_address is not set: choose another port for one of them, or metrics.bind_address = \"\" for no metrics",
+                            config.bind_address
+                        ),
+                    );
+                }
                 Ok(metrics) if address::collide(&listens, &metrics) => {
                     return at(
                         "metrics.bind_address",
@@ -460,7 +471,11 @@ mod tests {
             ),
             (
                 "[server]\nbind_address = \"127.0.0.1:9090\"\n",
-                &["metrics.bind_address", "server.bind_address too"],
+                &[
+                    "test.toml:2: server.bind_address",
+                    "metrics.bind_address",
+                    "another port",
+                ],
             ),
             ("[server]\nworkers = 17\n", &["test.toml:2", "0 to 16"]),
             ("[server]\nworkers = -1\n", &["test.toml:2", "workers"]),
