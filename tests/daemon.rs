@@ -212,6 +212,19 @@ fn configurations_are_checked() {
             && said.contains("bind_address"),
         "{said}"
     );
+    // An old editor's umlaut.
+    let file = scratch.0.join("latin1.toml");
+    std::fs::write(&file, b"[server]\n# f\xFCr uns\nworkers = 1\n").unwrap();
+    let bad = run(
+        SERVER,
+        &["--config", file.to_str().unwrap(), "--check-config"],
+    );
+    assert_eq!(bad.status.code(), Some(2));
+    assert!(
+        text(&bad.stderr).contains("latin1.toml:2: this line is not UTF-8"),
+        "{}",
+        text(&bad.stderr)
+    );
     assert_eq!(run(SERVER, &["--confg"]).status.code(), Some(2));
     assert_eq!(
         run(SERVER, &["--config", "/nowhere.toml"]).status.code(),

@@ -1,6 +1,7 @@
 //! What is wrong with a configuration: where, and what to do.
 
 use std::fmt;
+use std::string::FromUtf8Error;
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
@@ -52,6 +53,19 @@ impl ConfigError {
             line: line_of_key(text, key),
             key: Some(key.to_owned()),
             problem,
+        }
+    }
+
+    /// A file in another encoding: Latin-1, say, in a comment.
+    pub(super) fn not_utf8(error: &FromUtf8Error, file: &str) -> ConfigError {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|&&byte| byte == b'\n').count() + 1;
+        ConfigError {
+            line: Some(line),
+            ..ConfigError::new(
+                file,
+                "this line is not UTF-8: save the file as UTF-8".into(),
+            )
         }
     }
 

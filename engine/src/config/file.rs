@@ -121,7 +121,7 @@ impl Config {
     /// A file that cannot be read or a setting that cannot be used, with its line.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        let bytes = std::fs::read(path).map_err(|error| {
             let link = std::fs::read_link(path);
             let link = link.map_or_else(
                 |_| String::new(),
@@ -129,6 +129,8 @@ impl Config {
             );
             ConfigError::new(&name, format!("cannot be read{link}: {error}"))
         })?;
+        let text =
+            String::from_utf8(bytes).map_err(|error| ConfigError::not_utf8(&error, &name))?;
         let mut config = Config::parse(&text, &name)?;
         config.load_token(&text, &name)?;
         Ok(config)
