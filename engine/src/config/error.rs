@@ -28,10 +28,19 @@ impl fmt::Display for ConfigError {
             write!(f, ":{line}")?;
         }
         if let Some(key) = &self.key {
-            write!(f, ": {key}")?;
+            write!(f, ": {}", on_one_line(key))?;
         }
-        write!(f, ": {}", self.problem)
+        write!(f, ": {}", on_one_line(&self.problem))
     }
+}
+
+/// What the file says is repeated, and may have line ends; whoever reads the log expects one line an event.
+fn on_one_line(text: &str) -> String {
+    let escaped = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
 }
 
 impl std::error::Error for ConfigError {}

@@ -479,6 +479,10 @@ mod tests {
                     "another port",
                 ],
             ),
+            (
+                "[server]\nbind_address = \"\"\"127.0.0.1:80\nerror: \"\"\"\n",
+                &["test.toml:2", "`127.0.0.1:80\\nerror: ` is not HOST:PORT"],
+            ),
             ("[server]\nworkers = 17\n", &["test.toml:2", "0 to 16"]),
             ("[server]\nworkers = -1\n", &["test.toml:2", "workers"]),
             (
