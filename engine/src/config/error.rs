@@ -97,6 +97,11 @@ impl ConfigError {
                 let unknown = names.next().unwrap_or_default().to_owned();
                 unknown_key(&unknown, names)
             }
+            // Its name is all that is known of the second.
+            None if message == "duplicate key" => {
+                let name = error.span().and_then(|span| text.get(span));
+                format!("`{}` is there twice", name.unwrap_or_default())
+            }
             None => in_users_words(&message),
         };
         ConfigError {
@@ -177,12 +182,15 @@ fn named<'a, 'text>(table: &'a DeTable<'text>, name: &str) -> Option<Entry<'a, '
     table.iter().find(|(key, _)| key.get_ref() == name)
 }
 
-/// The key whose name or value is at a byte, `section.name`, or the section whose name is there. `None`:
-/// what is there is no TOML.
+/// The key whose name or value is at a byte, `section.name`, or the section whose name is there. Where it is
+/// no TOML, a value without quotes for example, it is the key that is set on that line, if there is one.
 fn key_at(text: &str, byte: usize) -> Option<String> {
-    let file = DeTable::parse(text).ok()?;
-    let is_here =
-        |(key, value): &Entry<'_, '_>| key.span().contains(&byte) || value.span().contains(&byte);
+    let (file, faults) = DeTable::parse_recoverable(text);
+    let line = line_at(text, byte);
+    let is_here = |(key, value): &Entry<'_, '_>| {
+        let is_on_line = !faults.is_empty() && line_at(text, key.span().start) == line;
+        key.span().contains(&byte) || value.span().contains(&byte) || is_on_line
+    };
     for (section, keys) in file.get_ref() {
         let keys = keys.get_ref().as_table();
         if let Some((name, _)) = keys.and_then(|keys| keys.iter().find(is_here)) {
@@ -190,7 +198,8 @@ fn key_at(text: &str, byte: usize) -> Option<String> {
         }
     }
     let (section, _) = file.get_ref().iter().find(is_here)?;
-    Some(section.get_ref().to_string())
+    // A line without a name is read as one that is empty.
+    Some(section.get_ref().to_string()).filter(|name| !name.is_empty())
 }
 
 /// A section written as one of several, which the reader would take for its keys' values in turn.
@@ -249,6 +258,7 @@ mod tests {
         assert_eq!(at(inline, "enabled").unwrap(), "shm.enabled");
         assert_eq!(at(inline, "1").unwrap(), "shm.enabled");
         assert_eq!(at("[server]\n[metrics]\n", "metrics").unwrap(), "metrics");
-        assert_eq!(at("[server", "server"), None);
+        assert_eq!(at("= 1", "="), None);
+        assert_eq!(at("[server]\nidle = spin", "spin").unwrap(), "server.idle");
     }
 }

@@ -491,6 +491,22 @@ mod tests {
             ),
             ("[server\n", &["test.toml:1"]),
             (
+                "[server]\nbind_address = 127.0.0.1:8080\n",
+                &["test.toml:2: server.bind_address: "],
+            ),
+            (
+                "[limits]\ndrain_ms = 1\nmax_connections =\n",
+                &["test.toml:3: limits.max_connections: "],
+            ),
+            (
+                "[server]\nidle = \"spin\"\nidle = \"park\"\n",
+                &["test.toml:3", "`idle` is there twice"],
+            ),
+            (
+                "[server]\n[shm]\n[server]\n",
+                &["test.toml:3", "`server` is there twice"],
+            ),
+            (
                 "\nserver.workers = 17\n",
                 &["test.toml:2", "server.workers", "0 to 16"],
             ),
