@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -83,6 +84,39 @@ static void without(int system_call, int error, int code, const char *words) {
         _exit(0);
     }
     ends_well(child);
+}
+
+/* A server whose process may have so little of something is full, sooner or later, and says so. */
+static void full_for_want(int resource, rlim_t limit) {
+    char instance[32], address[64], byte;
+    lapce_ipc_server_options options = shm_options("want", instance, address);
+    lapce_ipc_server *server;
+    lapce_ipc_client *clients[64];
+    int go[2], ready[2], code, connected = 0;
+    pid_t child;
+
+    CHECK(pipe(go) == 0 && pipe(ready) == 0);
+    child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        const struct rlimit limits = { limit, limit };
+        CHECK(close(go[1]) == 0 && setrlimit(resource, &limits) == 0);
+        OK(lapce_ipc_server_new(&options, &server));
+        OK(lapce_ipc_server_start(server));
+        CHECK(write(ready[1], "", 1) == 1 && read(go[0], &byte, 1) == 1);
+        OK(lapce_ipc_server_stop(server));
+        _exit(0);
+    }
+    CHECK(read(ready[0], &byte, 1) == 1);
+    while ((code = lapce_ipc_connect(address, NULL, &clients[connected])) == 0) {
+        connected++;
+        CHECK(connected < 64);
+    }
+    CHECK(code == LAPCE_IPC_OVERLOADED);
+    while (connected > 0) OK(lapce_ipc_close(clients[--connected]));
+    CHECK(write(go[1], "", 1) == 1);
+    ends_well(child);
+    CHECK(close(go[0]) == 0 && close(go[1]) == 0 && close(ready[0]) == 0 && close(ready[1]) == 0);
 }
 
 static void hold(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
@@ -304,6 +338,7 @@ int main(void) {
     if (getenv("LAPCE_IPC_TEST_SPIN") == NULL) {
         without(SYS_io_uring_setup, EPERM, -ENOSYS, "io_uring");
         without(SYS_bind, EACCES, -EACCES, "127.0.0.1");
+        full_for_want(RLIMIT_NOFILE, 40);
         signals_blocked();
         forked();
         executed();

@@ -181,6 +181,14 @@ pub(crate) struct AttachServer<P> {
     pub(crate) lives: Lives,
 }
 
+/// Whether watching a client failed for want of something that says nothing about the client.
+fn is_shortage(error: &std::io::Error) -> bool {
+    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
+    error
+        .raw_os_error()
+        .is_some_and(|code| shortages.contains(&code))
+}
+
 /// Has the thread of an [`AttachServer`] end: at once, or at the latest after [`LOOK`].
 pub(crate) fn stop(control: &Control, stop: &AtomicBool) {
     stop.store(true, Ordering::Release);
@@ -276,7 +284,8 @@ impl<P: Placement> AttachServer<P> {
         if !self.is_full.replace(true) {
             log::warn!("shared-memory connections are refused: {why}");
         }
-        if self.lives.look_after(&self.control, SHORTAGE_LOOK) {
+        let any_left = self.lives.look_after(&self.control, SHORTAGE_LOOK);
+        if any_left && state.stage() == Some(Stage::Requested) {
             // Some clients had left without a word. Their places are free in a moment, and this slot is looked at again.
             return;
         }
@@ -303,10 +312,7 @@ impl<P: Placement> AttachServer<P> {
             Ok(pending) => {
                 slot.set_name(&pending.name);
                 match slot.step(state, Stage::Ready) {
-                    Some(_) => {
-                        self.is_full.set(false);
-                        watch.pending = Some(pending);
-                    }
+                    Some(_) => watch.pending = Some(pending),
                     None => self.drop_pending(pending),
                 }
             }
@@ -332,6 +338,7 @@ impl<P: Placement> AttachServer<P> {
         });
         match client {
             Ok(pidfd) => {
+                self.is_full.set(false);
                 // Both sides have it mapped, so it needs no name. From here on a crash leaves no file behind.
                 let _ = segment::unlink(&pending.name);
                 // The slot alone proves nothing to the client, since any process of the user may write there.
@@ -359,6 +366,10 @@ impl<P: Placement> AttachServer<P> {
                     ready_bit: pending.ready_bit,
                 });
                 self.placement.deliver(pending.worker, end);
+            }
+            Err(error) if is_shortage(&error) => {
+                self.drop_pending(pending);
+                self.refuse_for_want(slot, state, &error.to_string());
             }
             Err(error) => {
                 log::warn!("a shared-memory connection was given up: {error}");
