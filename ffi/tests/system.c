@@ -339,6 +339,7 @@ int main(void) {
         without(SYS_io_uring_setup, EPERM, -ENOSYS, "io_uring");
         without(SYS_bind, EACCES, -EACCES, "127.0.0.1");
         full_for_want(RLIMIT_NOFILE, 40);
+        full_for_want(RLIMIT_FSIZE, 64 * 1024);
         signals_blocked();
         forked();
         executed();

@@ -103,7 +103,7 @@ impl std::fmt::Display for ShmError {
             ShmError::NotMade { path, source } => {
                 write!(f, "Failed to open shared memory: {path}: {source}")?;
                 match source.kind() {
-                    io::ErrorKind::StorageFull => Ok(()),
+                    io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge => Ok(()),
                     _ => f.write_str(
                         "; let this user make files in /dev/shm, or set enabled = false under [shm]",
                     ),

@@ -98,6 +98,26 @@ pub(crate) fn identity(file: &File) -> io::Result<(u64, u64)> {
     file.metadata().map(|meta| (meta.dev(), meta.ino()))
 }
 
+/// Fails if this process may not make files so long: the attempt would end it, by SIGXFSZ.
+fn check_length(bytes: usize) -> io::Result<()> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: writes one rlimit of ours.
+    let failed = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &mut limit) };
+    if failed == 0 && limit.rlim_cur < bytes as u64 {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!(
+                "this process may not make files longer than {} bytes, a segment has {bytes}: raise its limit (ulimit -f, LimitFSIZE=)",
+                limit.rlim_cur
+            ),
+        ));
+    }
+    Ok(())
+}
+
 /// Allocates memory for the file's first bytes now, so that touching them cannot fail for want of it.
 fn allocate(file: &File, bytes: usize) -> io::Result<()> {
     if bytes == 0 {
@@ -185,6 +205,7 @@ impl Segment {
         assert!(sure_bytes <= bytes);
         // The mode again: the umask may have taken the owner's right to open it away.
         file.set_permissions(Permissions::from_mode(MODE))?;
+        check_length(bytes)?;
         file.set_len(bytes as u64)?;
         allocate(file, sure_bytes)?;
         Segment::map(file)
