@@ -303,6 +303,36 @@ fn a_stop_does_not_wait_for_ever() {
 
 const CANCEL: u16 = 0x0022;
 
+/// Its connection would stay until who prepares it gives up, and count against max_connections.
+#[test]
+fn a_cancelled_answer_keeps_neither_its_connection_nor_a_stop() {
+    let limits = Limits {
+        // Longer than the test waits.
+        drain_ms: 10 * PATIENCE.as_millis() as u64,
+        ..Limits::default()
+    };
+    let (server, requests) = deferring(limits);
+    let cancel = [request(WORK, 1, b""), frame(0, CANCEL, 1, b"")].concat();
+    let mut leaves = Peer::connect(address(&server));
+    leaves.send(&[&cancel[..], &frame(0, DISCONNECT, 0, b"")].concat());
+    let (_, _for_nobody) = next(&requests);
+    leaves.expect_end();
+    drop(leaves);
+    eventually("it is forgotten", || {
+        server.stats().connections(Transport::Tcp) == 0
+    });
+
+    let mut stays = Peer::connect(address(&server));
+    stays.send(&cancel);
+    let (_, for_nobody_either) = next(&requests);
+    eventually("it hears of it", || for_nobody_either.is_gone());
+    let stopping = std::thread::spawn(move || server.stop());
+    stays.expect_end();
+    drop(stays);
+    stopping.join().unwrap();
+    assert_eq!(for_nobody_either.reply("too late"), Err(Gone));
+}
+
 /// Who prepares an answer that is cancelled learns of it, nobody else does, and the id may be used again.
 #[test]
 fn a_cancelled_request() {

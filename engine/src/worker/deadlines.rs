@@ -148,7 +148,7 @@ impl Worker {
             connection.phase = Phase::Closing;
         } else if connection.phase == Phase::Open
             && (quiet || now_ns >= self.refusing_until_ns)
-            && connection.out.owed.count() == 0
+            && !connection.out.owed.is_waited_for()
             && !connection.has_waiting()
         {
             connection.phase = Phase::Finishing;

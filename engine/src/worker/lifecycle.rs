@@ -168,7 +168,7 @@ impl Worker {
             return;
         }
         match connection.phase {
-            Phase::Finishing if sent && connection.out.owed.count() == 0 => {}
+            Phase::Finishing if sent && !connection.out.owed.is_waited_for() => {}
             Phase::Refused if sent => {}
             Phase::Lingering => {
                 if connection.peer_ended || connection.discarded_bytes > LINGER_BYTES_MAX {

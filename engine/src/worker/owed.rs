@@ -11,6 +11,8 @@ use std::sync::{Mutex, PoisonError};
 pub(super) struct Owed {
     /// One entry for each answer; an id that is in use twice has two.
     all: Vec<Duty>,
+    /// How many of them are not cancelled.
+    wanted: usize,
     /// The number of the next one.
     number: u64,
 }
@@ -28,10 +30,16 @@ impl Owed {
         self.all.len() as u32
     }
 
+    /// Whether the requester waits for any of them. What it has cancelled keeps no connection open.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.wanted > 0
+    }
+
     /// Notes that an answer is owed. Returns its number.
     pub(super) fn add(&mut self, msg_id: u64) -> u64 {
         let number = self.number;
         self.number += 1;
+        self.wanted += 1;
         self.all.push(Duty {
             msg_id,
             number,
@@ -43,8 +51,10 @@ impl Owed {
     /// Notes that the answers owed to this id are not wanted any more. Returns the numbers of those that
     /// were.
     pub(super) fn cancel(&mut self, msg_id: u64) -> impl Iterator<Item = u64> {
-        self.all.iter_mut().filter_map(move |duty| {
+        let Owed { all, wanted, .. } = self;
+        all.iter_mut().filter_map(move |duty| {
             let is_new = duty.msg_id == msg_id && !std::mem::replace(&mut duty.cancelled, true);
+            *wanted -= usize::from(is_new);
             is_new.then_some(duty.number)
         })
     }
@@ -52,8 +62,10 @@ impl Owed {
     /// Removes an answer that has come.
     pub(super) fn remove(&mut self, number: u64) {
         let at = self.all.iter().position(|duty| duty.number == number);
-        self.all
-            .swap_remove(at.expect("one last answer for each detached request"));
+        let duty = self
+            .all
+            .swap_remove(at.expect("one last answer for each request taken away"));
+        self.wanted -= usize::from(!duty.cancelled);
     }
 }
 
@@ -111,7 +123,9 @@ mod tests {
         assert_eq!(numbers(&mut owed, 5), []);
         let fourth = owed.add(5);
         assert_eq!(numbers(&mut owed, 5), [fourth]);
+        assert!(owed.is_waited_for());
         assert_eq!(numbers(&mut owed, 6), [other]);
+        assert!(!owed.is_waited_for());
         for number in [fourth, third, second] {
             owed.remove(number);
         }
