@@ -301,6 +301,26 @@ fn a_stop_does_not_wait_for_ever() {
     peer.expect_gone();
 }
 
+/// Once a peer has ended its sending side nothing is received from it any more, and nothing sent to it before
+/// the answer is there.
+#[test]
+fn a_peer_that_is_gone_after_its_goodbye_is_noticed() {
+    let (server, requests) = deferring(Limits::default());
+    let mut peer = Peer::connect(address(&server));
+    peer.send(&request(WORK, 1, b""));
+    let (_, deferred) = next(&requests);
+    peer.send(&echo(2, b"never read, so that closing resets"));
+    peer.finish_sending();
+    // Until the server has both.
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!deferred.is_gone());
+    drop(peer);
+    eventually("it is noticed", || deferred.is_gone());
+    eventually("its place is free", || {
+        server.stats().connections(Transport::Tcp) == 0
+    });
+}
+
 const CANCEL: u16 = 0x0022;
 
 /// Its connection would stay until who prepares it gives up, and count against max_connections.

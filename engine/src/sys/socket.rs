@@ -177,6 +177,20 @@ pub(crate) fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
+/// Whether the peer has reset the connection, or both sides have ended it: for a connection whose end was read
+/// already, so that nothing is received from it any more.
+pub(crate) fn is_reset(fd: RawFd) -> bool {
+    let mut polled = libc::pollfd {
+        fd,
+        // POLLERR and POLLHUP are reported in any case.
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: one pollfd of ours; does not wait.
+    let ready = unsafe { libc::poll(&mut polled, 1, 0) };
+    ready > 0 && polled.revents & (libc::POLLERR | libc::POLLHUP) != 0
+}
+
 /// Raises the soft limit of open descriptors to the hard one and returns it.
 pub(crate) fn raise_fd_limit() -> io::Result<u64> {
     let mut limit = libc::rlimit {

@@ -1,10 +1,13 @@
 //! Deadlines: by when a peer must have sent the rest of a frame, read its answers or shown its
 //! credentials; and the sweep, which looks at all connections once in a while to see who is late.
 
+use std::os::fd::AsRawFd;
+
 use super::Worker;
 use super::connection::Phase;
 use super::cut_off;
 use super::lifecycle::LINGER_DRAIN_NS;
+use crate::sys::socket;
 use crate::uring::Key;
 use crate::wire::{ErrorCode, Refusal};
 
@@ -17,6 +20,9 @@ pub(super) const SWEEP_DRAIN_NS: u64 = 10_000_000;
 const LATE_NS: u64 = 10 * SWEEP_NS;
 /// A peer in the middle of a frame has `frame_timeout_ms` for each piece of this size.
 pub(super) const PROGRESS_BYTES: u64 = 1024;
+/// While answers are owed to a peer that has closed its sending side, how often it is looked whether the
+/// peer still exists.
+const RESET_LOOK_NS: u64 = 1_000_000_000;
 
 impl Worker {
     /// Sets the deadline for what the connection's peer must do next, if anything.
@@ -44,6 +50,9 @@ impl Worker {
                     connection.deadline_ns = 0;
                 }
                 Some(limits.frame_timeout_ns())
+            }
+            Phase::Finishing if connection.peer_ended && connection.tcp.fd.is_some() => {
+                Some(RESET_LOOK_NS)
             }
             _ => None,
         };
@@ -109,6 +118,12 @@ impl Worker {
                 connection.deadline_ns = 0;
                 match connection.phase {
                     Phase::Open if connection.out.is_empty() => self.time_out_frame(key),
+                    Phase::Finishing if connection.out.is_empty() => {
+                        let fd = connection.tcp.fd.as_ref();
+                        if fd.is_some_and(|fd| socket::is_reset(fd.as_raw_fd())) {
+                            connection.phase = Phase::Closing;
+                        }
+                    }
                     Phase::Open | Phase::Finishing => {
                         cut_off::stalled(connection, self.shared.limits.send_stall_ms);
                     }

@@ -171,8 +171,8 @@ impl Deferred {
 
     /// Whether the requester can no longer be reached or has cancelled its request, so that the work may as
     /// well stop. Over shared memory the end of a client's process is noticed at once. Over TCP it is noticed
-    /// only when something is sent to it: until then the client may have closed its sending side alone, and
-    /// wait for its answers.
+    /// when something is sent to it, or after a few minutes: until then the client may have closed its sending
+    /// side alone, and wait for its answers.
     pub fn is_gone(&self) -> bool {
         self.is_unreachable() || self.is_cancelled()
     }
