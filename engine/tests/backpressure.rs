@@ -5,9 +5,10 @@ mod support;
 
 use std::io::{ErrorKind, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{Client, ErrorCode, Limits, Request, Responder, Server, Transport};
+use lapce_ai::ipc::{Client, Deferred, ErrorCode, Limits, Request, Responder, Server, Transport};
 use support::*;
 
 /// Answers with many times what was asked.
@@ -339,4 +340,62 @@ fn one_that_always_sends_starves_nobody() {
             asked.unwrap();
         });
     }
+}
+
+/// A handler that hands on what it gets waits for nobody who reads it.
+#[test]
+fn who_is_far_behind_in_what_a_handler_hands_on_is_left_out() {
+    const PUBLISH: u16 = 0x0101;
+    const PARTS: u64 = 2048;
+    const PART_BYTES: usize = 32 * 1024;
+    let limits = Limits {
+        max_message_bytes: 1 << 20,
+        max_buffered_bytes: 8 << 20,
+        ..Limits::default()
+    };
+    let subscribers: Arc<Mutex<Vec<Deferred>>> = Arc::default();
+    let server = server()
+        .limits(limits)
+        .handler(WORK, {
+            let subscribers = subscribers.clone();
+            move |_: Request<'_>, responder: Responder<'_>| {
+                subscribers.lock().unwrap().push(responder.detach());
+            }
+        })
+        .handler(PUBLISH, {
+            let subscribers = subscribers.clone();
+            move |request: Request<'_>, _: Responder<'_>| {
+                let handed_on = |to: &mut Deferred| to.stream_part(request.payload()).is_ok();
+                subscribers.lock().unwrap().retain_mut(handed_on);
+            }
+        })
+        .start()
+        .unwrap();
+    let [mut slow, mut prompt] = [1, 2].map(|count| {
+        let mut peer = Peer::connect(address(&server));
+        peer.send(&request(WORK, 1, b""));
+        eventually("it is served", || {
+            subscribers.lock().unwrap().len() == count
+        });
+        peer
+    });
+    let mut publisher = Peer::connect(address(&server));
+    for number in 0..PARTS {
+        let part = pattern(number, PART_BYTES);
+        publisher.send(&frame(0, PUBLISH, 0, &part));
+        assert!(prompt.receive().payload == part);
+    }
+    // It gets what was kept for it, without a gap, and is told.
+    let mut kept = 0;
+    let end = loop {
+        let got = slow.receive();
+        if got.flags & STREAM == 0 {
+            break got;
+        }
+        assert!(got.payload == pattern(kept, PART_BYTES));
+        kept += 1;
+    };
+    assert_eq!(end.error().0, ErrorCode::HandlerFailed as u16);
+    assert!(kept < PARTS / 2, "sockets hold some beside the budget");
+    slow.expect_alive();
 }

@@ -183,7 +183,7 @@ impl ServerBuilder {
                 worker,
             })),
         };
-        let room = Room::new(self.limits.max_buffered_bytes);
+        let room = Arc::new(Room::new(self.limits.max_buffered_bytes));
         let shared = Arc::new(Shared {
             limits: self.limits,
             handlers,

@@ -25,7 +25,7 @@ pub(crate) struct Shared {
     /// Connections of all workers, limited by `max_connections`.
     pub(crate) connections: AtomicU32,
     /// The memory budget, `max_buffered_bytes`.
-    pub(crate) room: Room,
+    pub(crate) room: Arc<Room>,
     /// By worker.
     pub(crate) inboxes: Vec<Arc<Inbox>>,
     /// Whether a thread of the server has panicked.

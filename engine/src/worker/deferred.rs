@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::handler::ReplyTo;
 use super::inbox::{Inbox, Message};
 use super::owed::Cancelled;
+use super::room::Room;
 use crate::wire::ErrorCode;
 
 /// Up to this many bytes of answers wait in memory for one connection; then threads that have another
@@ -15,8 +16,9 @@ use crate::wire::ErrorCode;
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
 
 /// What a connection shares with the threads that prepare answers for it.
-#[derive(Debug, Default)]
 pub(super) struct ConnectionShared {
+    /// The memory budget of all connections.
+    room: Arc<Room>,
     /// The connection is gone: nobody will read an answer.
     pub(super) closed: AtomicBool,
     /// Bytes of answers to it in the worker's inbox.
@@ -46,8 +48,8 @@ pub(crate) struct Answer {
     pub(super) body: Body,
 }
 
-/// The answer was dropped: the requester's connection is gone, the requester has cancelled the request, or
-/// the server has ended.
+/// The answer was dropped: the requester's connection is gone, the requester has cancelled the request, its
+/// stream has ended because it was too far behind, or the server has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
@@ -64,7 +66,8 @@ impl std::error::Error for Gone {}
 /// The methods wait while the worker's inbox is full, and while more than 1 MiB of answers wait for the
 /// requester to read them (backpressure). They never wait for longer than the connection lives: a requester
 /// that does not read is cut off after [`crate::ipc::Limits::send_stall_ms`]. Called within a handler they do
-/// not wait for the requester; what they send is kept in memory until the handler returns.
+/// not wait for the requester; what they send is kept in memory until it is read, but see
+/// [`Deferred::stream_part`].
 ///
 /// Dropped without an answer, it answers HANDLER_FAILED, unless no answer is due: to a one-way message, or to
 /// a part of a request that is a stream.
@@ -73,8 +76,15 @@ pub struct Deferred {
     to: ReplyTo,
     inbox: Arc<Inbox>,
     connection: Arc<ConnectionShared>,
+    /// The last answer was sent.
     answered: bool,
     max_message_bytes: u32,
+}
+
+impl std::fmt::Debug for ConnectionShared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConnectionShared").finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for Inbox {
@@ -106,7 +116,9 @@ impl Deferred {
     /// [`Gone`]; nobody gets the answer.
     pub fn reply(mut self, payload: impl Into<Vec<u8>>) -> Result<(), Gone> {
         let payload = payload.into();
-        self.answered = true;
+        if std::mem::replace(&mut self.answered, true) {
+            return Err(Gone);
+        }
         if payload.len() > self.max_message_bytes as usize {
             let text = format!(
                 "the answer has {} bytes, more than max_message_bytes ({})",
@@ -127,6 +139,11 @@ impl Deferred {
     /// Sends one part of an answer that is a stream; [`Deferred::reply`] sends the last. Waits while more
     /// than 1 MiB of answers wait to be read. A part longer than `max_message_bytes` is cut into several.
     ///
+    /// Within a handler it does not wait. There, once more than [`crate::ipc::Limits::max_buffered_bytes`] are
+    /// buffered over all connections, the stream of a requester that is more than 1 MiB behind ends with
+    /// HANDLER_FAILED. So a handler may hand on to many what it gets, and the slowest reader does not cost
+    /// all memory.
+    ///
     /// # Errors
     /// [`Gone`]: nobody gets the rest of the stream, so it may as well end.
     pub fn stream_part(&mut self, payload: impl Into<Vec<u8>>) -> Result<(), Gone> {
@@ -141,8 +158,26 @@ impl Deferred {
     }
 
     fn stream_piece(&mut self, payload: Vec<u8>) -> Result<(), Gone> {
+        if self.answered {
+            return Err(Gone);
+        }
         self.wait_for_reader()?;
+        if self.is_too_far_behind() {
+            // A part that was left out would not be missed: the stream ends here.
+            self.answered = true;
+            let text = "answers that were not read passed max_buffered_bytes: read faster";
+            let _ = self.send(Body::Error(ErrorCode::HandlerFailed, text.into()));
+            return Err(Gone);
+        }
         self.send(Body::Part(payload))
+    }
+
+    /// Whether the requester leaves so much unread that memory would grow without a bound: only if this is a
+    /// worker, which does not wait.
+    fn is_too_far_behind(&self) -> bool {
+        self.waiting_bytes() > WAITING_BYTES_MAX
+            && Inbox::is_on_worker()
+            && self.connection.room.is_overdrawn_by(self.queued_bytes())
     }
 
     /// Waits while too many bytes of answers wait for the requester to read them.
@@ -151,7 +186,7 @@ impl Deferred {
         // Ends when the requester reads, or its connection is closed because it does not. A worker does not
         // wait: it may be the one that serves the requester, and it serves others.
         while self.waiting_bytes() > WAITING_BYTES_MAX && !Inbox::is_on_worker() {
-            if self.is_gone() {
+            if self.is_unreachable() || self.is_cancelled() {
                 return Err(Gone);
             }
             std::thread::sleep(Duration::from_micros(pause_us));
@@ -165,7 +200,9 @@ impl Deferred {
     /// # Errors
     /// [`Gone`]; nobody gets the error.
     pub fn error(mut self, code: ErrorCode, text: impl Into<String>) -> Result<(), Gone> {
-        self.answered = true;
+        if std::mem::replace(&mut self.answered, true) {
+            return Err(Gone);
+        }
         self.send(Body::Error(code, text.into()))
     }
 
@@ -174,7 +211,7 @@ impl Deferred {
     /// when something is sent to it, or after a few minutes: until then the client may have closed its sending
     /// side alone, and wait for its answers.
     pub fn is_gone(&self) -> bool {
-        self.is_unreachable() || self.is_cancelled()
+        self.answered || self.is_unreachable() || self.is_cancelled()
     }
 
     fn is_unreachable(&self) -> bool {
@@ -186,9 +223,12 @@ impl Deferred {
         self.connection.cancelled.contains(self.to.number)
     }
 
-    fn waiting_bytes(&self) -> usize {
+    fn queued_bytes(&self) -> usize {
         self.connection.queued_bytes.load(Ordering::Relaxed)
-            + self.connection.staged_bytes.load(Ordering::Relaxed)
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        self.queued_bytes() + self.connection.staged_bytes.load(Ordering::Relaxed)
     }
 
     fn send(&self, body: Body) -> Result<(), Gone> {
@@ -228,6 +268,16 @@ impl Body {
 }
 
 impl ConnectionShared {
+    pub(super) fn new(room: Arc<Room>) -> ConnectionShared {
+        ConnectionShared {
+            room,
+            closed: AtomicBool::new(false),
+            queued_bytes: AtomicUsize::new(0),
+            staged_bytes: AtomicUsize::new(0),
+            cancelled: Cancelled::default(),
+        }
+    }
+
     /// The worker took an answer out of its inbox.
     pub(super) fn taken(&self, body: &Body) {
         self.queued_bytes.fetch_sub(body.len(), Ordering::Relaxed);

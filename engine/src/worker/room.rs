@@ -95,6 +95,12 @@ impl Room {
         self.waiters.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether the budget would be exceeded, with so many bytes that are not charged yet.
+    pub(super) fn is_overdrawn_by(&self, bytes: usize) -> bool {
+        // Relaxed: a little more or less does not matter.
+        self.held_bytes.load(Ordering::Relaxed) + bytes as u64 > self.bytes_max
+    }
+
     /// Counts bytes that are held already, even beyond the budget.
     pub(super) fn charge(&self, bytes: u64) {
         self.held_bytes.fetch_add(bytes, Ordering::SeqCst);
