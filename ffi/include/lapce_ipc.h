@@ -413,7 +413,7 @@ typedef struct lapce_ipc_request {
 } lapce_ipc_request;
 
 /* Serves a message type. It runs on one of the server's threads, several at a time if there are several
- * workers, with 256 KiB of stack. It must not block (take long work to another thread with
+ * workers, with 1 MiB of stack. It must not block (take long work to another thread with
  * lapce_ipc_detach), and must return: no longjmp, no C++ exception. Returning without having answered or
  * detached answers LAPCE_IPC_HANDLER_FAILED (unless the request has the flag LAPCE_IPC_PART). The
  * responder ends when the handler returns. */
