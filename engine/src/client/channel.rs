@@ -453,23 +453,11 @@ impl Channel {
     /// Inlined, so that the header that was just read stays in registers.
     #[inline(always)]
     pub(super) fn next(&mut self) -> Result<Option<Incoming>, Refusal> {
-        if self.start < self.checked_to {
+        if self.start < self.checked_to || self.check_next()? {
             return Ok(Some(self.next_checked()));
         }
-        let bytes = &self.input[self.start..self.end];
-        if bytes.is_empty() {
-            return self.next_long();
-        }
-        // Checked as it was received: only the limit is left to be checked.
-        if std::mem::take(&mut self.good_frame)
-            && let Ok(Some(header)) = Header::parse(bytes, self.max_message_bytes)
-        {
-            let payload_at = Some(self.start + HEADER_BYTES);
-            self.start = self.end;
-            return Ok(Some(Incoming { header, payload_at }));
-        }
-        match self.check_ahead()? {
-            true => Ok(Some(self.next_checked())),
+        match self.start == self.end {
+            true => self.next_long(),
             false => self.scan_other(),
         }
     }
@@ -485,15 +473,43 @@ impl Channel {
         }
     }
 
-    /// The next frames in the receive buffer, if they are checked and begin alike.
-    #[inline]
-    pub(super) fn row(&mut self) -> Option<Row<'_>> {
-        let there = self.start < self.checked_to && self.row_bytes > 0;
-        there.then(|| Row {
-            bytes: &self.input[self.start..self.checked_to],
-            frame_bytes: self.row_bytes,
+    /// The next frames in the receive buffer that begin alike, all of them verified; one, if the next is not
+    /// like it. `None` if there is no whole frame of version 2.
+    #[inline(always)]
+    pub(super) fn row(&mut self) -> Result<Option<Row<'_>>, Refusal> {
+        if self.start >= self.checked_to && !self.check_next()? {
+            return Ok(None);
+        }
+        let bytes = &self.input[self.start..self.checked_to];
+        let (bytes, frame_bytes) = match self.row_bytes {
+            0 => {
+                let header = wire::accepted_header(ProtocolVersion::V2, bytes);
+                let frame_bytes = HEADER_BYTES + header.length as usize;
+                (&bytes[..frame_bytes], frame_bytes)
+            }
+            frame_bytes => (bytes, frame_bytes),
+        };
+        Ok(Some(Row {
+            bytes,
+            frame_bytes,
             start: &mut self.start,
-        })
+        }))
+    }
+
+    /// Makes sure that the next whole version 2 frames are verified. False if there is none.
+    fn check_next(&mut self) -> Result<bool, Refusal> {
+        let bytes = &self.input[self.start..self.end];
+        if bytes.is_empty() {
+            return Ok(false);
+        }
+        // Checked as it was received: only the limit is left to be checked.
+        if std::mem::take(&mut self.good_frame)
+            && let Ok(Some(_)) = Header::parse(bytes, self.max_message_bytes)
+        {
+            (self.row_bytes, self.checked_to) = (bytes.len(), self.end);
+            return Ok(true);
+        }
+        self.check_ahead()
     }
 
     /// Checks the next whole version 2 frames, several at a time. False if there is none.

@@ -115,7 +115,7 @@ pub(super) fn collect(
 }
 
 /// Gives all kept answers to the user's sink; returns how many there were.
-pub(super) fn take_kept(inner: &mut Inner, sink: &mut impl FnMut(AnswerRef<'_>)) -> usize {
+pub(super) fn take_kept(inner: &mut Inner, sink: &mut dyn FnMut(AnswerRef<'_>)) -> usize {
     let mut given = 0;
     while let Some(answer) = inner.ready.pop() {
         let Answer {

@@ -8,6 +8,7 @@ use super::answer::{Answer, AnswerRef};
 use super::channel::Channel;
 use super::error::{closed_by_server, copy_source};
 use super::inner::{Inner, Keep};
+use super::receive::Sink;
 use crate::wire::{self, Flags, Header, Scanned, msg_type};
 
 impl Inner {
@@ -145,7 +146,7 @@ impl Inner {
     }
 
     /// Gives the errors that were kept to `sink`, once each. Returns how many there were.
-    pub(super) fn take_failed(&mut self, sink: &mut impl FnMut(AnswerRef<'_>) -> Keep) -> usize {
+    pub(super) fn take_failed(&mut self, sink: Sink<'_>) -> usize {
         let mut given = 0;
         for _ in 0..self.ready.len() {
             let Some(answer) = self.ready.pop() else {

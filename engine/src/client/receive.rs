@@ -11,7 +11,7 @@ use super::histogram;
 use super::inner::{Inner, Keep};
 use super::kept::Kept;
 use super::link::Link;
-use crate::wire::{self, ErrorCode, Flags, Header, msg_type};
+use crate::wire::{self, ErrorCode, Flags, Header, Refusal, msg_type};
 
 /// How often the ring is watched for an answer before the waiting proper begins: about three microseconds in
 /// all, so that a client is not in the way for long if the worker needs its CPU.
@@ -26,14 +26,14 @@ impl Inner {
         S: FnMut(AnswerRef<'_>) -> Keep,
     {
         let Some(channel) = self.channel.as_mut() else {
-            return Ok(self.take_failed(sink));
+            return Ok(self.take_failed(&mut |answer| sink(answer)));
         };
         match channel.fill() {
             Ok(0) => Ok(0),
             Ok(_) => self.take_frames(sink),
             Err(error) => {
                 self.lost(Some(error));
-                Ok(self.take_failed(sink))
+                Ok(self.take_failed(&mut |answer| sink(answer)))
             }
         }
     }
@@ -86,8 +86,8 @@ impl Inner {
 
     /// Gives the answers in the receive buffer to `sink`. Returns how many.
     ///
-    /// Generic over the sink, so that each has code of its own: passed through a function pointer, an answer
-    /// would go through memory.
+    /// Generic over the sink, which plain answers, most of all, reach in one place: there the compiler puts
+    /// the sink's code in line, and an answer does not go through memory.
     pub(super) fn take_frames<S>(&mut self, sink: &mut S) -> Result<usize, Error>
     where
         S: FnMut(AnswerRef<'_>) -> Keep,
@@ -96,118 +96,139 @@ impl Inner {
         let now_ns = histogram::clock_ns(&self.round_trips);
         // Bounded by what was received.
         loop {
-            answers += self.take_row(sink, now_ns);
-            let channel = self.channel.as_mut().expect("only called with a channel");
-            let incoming = match channel.next() {
-                Ok(None) => {
-                    if !self.unwanted.is_empty() {
-                        self.cancel_unwanted();
-                    }
-                    return Ok(answers);
-                }
-                Ok(Some(incoming)) => incoming,
-                Err(refusal) => {
-                    self.lost(Some(std::io::ErrorKind::InvalidData.into()));
-                    return Err(Error::ServerViolation(refusal));
-                }
-            };
-            let header = incoming.header;
-            let v1 = channel.is_v1();
-            let payload = channel.payload(&incoming);
-            let is_error = header.msg_type == msg_type::ERROR;
-            if is_error && !v1 && !header.flags.contains(Flags::RESPONSE) {
-                let Some(error) = about_the_connection(payload) else {
-                    continue;
-                };
-                let somebody_is_told = self.flights.count() > 0;
-                self.closed_by_server(&error);
-                return match somebody_is_told {
-                    true => Ok(answers + self.take_failed(sink)),
-                    false => Err(error),
-                };
+            answers += self.take_plain(sink, now_ns)?;
+            match self.take_other(&mut |answer| sink(answer), now_ns)? {
+                Some(taken) => answers += taken,
+                None => return Ok(answers),
             }
-            // No answer, or one that nobody waits for any more.
-            if !(v1 || header.flags.contains(Flags::RESPONSE)) {
-                continue;
-            }
-            let Some(flight) = self.flights.find(header.msg_id) else {
-                continue;
-            };
-            let last = v1 || is_error || !header.flags.contains(Flags::STREAM);
-            let (stats, round_trips) = (&mut self.stats, &mut self.round_trips);
-            // The request ends before the sink gets the answer, because the sink may panic.
-            let kept = match last {
-                true => end(flight, stats, round_trips, now_ns),
-                false => Some(flight),
-            };
-            let ready = &mut self.ready;
-            let is_over = if is_error || header.flags.contains(Flags::COMPRESSED) {
-                let max = self.options.max_message_bytes;
-                match open(&header, payload, max, &mut self.inflated) {
-                    Ok(payload) => hand_out(ready, sink, &header, last, payload),
-                    Err(error) => hand_out_error(ready, sink, &header, error),
-                }
-            } else if incoming.lies_apart() {
-                hand_over(ready, sink, channel, &incoming, last)
-            } else {
-                hand_out(ready, sink, &header, last, payload)
-            };
-            if is_over && let Some(flight) = kept {
-                end(flight, stats, round_trips, now_ns);
-                self.unwanted.push(header.msg_id);
-            }
-            answers += 1;
-            self.backoff.worked();
         }
     }
 
-    /// Gives the answers of a row to `sink`, if they are plain ones: what follows from their flags and type is
-    /// found out once for all of them. Returns how many there were.
+    /// Gives the answers that come next to `sink`, as long as they are plain ones. What follows from flags and
+    /// type is found out once for a row of frames. Returns how many there were.
     #[inline(always)]
-    fn take_row<S>(&mut self, sink: &mut S, now_ns: u64) -> usize
+    fn take_plain<S>(&mut self, sink: &mut S, now_ns: u64) -> Result<usize, Error>
     where
         S: FnMut(AnswerRef<'_>) -> Keep,
     {
-        let Some(channel) = self.channel.as_mut() else {
-            return 0;
-        };
-        let Some(mut row) = channel.row() else {
-            return 0;
-        };
-        let mut header = row.first();
-        let is_answer =
-            header.flags.contains(Flags::RESPONSE) && header.msg_type != msg_type::ERROR;
-        if !is_answer || header.flags.contains(Flags::COMPRESSED) {
-            return 0;
-        }
-        let is_last = !header.flags.contains(Flags::STREAM);
         let mut answers = 0;
-        while let Some(frame) = row.next() {
-            let payload = header.next_alike(frame);
-            // An answer that nobody waits for any more.
-            let Some(flight) = self.flights.find(header.msg_id) else {
-                continue;
+        // Bounded by what was received.
+        while let Some(channel) = self.channel.as_mut() {
+            let mut row = match channel.row() {
+                Ok(Some(row)) => row,
+                Ok(None) => break,
+                Err(refusal) => return Err(self.cannot_be_read(refusal)),
             };
-            let (stats, round_trips) = (&mut self.stats, &mut self.round_trips);
-            // As in `take_frames`.
-            let kept = match is_last {
-                true => end(flight, stats, round_trips, now_ns),
-                false => Some(flight),
-            };
-            if hand_out(&mut self.ready, sink, &header, is_last, payload)
-                && let Some(flight) = kept
-            {
-                end(flight, stats, round_trips, now_ns);
-                self.unwanted.push(header.msg_id);
+            let mut header = row.first();
+            let is_answer =
+                header.flags.contains(Flags::RESPONSE) && header.msg_type != msg_type::ERROR;
+            if !is_answer || header.flags.contains(Flags::COMPRESSED) {
+                break;
             }
-            answers += 1;
+            let is_last = !header.flags.contains(Flags::STREAM);
+            while let Some(frame) = row.next() {
+                let payload = header.next_alike(frame);
+                // An answer that nobody waits for any more.
+                let Some(flight) = self.flights.find(header.msg_id) else {
+                    continue;
+                };
+                let (stats, round_trips) = (&mut self.stats, &mut self.round_trips);
+                // The request ends before the sink gets the answer, because the sink may panic.
+                let kept = match is_last {
+                    true => end(flight, stats, round_trips, now_ns),
+                    false => Some(flight),
+                };
+                if hand_out(&mut self.ready, sink, &header, is_last, payload)
+                    && let Some(flight) = kept
+                {
+                    end(flight, stats, round_trips, now_ns);
+                    self.unwanted.push(header.msg_id);
+                }
+                answers += 1;
+            }
         }
         if answers > 0 {
             self.backoff.worked();
         }
-        answers
+        Ok(answers)
+    }
+
+    /// Takes the next frame, whatever it is. If it is an answer, `sink` gets it. Returns how many answers that
+    /// were, or `None` if there is no whole frame.
+    #[inline(never)]
+    fn take_other(&mut self, sink: Sink<'_>, now_ns: u64) -> Result<Option<usize>, Error> {
+        let Some(channel) = self.channel.as_mut() else {
+            return Ok(None);
+        };
+        let incoming = match channel.next() {
+            Ok(None) => {
+                if !self.unwanted.is_empty() {
+                    self.cancel_unwanted();
+                }
+                return Ok(None);
+            }
+            Ok(Some(incoming)) => incoming,
+            Err(refusal) => return Err(self.cannot_be_read(refusal)),
+        };
+        let header = incoming.header;
+        let v1 = channel.is_v1();
+        let payload = channel.payload(&incoming);
+        let is_error = header.msg_type == msg_type::ERROR;
+        if is_error && !v1 && !header.flags.contains(Flags::RESPONSE) {
+            let Some(error) = about_the_connection(payload) else {
+                return Ok(Some(0));
+            };
+            let somebody_is_told = self.flights.count() > 0;
+            self.closed_by_server(&error);
+            return match somebody_is_told {
+                true => Ok(Some(self.take_failed(sink))),
+                false => Err(error),
+            };
+        }
+        // No answer, or one that nobody waits for any more.
+        if !(v1 || header.flags.contains(Flags::RESPONSE)) {
+            return Ok(Some(0));
+        }
+        let Some(flight) = self.flights.find(header.msg_id) else {
+            return Ok(Some(0));
+        };
+        let last = v1 || is_error || !header.flags.contains(Flags::STREAM);
+        let (stats, round_trips) = (&mut self.stats, &mut self.round_trips);
+        // As in `take_plain`.
+        let kept = match last {
+            true => end(flight, stats, round_trips, now_ns),
+            false => Some(flight),
+        };
+        let ready = &mut self.ready;
+        let is_over = if is_error || header.flags.contains(Flags::COMPRESSED) {
+            let max = self.options.max_message_bytes;
+            match open(&header, payload, max, &mut self.inflated) {
+                Ok(payload) => hand_out(ready, &mut *sink, &header, last, payload),
+                Err(error) => hand_out_error(ready, sink, &header, error),
+            }
+        } else if incoming.lies_apart() {
+            hand_over(ready, sink, channel, &incoming, last)
+        } else {
+            hand_out(ready, &mut *sink, &header, last, payload)
+        };
+        if is_over && let Some(flight) = kept {
+            end(flight, stats, round_trips, now_ns);
+            self.unwanted.push(header.msg_id);
+        }
+        self.backoff.worked();
+        Ok(Some(1))
+    }
+
+    /// What the server sent is no frame: the connection is lost.
+    #[cold]
+    fn cannot_be_read(&mut self, refusal: Refusal) -> Error {
+        self.lost(Some(std::io::ErrorKind::InvalidData.into()));
+        Error::ServerViolation(refusal)
     }
 }
+
+/// Who gets answers, where they are not plain ones.
+pub(super) type Sink<'a> = &'a mut dyn FnMut(AnswerRef<'_>) -> Keep;
 
 /// While answers are given to a user's closure: if that panics, the answers that follow are kept for the
 /// next call.
@@ -233,7 +254,7 @@ fn end<'a>(
 ) -> Option<Found<'a>> {
     stats.received += 1;
     if let Some(round_trips) = round_trips {
-        round_trips.saturating_record(now_ns.saturating_sub(flight.began_ns()).max(1));
+        histogram::record(round_trips, now_ns.saturating_sub(flight.began_ns()));
     }
     flight.end();
     None
@@ -269,7 +290,7 @@ fn open<'a>(
 #[inline(always)]
 fn hand_out<S>(ready: &mut Kept, sink: &mut S, header: &Header, last: bool, payload: &[u8]) -> bool
 where
-    S: FnMut(AnswerRef<'_>) -> Keep,
+    S: FnMut(AnswerRef<'_>) -> Keep + ?Sized,
 {
     let answer = || AnswerRef {
         id: header.msg_id,
@@ -291,10 +312,7 @@ where
 
 /// As [`hand_out`], for an answer that is an error or cannot be read: it is always the last.
 #[cold]
-fn hand_out_error<S>(ready: &mut Kept, sink: &mut S, header: &Header, error: Error) -> bool
-where
-    S: FnMut(AnswerRef<'_>) -> Keep,
-{
+fn hand_out_error(ready: &mut Kept, sink: Sink<'_>, header: &Header, error: Error) -> bool {
     let answer = |error| AnswerRef {
         id: header.msg_id,
         msg_type: header.msg_type,
@@ -308,16 +326,13 @@ where
 }
 
 /// As [`hand_out`], for a long answer, which has a buffer of its own: that buffer is kept, not a copy.
-fn hand_over<S>(
+fn hand_over(
     ready: &mut Kept,
-    sink: &mut S,
+    sink: Sink<'_>,
     channel: &mut Channel,
     incoming: &Incoming,
     last: bool,
-) -> bool
-where
-    S: FnMut(AnswerRef<'_>) -> Keep,
-{
+) -> bool {
     let header = &incoming.header;
     let payload = channel.payload(incoming);
     let payload_bytes = payload.len();

@@ -19,7 +19,7 @@ impl Inner {
     ///
     /// The common case of many requests in flight comes first and in one piece, since there every
     /// instruction counts; everything else is in [`Inner::begin`].
-    #[inline]
+    #[inline(always)]
     pub(super) fn submit(
         &mut self,
         flags: Flags,
