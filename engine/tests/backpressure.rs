@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{Client, Deferred, ErrorCode, Limits, Request, Responder, Server, Transport};
+use lapce_ai::ipc::{
+    Client, Deferred, ErrorCode, Gone, Limits, Request, Responder, Server, Transport,
+};
 use support::*;
 
 /// Answers with many times what was asked.
@@ -398,4 +400,6 @@ fn who_is_far_behind_in_what_a_handler_hands_on_is_left_out() {
     assert_eq!(end.error().0, ErrorCode::HandlerFailed as u16);
     assert!(kept < PARTS / 2, "sockets hold some beside the budget");
     slow.expect_alive();
+    // Whoever feeds the stream is not told that its reader has gone.
+    assert!(Gone.to_string().contains("too slowly"), "{Gone}");
 }

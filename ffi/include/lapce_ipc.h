@@ -93,7 +93,7 @@ enum lapce_ipc_code {
  *                    lapce_ipc_send do; nothing was sent; try again within 80 ms
  *   ECONNRESET       the connection was lost; the request may or may not have been carried out
  *   EPIPE            the connection was lost before the request was sent; of a responder: the
- *                    requester is gone
+ *                    answer was dropped, lapce_ipc_last_error() says why
  *   ETIMEDOUT        no answer in time; the request may or may not have been carried out
  *   ECONNREFUSED, EHOSTUNREACH and others of connect(2)
  *                    no connection could be made; EHOSTUNREACH: the name has no address
@@ -454,8 +454,9 @@ int lapce_ipc_server_stop(lapce_ipc_server *server);
 /* ----------------------------------------------------------------------------------- answering */
 
 /* These take a handler's own responder, on the handler's thread, or a detached one, on any thread. Those
- * of a handler do not wait. For detached ones, -EPIPE says that the requester is gone; the responder has
- * then ended too. */
+ * of a handler do not wait. For detached ones, -EPIPE says that the answer was dropped, as the requester or the
+ * server is gone, or the request was cancelled; lapce_ipc_reply and _reply_error have ended the responder all
+ * the same. */
 
 /* Answers, and ends the responder. A payload above max_message_bytes becomes HANDLER_FAILED. */
 int lapce_ipc_reply(lapce_ipc_responder *responder, const void *payload, size_t payload_bytes);

@@ -55,7 +55,9 @@ pub struct Gone;
 
 impl std::fmt::Display for Gone {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the requester has gone or cancelled the request: the answer was dropped")
+        f.write_str(
+            "the answer was dropped: the requester has gone, has cancelled the request or reads it too slowly, or the server has stopped",
+        )
     }
 }
 
