@@ -47,8 +47,8 @@ public:
         check(lapce_ipc_call(handle_, type, payload.data(), payload.size(), &answer_));
         return {reinterpret_cast<const char *>(answer_.data), answer_.length};
     }
-    // The same with a payload of at most so many bytes, which write(char *) makes where it is sent from and
-    // says the length of. It must not use the client.
+    // The same, with a payload that write(char *) writes to the memory that it is sent from: at most `most` bytes.
+    // It returns how many, and must not use the client.
     template <class Write> std::string_view call_in_place(uint16_t type, size_t most, Write &&write) {
         void *memory;
         uint64_t id;

@@ -20,8 +20,8 @@ pub(super) enum Phase {
     /// No more requests are taken: the peer has ended, or the server drains. Answers still owed are
     /// delivered, then our sending side is shut down.
     Finishing,
-    /// The peer broke a rule, and an ERROR frame says which. What is encoded is sent and nothing else;
-    /// then our sending side is shut down.
+    /// The connection is refused, because its peer broke a rule or was late, or because there are too many;
+    /// an ERROR frame says why. What is encoded is sent and nothing else; then our sending side is shut down.
     Refused,
     /// Our sending side is shut down. What still arrives is read and discarded for a short time, since
     /// to close a socket with unread bytes resets the connection, which takes back the answer on its way.
@@ -91,7 +91,7 @@ pub(super) struct Connection {
     /// Frames on their way to the peer.
     pub(super) out: Outgoing,
 
-    // For one round; settling the connection resets them.
+    // For one round; by its end they are reset.
     /// It is in the worker's list of connections to be settled at the end of the round.
     pub(super) touched: bool,
     /// A bad frame was found: what follows it is not scanned.

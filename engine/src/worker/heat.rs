@@ -15,11 +15,10 @@ use crate::uring::Key;
 pub(super) const HOT_MAX: usize = 32;
 /// A hot ring without a record for this long becomes cold.
 const HOT_NS: u64 = 2_000_000;
-/// With this many connections or more (a crowd), the pages of cold rings are given back at all: with
-/// fewer it does not pay.
+/// With this many connections or more (a crowd), the pages of all cold rings are given back. With fewer, only
+/// those of large ones are: for the others it does not pay.
 const CROWD: usize = 64;
-/// A ring through which this much went is large: its pages are given back even if there is no crowd, when
-/// it becomes cold while the worker goes on working.
+/// A ring is large if it has used its other pages too, for this many bytes since they were given back.
 const LARGE_BYTES: u64 = 64 * 1024;
 /// A warm ring's pages are given back after this much silence. Not earlier: when clients take turns, to
 /// unmap and to fault in again took twenty times as long as the messages.

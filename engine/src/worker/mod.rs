@@ -127,13 +127,13 @@ pub(crate) struct Worker {
     /// When the log may say again that connections wait to be accepted.
     connections_wait: Rarely,
 
-    // What one round works with; each is empty between rounds and keeps its memory.
+    // What one round works with, kept for its memory: nothing in it counts in the next round.
     events: Vec<Event>,
     batch: Batch,
     turns: Turns,
     /// Connections to be settled at the end of the round, because something happened to them.
     touched: Vec<Key>,
-    /// Keys for walks over all connections.
+    /// Keys for walks over all connections; each walk begins with writing them anew.
     keys: Vec<Key>,
 
     /// Connections that found no receive buffer.

@@ -106,7 +106,7 @@ pub(super) struct Rings {
     pub(super) warm: Vec<Key>,
     /// The index in `warm` that was looked at last.
     pub(super) warm_next: usize,
-    /// Rounds without work since there was some.
+    /// Rounds without work since there was some, or since the hot rings were last looked at.
     idle_rounds: u32,
     /// Rounds with work since warm rings were last looked at.
     busy_rounds: u32,
