@@ -39,14 +39,19 @@ impl Payloads {
     /// The payload of the message with this number.
     #[inline]
     pub fn of(&mut self, number: u64) -> &[u8] {
-        match &mut self.all[..] {
-            [one] => {
-                stamp(one, number);
-                one
-            }
+        match self.all.len() {
             // By a constant: to divide takes as long as to carry the message.
-            all => &all[number as usize % TURN],
+            TURN => &self.all[number as usize % TURN],
+            _ => self.stamped(number),
         }
+    }
+
+    /// Of long ones. Not in line, where short ones are.
+    #[inline(never)]
+    fn stamped(&mut self, number: u64) -> &[u8] {
+        let one = &mut self.all[0];
+        stamp(one, number);
+        one
     }
 }
 
