@@ -207,7 +207,8 @@ int lapce_ipc_call(lapce_ipc_client *client, uint16_t msg_type, const void *payl
                    size_t payload_bytes, lapce_ipc_buffer *answer);
 
 /* The same for a request that does no harm when it is carried out twice: if the connection is lost
- * before the answer is here, it is sent again, until the timeout. */
+ * before the answer is here, it is sent again, until the timeout. A server that is being stopped may answer
+ * LAPCE_IPC_SHUTTING_DOWN, at once: pause before calling again. */
 int lapce_ipc_call_idempotent(lapce_ipc_client *client, uint16_t msg_type, const void *payload,
                               size_t payload_bytes, lapce_ipc_buffer *answer);
 

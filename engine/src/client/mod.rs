@@ -211,7 +211,8 @@ impl Client {
     /// is lost before the answer is here, the request is sent again, until the timeout.
     ///
     /// # Errors
-    /// As [`Client::call`]. If the request was sent at least once and may have been carried out, the error
+    /// As [`Client::call`]; SHUTTING_DOWN too, at once, while a server that is being stopped still answers what
+    /// it had begun: pause before calling again. If the request was sent at least once and may have been carried out, the error
     /// says so, even if the last attempt alone was safe to repeat.
     pub fn call_idempotent(&self, msg_type: u16, payload: &[u8]) -> Result<Vec<u8>, Error> {
         let inner = &mut *self.inner.borrow_mut();
