@@ -11,6 +11,9 @@
 //! Both transports carry the same frames: a [`Header`] of 24 bytes with [`Flags`], a message type
 //! ([`msg_type`]), an id and a CRC-32C, then the payload. docs/protocol.md has every byte.
 //!
+//! What an operator should know, a damaged segment or a connection that was cut off, say, goes to the crate
+//! [`log`]: nothing shows unless the program installs a logger, `env_logger` for example.
+//!
 //! Sizes are in bytes of payload unless said otherwise, times in the unit that the name ends with.
 
 pub use crate::client::{
