@@ -100,6 +100,8 @@ pub(crate) struct Inbox {
     set_aside: Mutex<VecDeque<Message>>,
     /// Its length.
     set_aside_count: AtomicUsize,
+    /// The worker itself has sent something since it last asked: its handlers have.
+    sent_by_own: AtomicBool,
     doorbell: Doorbell,
     /// The worker's thread has ended.
     closed: AtomicBool,
@@ -117,6 +119,7 @@ impl Inbox {
             queue: ArrayQueue::new(CAPACITY),
             set_aside: Mutex::default(),
             set_aside_count: AtomicUsize::new(0),
+            sent_by_own: AtomicBool::new(false),
             doorbell,
             closed: AtomicBool::new(false),
             drain_asked: AtomicBool::new(false),
@@ -166,8 +169,21 @@ impl Inbox {
             std::thread::sleep(Duration::from_micros(pause_us));
             pause_us = (pause_us * 2).min(1_000);
         }
+        if with_own(|own| std::ptr::eq(own, self)) {
+            // Relaxed: the same thread asks.
+            self.sent_by_own.store(true, Ordering::Relaxed);
+        }
         self.doorbell.ring();
         Ok(())
+    }
+
+    /// For the worker: how many messages there are, if it has sent some of them since it last asked; else 0.
+    pub(super) fn left_by_own(&self) -> usize {
+        if !self.sent_by_own.load(Ordering::Relaxed) {
+            return 0;
+        }
+        self.sent_by_own.store(false, Ordering::Relaxed);
+        self.set_aside_count.load(Ordering::Relaxed) + self.queue.len()
     }
 
     /// For the worker: sets aside what is in its queue. Returns whether this is the inbox `wanted`.
