@@ -403,3 +403,85 @@ fn who_is_far_behind_in_what_a_handler_hands_on_is_left_out() {
     // Whoever feeds the stream is not told that its reader has gone.
     assert!(Gone.to_string().contains("too slowly"), "{Gone}");
 }
+
+/// The same with answers that are no streams: who asks a thousand times, and reads none of what they all get.
+#[test]
+fn who_is_far_behind_in_what_a_handler_answers_to_all_is_left_out() {
+    const TELL_ALL: u16 = 0x0101;
+    const REQUESTS: u64 = 200;
+    const ANSWER_BYTES: usize = 256 * 1024;
+    let limits = Limits {
+        max_message_bytes: 1 << 20,
+        max_buffered_bytes: 8 << 20,
+        ..Limits::default()
+    };
+    let waiting: Arc<Mutex<Vec<Deferred>>> = Arc::default();
+    let server = server()
+        .limits(limits)
+        .handler(WORK, {
+            let waiting = waiting.clone();
+            move |_: Request<'_>, responder: Responder<'_>| {
+                waiting.lock().unwrap().push(responder.detach());
+            }
+        })
+        .handler(TELL_ALL, {
+            let waiting = waiting.clone();
+            move |request: Request<'_>, _: Responder<'_>| {
+                for deferred in waiting.lock().unwrap().drain(..) {
+                    let _ = deferred.reply(request.payload());
+                }
+            }
+        })
+        .start()
+        .unwrap();
+    let mut peer = Peer::connect(address(&server));
+    let requests: Vec<_> = (1..=REQUESTS).map(|id| request(WORK, id, b"")).collect();
+    peer.send(&requests.concat());
+    eventually("they wait", || {
+        waiting.lock().unwrap().len() == REQUESTS as usize
+    });
+    let answer = pattern(1, ANSWER_BYTES);
+    Peer::connect(address(&server)).send(&frame(0, TELL_ALL, 0, &answer));
+    let mut kept = 0;
+    for id in 1..=REQUESTS {
+        let got = peer.receive();
+        assert_eq!(got.msg_id, id);
+        if got.msg_type == ERROR {
+            assert_eq!(got.error().0, ErrorCode::HandlerFailed as u16);
+        } else {
+            assert!(got.payload == answer);
+            kept += 1;
+        }
+    }
+    assert!((16..=40).contains(&kept), "{kept} of 256 KiB in 8 MiB");
+    peer.expect_alive();
+}
+
+/// A handler that takes each request away, and answers it itself, has as much patience with its reader as one
+/// that answers at once.
+#[test]
+fn answers_that_a_handler_took_away_and_gives_itself_wait_for_their_reader() {
+    const REQUESTS: u64 = 64;
+    const ANSWER_BYTES: usize = 512 * 1024;
+    let limits = Limits {
+        max_message_bytes: 1 << 20,
+        max_buffered_bytes: 4 << 20,
+        ..Limits::default()
+    };
+    let server = server()
+        .limits(limits)
+        .handler(WORK, |request: Request<'_>, responder: Responder<'_>| {
+            let answer = pattern(request.msg_id(), ANSWER_BYTES);
+            responder.detach().reply(answer).unwrap();
+        })
+        .start()
+        .unwrap();
+    let mut peer = Peer::connect(address(&server));
+    let requests: Vec<_> = (1..=REQUESTS).map(|id| request(WORK, id, b"")).collect();
+    peer.send(&requests.concat());
+    for id in 1..=REQUESTS {
+        let got = peer.receive();
+        assert_eq!((got.msg_id, got.msg_type), (id, WORK));
+        assert!(got.payload == pattern(id, ANSWER_BYTES));
+    }
+}

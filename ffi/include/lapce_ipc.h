@@ -459,7 +459,8 @@ int lapce_ipc_server_stop(lapce_ipc_server *server);
  * server is gone, or the request was cancelled; lapce_ipc_reply and _reply_error have ended the responder all
  * the same. */
 
-/* Answers, and ends the responder. A payload above max_message_bytes becomes HANDLER_FAILED. */
+/* Answers, and ends the responder. A payload above max_message_bytes becomes HANDLER_FAILED; so does, in a
+ * handler, a detached one's answer to who is too far behind in reading, as at lapce_ipc_reply_part. */
 int lapce_ipc_reply(lapce_ipc_responder *responder, const void *payload, size_t payload_bytes);
 
 /* Answers with an error, 1 to 14 of lapce_ipc_code, and ends the responder. NULL for the text is fine. */

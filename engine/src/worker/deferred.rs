@@ -48,8 +48,8 @@ pub(crate) struct Answer {
     pub(super) body: Body,
 }
 
-/// The answer was dropped: the requester's connection is gone, the requester has cancelled the request, its
-/// stream has ended because it was too far behind, or the server has ended.
+/// The answer was dropped: the requester's connection is gone, the requester has cancelled the request or was
+/// too far behind in reading, or the server has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
@@ -112,7 +112,8 @@ impl Deferred {
     }
 
     /// Answers with this payload. One that is longer than `max_message_bytes`, the server's or what the
-    /// client said in its handshake, becomes HANDLER_FAILED, since it could not be received.
+    /// client said in its handshake, becomes HANDLER_FAILED, since it could not be received. So does, within a
+    /// handler, the answer to one who is too far behind in reading, as at [`Deferred::stream_part`].
     ///
     /// # Errors
     /// [`Gone`]; nobody gets the answer.
@@ -135,6 +136,9 @@ impl Deferred {
         }
         // If the requester is gone, `send` says so, and tells the worker that nothing is owed any more.
         let _ = self.wait_for_reader();
+        if self.is_too_far_behind() {
+            return self.send_too_far_behind();
+        }
         self.send(Body::Last(payload))
     }
 
@@ -167,11 +171,15 @@ impl Deferred {
         if self.is_too_far_behind() {
             // A part that was left out would not be missed: the stream ends here.
             self.answered = true;
-            let text = "answers that were not read passed max_buffered_bytes: read faster";
-            let _ = self.send(Body::Error(ErrorCode::HandlerFailed, text.into()));
-            return Err(Gone);
+            return self.send_too_far_behind();
         }
         self.send(Body::Part(payload))
+    }
+
+    fn send_too_far_behind(&self) -> Result<(), Gone> {
+        let text = "answers that were not read passed max_buffered_bytes: read faster";
+        let _ = self.send(Body::Error(ErrorCode::HandlerFailed, text.into()));
+        Err(Gone)
     }
 
     /// Whether the requester leaves so much unread that memory would grow without a bound: only if this is a
@@ -226,7 +234,7 @@ impl Deferred {
     }
 
     fn queued_bytes(&self) -> usize {
-        self.connection.queued_bytes.load(Ordering::Relaxed)
+        self.connection.queued_bytes()
     }
 
     fn waiting_bytes(&self) -> usize {
@@ -278,6 +286,12 @@ impl ConnectionShared {
             staged_bytes: AtomicUsize::new(0),
             cancelled: Cancelled::default(),
         }
+    }
+
+    /// Bytes of answers to it in the worker's inbox.
+    pub(super) fn queued_bytes(&self) -> usize {
+        // Relaxed: a little more or less does not matter.
+        self.queued_bytes.load(Ordering::Relaxed)
     }
 
     /// The worker took an answer out of its inbox.

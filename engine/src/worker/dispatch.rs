@@ -143,7 +143,7 @@ impl Dispatcher {
             let mut done = 0;
             // Each pass handles at least one frame, or ends the loop.
             while done * frame_bytes < bytes.len()
-                && connection.out.buffered_bytes() <= outgoing_bytes_max
+                && connection.out.unsent_bytes() <= outgoing_bytes_max
             {
                 let frames = bytes[done * frame_bytes..].chunks_exact(frame_bytes);
                 let limits = (arrived_ns, outgoing_bytes_max);
@@ -154,8 +154,7 @@ impl Dispatcher {
         }
         let mut done = 0;
         for frame in bytes.chunks_exact(frame_bytes) {
-            if !connection.takes_requests() || connection.out.buffered_bytes() > outgoing_bytes_max
-            {
+            if !connection.takes_requests() || connection.out.unsent_bytes() > outgoing_bytes_max {
                 break;
             }
             let header = accepted_header(version, frame);
@@ -385,7 +384,7 @@ impl Dispatcher {
                     handler.handle(Request::new(&request), Responder::new(&request, out));
                     answered += self.settled(out.outcome);
                 }
-                if out.buffered_bytes() > outgoing_bytes_max {
+                if out.unsent_bytes() > outgoing_bytes_max {
                     break;
                 }
             }

@@ -91,6 +91,13 @@ impl Outgoing {
         self.staged.len() - self.staged_sent + self.behind_bytes + self.sending_bytes
     }
 
+    /// What is buffered, and what is in the worker's inbox: answers that handlers have taken away and given
+    /// themselves would pass all limits in one round otherwise.
+    pub(super) fn unsent_bytes(&self) -> usize {
+        let shared = self.shared.as_ref();
+        self.buffered_bytes() + shared.map_or(0, |shared| shared.queued_bytes())
+    }
+
     /// Whether more than half of what may be held is held, so that paused requests wait for the peer to
     /// read. With less they are resumed.
     pub(super) fn waits_for_reader(&self, bytes_max: usize) -> bool {
