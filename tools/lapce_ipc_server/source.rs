@@ -1,6 +1,7 @@
 //! Where the configuration comes from.
 
 use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use lapce_ai::ipc::Config;
@@ -12,6 +13,8 @@ const USUAL: &str = "/etc/lapce-ipc.toml";
 pub struct Source {
     file: Option<PathBuf>,
     usual: PathBuf,
+    /// It was read once, at the start.
+    is_read: bool,
 }
 
 impl Source {
@@ -20,6 +23,7 @@ impl Source {
         Source {
             file: named,
             usual: PathBuf::from(USUAL),
+            is_read: false,
         }
     }
 
@@ -31,14 +35,25 @@ impl Source {
             None => match self.usual.symlink_metadata() {
                 // Whatever it is, and even if it cannot be read: somebody wants it to count.
                 Ok(_) => self.usual.clone(),
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Config::default()),
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    self.is_read = true;
+                    return Ok(Config::default());
+                }
                 Err(error) => {
                     return Err(format!("{}: cannot be read: {error}", self.usual.display()));
                 }
             },
         };
+        // A pipe, from a shell for example, is empty then, as if no key were set, or is waited for.
+        if self.is_read && file.metadata().is_ok_and(|meta| meta.file_type().is_fifo()) {
+            return Err(format!(
+                "{}: is a pipe, which is read at the start only: name a file",
+                file.display()
+            ));
+        }
         let config = Config::load(&file).map_err(|error| error.to_string())?;
         self.file = Some(file);
+        self.is_read = true;
         Ok(config)
     }
 
@@ -66,6 +81,7 @@ mod tests {
         let mut source = Source {
             file: None,
             usual: usual.clone(),
+            is_read: false,
         };
         assert_eq!(source.load(), Ok(Config::default()));
         std::fs::write(&usual, "[server]\nworkers = 3\n").unwrap();
@@ -77,6 +93,21 @@ mod tests {
     }
 
     #[test]
+    fn a_pipe_is_read_once() {
+        use std::io::Write;
+        use std::os::fd::AsRawFd;
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(b"[server]\nworkers = 3\n").unwrap();
+        drop(writer);
+        let file = format!("/proc/self/fd/{}", reader.as_raw_fd());
+        let mut source = Source::new(Some(file.into()));
+        assert_eq!(source.load().unwrap().workers, 3);
+        // It is empty now, which are not the defaults.
+        let said = source.load().unwrap_err();
+        assert!(said.contains("is a pipe"), "{said}");
+    }
+
+    #[test]
     fn a_file_that_cannot_be_followed_is_not_passed_over() {
         let name = format!("lapce_ipc_dangling_{}.toml", std::process::id());
         let usual = std::env::temp_dir().join(name);
@@ -84,6 +115,7 @@ mod tests {
         let mut source = Source {
             file: None,
             usual: usual.clone(),
+            is_read: false,
         };
         let said = source.load().unwrap_err();
         std::fs::remove_file(&usual).unwrap();
