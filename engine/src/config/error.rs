@@ -191,9 +191,15 @@ fn key_at(text: &str, byte: usize) -> Option<String> {
         let is_on_line = !faults.is_empty() && line_at(text, key.span().start) == line;
         key.span().contains(&byte) || value.span().contains(&byte) || is_on_line
     };
+    // The last of those on the line that begin before the fault.
+    let begins = |(key, _): &Entry<'_, '_>| {
+        let start = key.span().start;
+        (start <= byte).then_some(start)
+    };
     for (section, keys) in file.get_ref() {
         let keys = keys.get_ref().as_table();
-        if let Some((name, _)) = keys.and_then(|keys| keys.iter().find(is_here)) {
+        let here = keys.and_then(|keys| keys.iter().filter(is_here).max_by_key(begins));
+        if let Some((name, _)) = here {
             return Some(format!("{}.{}", section.get_ref(), name.get_ref()));
         }
     }
@@ -258,6 +264,8 @@ mod tests {
         assert_eq!(at(inline, "enabled").unwrap(), "shm.enabled");
         assert_eq!(at(inline, "1").unwrap(), "shm.enabled");
         assert_eq!(at("[server]\n[metrics]\n", "metrics").unwrap(), "metrics");
+        let several = "shm = { enabled = true, instance = spare }";
+        assert_eq!(at(several, "spare").unwrap(), "shm.instance");
         assert_eq!(at("= 1", "="), None);
         assert_eq!(at("[server]\nidle = spin", "spin").unwrap(), "server.idle");
     }
