@@ -118,13 +118,24 @@ fn check_length(bytes: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// How often allocating memory may be interrupted by a signal before it is given up.
+const INTERRUPTED_MAX: u32 = 64;
+
 /// Allocates memory for the file's first bytes now, so that touching them cannot fail for want of it.
 fn allocate(file: &File, bytes: usize) -> io::Result<()> {
     if bytes == 0 {
         return Ok(());
     }
-    // SAFETY: a descriptor of ours; no memory is passed.
-    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) } {
+    let mut code = libc::EINTR;
+    // Older kernels let any signal interrupt this: a profiler's timer, say.
+    for _ in 0..INTERRUPTED_MAX {
+        // SAFETY: a descriptor of ours; no memory is passed.
+        code = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, bytes as libc::off_t) };
+        if code != libc::EINTR {
+            break;
+        }
+    }
+    match code {
         0 => Ok(()),
         libc::ENOSPC => Err(io::Error::new(
             io::ErrorKind::StorageFull,
