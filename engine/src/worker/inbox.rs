@@ -177,13 +177,16 @@ impl Inbox {
         Ok(())
     }
 
-    /// For the worker: how many messages there are, if it has sent some of them since it last asked; else 0.
+    /// For the worker: how many messages there are, if it has sent some of them since it last asked, or has set
+    /// some aside while it sent to another worker; else 0.
     pub(super) fn left_by_own(&self) -> usize {
-        if !self.sent_by_own.load(Ordering::Relaxed) {
+        // Relaxed: the same thread has stored both.
+        let set_aside = self.set_aside_count.load(Ordering::Relaxed);
+        if !self.sent_by_own.load(Ordering::Relaxed) && set_aside == 0 {
             return 0;
         }
         self.sent_by_own.store(false, Ordering::Relaxed);
-        self.set_aside_count.load(Ordering::Relaxed) + self.queue.len()
+        set_aside + self.queue.len()
     }
 
     /// For the worker: sets aside what is in its queue. Returns whether this is the inbox `wanted`.
