@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::sync::{Mutex, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use lapce_ai::ipc::{
@@ -522,4 +522,64 @@ fn a_cancel_of_many_takes_no_long_time() {
     let took = start.elapsed();
     assert!(took < Duration::from_millis(100), "{took:?}");
     assert!(requests.iter().take(100).all(|(_, it)| it.is_gone()));
+}
+
+/// Deferred answers need a lock where several handlers use them: a worker does not wait within a handler for
+/// another, whose handlers wait for that lock.
+#[test]
+fn workers_whose_handlers_share_a_lock_do_not_wait_for_each_other() {
+    const PUBLISH: u16 = 0x0101;
+    // In all more than an inbox takes, before its worker's handlers have had their turns.
+    const SUBSCRIPTIONS: u64 = 400;
+    const MESSAGES: u64 = 100;
+    let subscribers: Arc<Mutex<Vec<Deferred>>> = Arc::default();
+    let server = server()
+        .workers(2)
+        .handler(WORK, {
+            let subscribers = subscribers.clone();
+            move |_: Request<'_>, responder: Responder<'_>| {
+                subscribers.lock().unwrap().push(responder.detach());
+            }
+        })
+        .handler(PUBLISH, {
+            let subscribers = subscribers.clone();
+            move |request: Request<'_>, _: Responder<'_>| {
+                for subscriber in subscribers.lock().unwrap().iter_mut() {
+                    subscriber.stream_part(request.payload()).unwrap();
+                }
+            }
+        })
+        .start()
+        .unwrap();
+    // Connections are spread over the workers in turn.
+    let mut peers: Vec<_> = (0..2).map(|_| Peer::connect(address(&server))).collect();
+    for peer in &mut peers {
+        for id in 1..=SUBSCRIPTIONS {
+            peer.send(&request(WORK, id, b""));
+        }
+        peer.expect_alive();
+    }
+    for (from, peer) in peers.iter_mut().enumerate() {
+        for number in 0..MESSAGES {
+            peer.send(&frame(0, PUBLISH, 0, &[from as u8, number as u8]));
+        }
+    }
+    std::thread::scope(|scope| {
+        for peer in &mut peers {
+            scope.spawn(move || {
+                // Of each publisher, all messages come in order, for each subscription.
+                let mut next = vec![[0u8; 2]; SUBSCRIPTIONS as usize + 1];
+                for _ in 0..2 * MESSAGES * SUBSCRIPTIONS {
+                    let got = peer.receive();
+                    let [from, number] = got.payload[..] else {
+                        panic!("{got:?}");
+                    };
+                    let next = &mut next[got.msg_id as usize][usize::from(from)];
+                    assert_eq!(number, *next);
+                    *next += 1;
+                }
+            });
+        }
+    });
+    subscribers.lock().unwrap().clear();
 }

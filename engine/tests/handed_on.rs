@@ -34,7 +34,7 @@ fn hand_on(workers: usize) {
         max_buffered_bytes: 8 << 20,
         ..Limits::default()
     };
-    // With each, which worker serves it. A lock of its own, since no lock may be held across workers.
+    // With each, which worker serves it.
     type Subscriber = (ThreadId, Arc<Mutex<Deferred>>);
     let subscribers: Arc<Mutex<Vec<Subscriber>>> = Arc::default();
     let most_bytes = Arc::new(AtomicU64::new(0));

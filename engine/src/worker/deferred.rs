@@ -68,7 +68,7 @@ impl std::error::Error for Gone {}
 /// The methods wait while the worker's inbox is full, and while more than 1 MiB of answers wait for the
 /// requester to read them (backpressure). They never wait for longer than the connection lives: a requester
 /// that does not read is cut off after [`crate::ipc::Limits::send_stall_ms`]. Called within a handler they do
-/// not wait for the requester; what they send is kept in memory until it is read, but see
+/// not wait, so a lock may be held that other handlers take; what they send is kept in memory until it is read, but see
 /// [`Deferred::stream_part`].
 ///
 /// Dropped without an answer, it answers HANDLER_FAILED, unless no answer is due: to a one-way message, or to

@@ -19,6 +19,8 @@ const CAPACITY: usize = 512;
 thread_local! {
     /// The inbox of the worker that runs on this thread.
     static OWN: RefCell<Option<Arc<Inbox>>> = const { RefCell::new(None) };
+    /// The inboxes of other workers to which this one's handlers have sent more than there was room for.
+    static OVERFLOWED: RefCell<Vec<Arc<Inbox>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Wakes one worker: a futex word on which it sleeps, and whether it does.
@@ -76,6 +78,10 @@ fn with_own(ask: impl FnOnce(&Inbox) -> bool) -> bool {
     asked.unwrap_or(false)
 }
 
+fn lock(messages: &Mutex<VecDeque<Message>>) -> MutexGuard<'_, VecDeque<Message>> {
+    messages.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What other threads ask of a worker.
 #[derive(Debug)]
 pub(crate) enum Message {
@@ -100,8 +106,15 @@ pub(crate) struct Inbox {
     set_aside: Mutex<VecDeque<Message>>,
     /// Its length.
     set_aside_count: AtomicUsize,
+    /// What other workers sent while the queue was full: newer than what is in the queue. Bounded, since each
+    /// of them waits until this is empty before its handlers run again.
+    overflow: Mutex<VecDeque<Message>>,
+    /// Its length. While it is not 0, what comes goes behind it, or waits.
+    overflow_count: AtomicUsize,
     /// The worker itself has sent something since it last asked: its handlers have.
     sent_by_own: AtomicBool,
+    /// The worker's handlers have sent more to others than there was room for: it is to wait for them.
+    has_overflowed_others: AtomicBool,
     doorbell: Doorbell,
     /// The worker's thread has ended.
     closed: AtomicBool,
@@ -119,7 +132,10 @@ impl Inbox {
             queue: ArrayQueue::new(CAPACITY),
             set_aside: Mutex::default(),
             set_aside_count: AtomicUsize::new(0),
+            overflow: Mutex::default(),
+            overflow_count: AtomicUsize::new(0),
             sent_by_own: AtomicBool::new(false),
+            has_overflowed_others: AtomicBool::new(false),
             doorbell,
             closed: AtomicBool::new(false),
             drain_asked: AtomicBool::new(false),
@@ -145,9 +161,10 @@ impl Inbox {
     /// Delivers a message and wakes the worker. Waits while the queue is full. Returns the message if the
     /// worker has ended.
     ///
-    /// It may be called on a worker, when a handler answers a detached request itself. Meanwhile that worker
-    /// makes room in its own queue: so no worker waits for itself, and no two for each other.
-    pub(crate) fn send(&self, message: Message) -> Result<(), Message> {
+    /// It may be called on a worker, when a handler answers a detached request itself. That does not wait: the
+    /// handler may hold a lock for which the other worker's handlers wait. What is too much for the queue goes to
+    /// the overflow, and the worker waits after its handlers, in [`Inbox::wait_for_others`].
+    pub(crate) fn send(self: &Arc<Self>, message: Message) -> Result<(), Message> {
         let mut message = message;
         let mut pause_us = 1;
         // Ends when there is room, or the receiving worker has ended.
@@ -155,21 +172,26 @@ impl Inbox {
             if self.is_closed() {
                 return Err(message);
             }
-            match self.queue.push(message) {
-                Ok(()) => {
-                    self.empty_if_closed();
-                    break;
+            // Acquire: pairs with the release in `push_overflow` and `take_overflow`.
+            if self.overflow_count.load(Ordering::Acquire) == 0 {
+                match self.queue.push(message) {
+                    Ok(()) => break,
+                    Err(back) => message = back,
                 }
-                Err(back) => message = back,
             }
             if with_own(|own| own.make_room(self)) {
                 continue;
+            }
+            if Inbox::is_on_worker() {
+                self.push_overflow(message);
+                break;
             }
             self.doorbell.ring();
             std::thread::sleep(Duration::from_micros(pause_us));
             pause_us = (pause_us * 2).min(1_000);
         }
-        if with_own(|own| std::ptr::eq(own, self)) {
+        self.empty_if_closed();
+        if with_own(|own| std::ptr::eq(own, &**self)) {
             // Relaxed: the same thread asks.
             self.sent_by_own.store(true, Ordering::Relaxed);
         }
@@ -177,34 +199,89 @@ impl Inbox {
         Ok(())
     }
 
-    /// For the worker: how many messages there are, if it has sent some of them since it last asked, or has set
-    /// some aside while it sent to another worker; else 0.
+    /// On another worker.
+    #[cold]
+    fn push_overflow(self: &Arc<Self>, message: Message) {
+        let mut overflow = lock(&self.overflow);
+        overflow.push_back(message);
+        // Release: pairs with the acquire in `send`.
+        self.overflow_count.store(overflow.len(), Ordering::Release);
+        drop(overflow);
+        with_own(|own| {
+            // Relaxed: the same thread asks.
+            own.has_overflowed_others.store(true, Ordering::Relaxed);
+            true
+        });
+        OVERFLOWED.with_borrow_mut(|all| {
+            if !all.iter().any(|one| Arc::ptr_eq(one, self)) {
+                all.push(self.clone());
+            }
+        });
+    }
+
+    /// For when the queue is empty.
+    fn take_overflow(&self) -> Option<Message> {
+        if self.overflow_count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let mut overflow = lock(&self.overflow);
+        // The queue may have been filled since the caller found it empty, and what is in it is older.
+        if let Some(message) = self.queue.pop() {
+            return Some(message);
+        }
+        let message = overflow.pop_front();
+        // Release: as in `push_overflow`.
+        self.overflow_count.store(overflow.len(), Ordering::Release);
+        message
+    }
+
+    /// For the worker, while no handler runs: waits until the others have taken what was too much for their
+    /// queues. Meanwhile it makes room in its own inbox, so that no two wait for each other.
+    #[inline]
+    pub(super) fn wait_for_others(&self) {
+        if self.has_overflowed_others.load(Ordering::Relaxed) {
+            self.wait_for_overflowed();
+        }
+    }
+
+    #[cold]
+    fn wait_for_overflowed(&self) {
+        self.has_overflowed_others.store(false, Ordering::Relaxed);
+        for other in OVERFLOWED.take() {
+            let mut pause_us = 1;
+            // Ends when the other worker's handlers have returned and it takes its messages, or with that worker.
+            while other.overflow_count.load(Ordering::Acquire) > 0 && !other.is_closed() {
+                self.make_room(self);
+                other.doorbell.ring();
+                std::thread::sleep(Duration::from_micros(pause_us));
+                pause_us = (pause_us * 2).min(1_000);
+            }
+        }
+    }
+
+    /// For the worker: how many messages there are, if it has sent some of them since it last asked, or workers
+    /// have sent more than the queue takes; else 0.
     pub(super) fn left_by_own(&self) -> usize {
-        // Relaxed: the same thread has stored both.
+        // Relaxed: what comes meanwhile is for the next time.
         let set_aside = self.set_aside_count.load(Ordering::Relaxed);
-        if !self.sent_by_own.load(Ordering::Relaxed) && set_aside == 0 {
+        let overflow = self.overflow_count.load(Ordering::Relaxed);
+        if !self.sent_by_own.load(Ordering::Relaxed) && set_aside + overflow == 0 {
             return 0;
         }
         self.sent_by_own.store(false, Ordering::Relaxed);
-        set_aside + self.queue.len()
+        set_aside + self.queue.len() + overflow
     }
 
     /// For the worker: sets aside what is in its queue. Returns whether this is the inbox `wanted`.
     fn make_room(&self, wanted: &Inbox) -> bool {
-        let mut set_aside = self.lock_set_aside();
+        let mut set_aside = lock(&self.set_aside);
         // As many as there are now; those that come meanwhile stay.
-        for _ in 0..self.queue.len() {
-            set_aside.extend(self.queue.pop());
+        for _ in 0..self.queue.len() + self.overflow_count.load(Ordering::Relaxed) {
+            set_aside.extend(self.queue.pop().or_else(|| self.take_overflow()));
         }
         self.set_aside_count
             .store(set_aside.len(), Ordering::Relaxed);
         std::ptr::eq(self, wanted)
-    }
-
-    fn lock_set_aside(&self) -> MutexGuard<'_, VecDeque<Message>> {
-        self.set_aside
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// As [`Inbox::send`], but returns the message instead of waiting when the queue is full.
@@ -249,11 +326,15 @@ impl Inbox {
 
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty() && self.set_aside_count.load(Ordering::Relaxed) == 0
+        self.queue.is_empty()
+            && self.set_aside_count.load(Ordering::Relaxed) == 0
+            && self.overflow_count.load(Ordering::Relaxed) == 0
     }
 
     pub(super) fn take(&self) -> Option<Message> {
-        self.take_set_aside().or_else(|| self.queue.pop())
+        self.take_set_aside()
+            .or_else(|| self.queue.pop())
+            .or_else(|| self.take_overflow())
     }
 
     /// Called by the worker; after its end by whoever empties the inbox, perhaps several at once.
@@ -261,7 +342,7 @@ impl Inbox {
         if self.set_aside_count.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        let mut set_aside = self.lock_set_aside();
+        let mut set_aside = lock(&self.set_aside);
         let message = set_aside.pop_front();
         self.set_aside_count
             .store(set_aside.len(), Ordering::Relaxed);

@@ -34,6 +34,7 @@ impl Worker {
             worked = true;
         }
         self.handle_batch();
+        self.inbox.wait_for_others();
         if self.drain_asked_anew() {
             self.start_draining();
             worked = true;
