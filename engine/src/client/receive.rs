@@ -146,9 +146,9 @@ impl Inner {
                 }
                 answers += 1;
             }
-        }
-        if answers > 0 {
-            self.backoff.worked();
+            if answers > 0 {
+                self.backoff.worked();
+            }
         }
         Ok(answers)
     }
