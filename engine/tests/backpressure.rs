@@ -5,7 +5,6 @@ mod support;
 
 use std::io::{ErrorKind, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lapce_ai::ipc::{
@@ -355,15 +354,9 @@ fn who_is_far_behind_in_what_a_handler_hands_on_is_left_out() {
         max_buffered_bytes: 8 << 20,
         ..Limits::default()
     };
-    let subscribers: Arc<Mutex<Vec<Deferred>>> = Arc::default();
-    let server = server()
+    let subscribers = Kept::default();
+    let server = keeping(&subscribers)
         .limits(limits)
-        .handler(WORK, {
-            let subscribers = subscribers.clone();
-            move |_: Request<'_>, responder: Responder<'_>| {
-                subscribers.lock().unwrap().push(responder.detach());
-            }
-        })
         .handler(PUBLISH, {
             let subscribers = subscribers.clone();
             move |request: Request<'_>, _: Responder<'_>| {
@@ -415,15 +408,9 @@ fn who_is_far_behind_in_what_a_handler_answers_to_all_is_left_out() {
         max_buffered_bytes: 8 << 20,
         ..Limits::default()
     };
-    let waiting: Arc<Mutex<Vec<Deferred>>> = Arc::default();
-    let server = server()
+    let waiting = Kept::default();
+    let server = keeping(&waiting)
         .limits(limits)
-        .handler(WORK, {
-            let waiting = waiting.clone();
-            move |_: Request<'_>, responder: Responder<'_>| {
-                waiting.lock().unwrap().push(responder.detach());
-            }
-        })
         .handler(TELL_ALL, {
             let waiting = waiting.clone();
             move |request: Request<'_>, _: Responder<'_>| {

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use lapce_ai::ipc::{
@@ -532,15 +532,9 @@ fn workers_whose_handlers_share_a_lock_do_not_wait_for_each_other() {
     // In all more than an inbox takes, before its worker's handlers have had their turns.
     const SUBSCRIPTIONS: u64 = 400;
     const MESSAGES: u64 = 100;
-    let subscribers: Arc<Mutex<Vec<Deferred>>> = Arc::default();
-    let server = server()
+    let subscribers = Kept::default();
+    let server = keeping(&subscribers)
         .workers(2)
-        .handler(WORK, {
-            let subscribers = subscribers.clone();
-            move |_: Request<'_>, responder: Responder<'_>| {
-                subscribers.lock().unwrap().push(responder.detach());
-            }
-        })
         .handler(PUBLISH, {
             let subscribers = subscribers.clone();
             move |request: Request<'_>, _: Responder<'_>| {

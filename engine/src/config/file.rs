@@ -210,24 +210,24 @@ impl Config {
         }
         if !config.metrics_bind_address.is_empty() {
             match address::resolve(&config.metrics_bind_address) {
-                // The line at fault is the one that is in the file.
-                Ok(metrics) if address::collide(&listens, &metrics) && !metrics_are_set => {
-                    return at(
-                        "server.bind_address",
-                        format!(
-                            "{} is where metrics are served if metrics.bind_address is not set: choose another port for one of them, or metrics.bind_address = \"\" for no metrics",
-                            config.bind_address
-                        ),
-                    );
-                }
                 Ok(metrics) if address::collide(&listens, &metrics) => {
-                    return at(
-                        "metrics.bind_address",
-                        format!(
-                            "{} is server.bind_address too: choose another port for one of them, or \"\" for no metrics",
-                            config.metrics_bind_address
+                    // The line at fault is the one that is in the file.
+                    return match metrics_are_set {
+                        true => at(
+                            "metrics.bind_address",
+                            format!(
+                                "{} is server.bind_address too: choose another port for one of them, or \"\" for no metrics",
+                                config.metrics_bind_address
+                            ),
                         ),
-                    );
+                        false => at(
+                            "server.bind_address",
+                            format!(
+                                "{} is where metrics are served if metrics.bind_address is not set: choose another port for one of them, or metrics.bind_address = \"\" for no metrics",
+                                config.bind_address
+                            ),
+                        ),
+                    };
                 }
                 Ok(_) => {}
                 Err(problem) => return at("metrics.bind_address", problem),

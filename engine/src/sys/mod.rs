@@ -11,3 +11,6 @@ pub(crate) mod record_lock;
 pub(crate) mod segment;
 pub(crate) mod sigbus;
 pub(crate) mod socket;
+
+/// How often a system call may be interrupted by signals before it is given up.
+const INTERRUPTED_MAX: u32 = 64;

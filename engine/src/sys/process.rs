@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use super::INTERRUPTED_MAX;
+
 /// Bytes of this process in memory: VmRSS.
 pub(crate) fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -46,9 +48,6 @@ pub(crate) fn start_time_seconds() -> Option<f64> {
     let boot: f64 = boot.trim().parse().ok()?;
     (per_second > 0).then(|| boot + ticks as f64 / per_second as f64)
 }
-
-/// How often a look at a process may be interrupted by a signal before it is given up.
-const INTERRUPTED_MAX: u32 = 64;
 
 /// A descriptor that names a process and becomes readable when it ends (Linux 5.3).
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use super::sigbus;
+use super::{INTERRUPTED_MAX, sigbus};
 
 /// How many segments a process can have mapped.
 pub(crate) const MAPPED_MAX: usize = sigbus::PLACES;
@@ -117,9 +117,6 @@ fn check_length(bytes: usize) -> io::Result<()> {
     }
     Ok(())
 }
-
-/// How often allocating memory may be interrupted by a signal before it is given up.
-const INTERRUPTED_MAX: u32 = 64;
 
 /// Allocates memory for the file's first bytes now, so that touching them cannot fail for want of it.
 fn allocate(file: &File, bytes: usize) -> io::Result<()> {

@@ -12,11 +12,11 @@ use std::sync::Once;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
+use super::INTERRUPTED_MAX;
+
 /// How many mappings can be guarded at a time: all connections of the largest server, and as many of clients and other
 /// servers as one process is likely to have besides.
 pub(super) const PLACES: usize = 16 * 1024 + 4096;
-/// How often making a file long again may be interrupted by a signal before it is given up.
-const INTERRUPTED_MAX: u32 = 64;
 
 /// An entry of the table of guarded mappings.
 struct Place {

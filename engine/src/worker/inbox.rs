@@ -179,7 +179,8 @@ impl Inbox {
                     Err(back) => message = back,
                 }
             }
-            if with_own(|own| own.make_room(self)) {
+            if self.is_own() {
+                self.make_room();
                 continue;
             }
             if Inbox::is_on_worker() {
@@ -191,7 +192,7 @@ impl Inbox {
             pause_us = (pause_us * 2).min(1_000);
         }
         self.empty_if_closed();
-        if with_own(|own| std::ptr::eq(own, &**self)) {
+        if self.is_own() {
             // Relaxed: the same thread asks.
             self.sent_by_own.store(true, Ordering::Relaxed);
         }
@@ -251,7 +252,7 @@ impl Inbox {
             let mut pause_us = 1;
             // Ends when the other worker's handlers have returned and it takes its messages, or with that worker.
             while other.overflow_count.load(Ordering::Acquire) > 0 && !other.is_closed() {
-                self.make_room(self);
+                self.make_room();
                 other.doorbell.ring();
                 std::thread::sleep(Duration::from_micros(pause_us));
                 pause_us = (pause_us * 2).min(1_000);
@@ -272,8 +273,13 @@ impl Inbox {
         set_aside + self.queue.len() + overflow
     }
 
-    /// For the worker: sets aside what is in its queue. Returns whether this is the inbox `wanted`.
-    fn make_room(&self, wanted: &Inbox) -> bool {
+    /// Whether this thread is the inbox's worker.
+    fn is_own(&self) -> bool {
+        with_own(|own| std::ptr::eq(own, self))
+    }
+
+    /// For the worker: sets aside what is in its queue, and what was too much for that.
+    fn make_room(&self) {
         let mut set_aside = lock(&self.set_aside);
         // As many as there are now; those that come meanwhile stay.
         for _ in 0..self.queue.len() + self.overflow_count.load(Ordering::Relaxed) {
@@ -281,7 +287,6 @@ impl Inbox {
         }
         self.set_aside_count
             .store(set_aside.len(), Ordering::Relaxed);
-        std::ptr::eq(self, wanted)
     }
 
     /// As [`Inbox::send`], but returns the message instead of waiting when the queue is full.

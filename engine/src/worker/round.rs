@@ -59,7 +59,7 @@ impl Worker {
         let mut bytes = 0;
         // All that this worker's handlers have sent, before they run again: if they sent more in a round than a
         // round took, that would grow without a bound, and none of its readers would be to blame. The same goes for
-        // what was set aside while they sent to another worker, whose handlers may send to this one.
+        // what other workers' handlers have sent beyond the queue.
         let least = self.inbox.left_by_own();
         for count in 0..least.max(MESSAGES_MAX) {
             if count >= least && bytes > MESSAGES_BYTES_MAX {

@@ -5,9 +5,10 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{Client, Request, Responder, Server, ServerBuilder};
+use lapce_ai::ipc::{Client, Deferred, Request, Responder, Server, ServerBuilder};
 
 /// Longer than anything takes on a busy machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -270,6 +271,17 @@ where
     F: Fn(Request<'_>, Responder<'_>) + Send + Sync + 'static,
 {
     server().handler(WORK, handler).start().unwrap()
+}
+
+/// Answers that a server owes, for another of its handlers to give.
+pub type Kept = Arc<Mutex<Vec<Deferred>>>;
+
+/// A server that keeps the answers to [`WORK`].
+pub fn keeping(kept: &Kept) -> ServerBuilder {
+    let kept = kept.clone();
+    server().handler(WORK, move |_: Request<'_>, responder: Responder<'_>| {
+        kept.lock().unwrap().push(responder.detach());
+    })
 }
 
 /// A client that waits long enough.

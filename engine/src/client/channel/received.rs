@@ -146,9 +146,6 @@ impl Channel {
     }
 
     /// The next whole, verified frame of what was received; `None` if more bytes are needed.
-    ///
-    /// Inlined, so that the header that was just read stays in registers.
-    #[inline(always)]
     pub(in crate::client) fn next(&mut self) -> Result<Option<Incoming>, Refusal> {
         if self.start < self.checked_to || self.check_next()? {
             return Ok(Some(self.next_checked()));
@@ -159,7 +156,6 @@ impl Channel {
         }
     }
 
-    #[inline(always)]
     fn next_checked(&mut self) -> Incoming {
         let header = wire::accepted_header(ProtocolVersion::V2, &self.input[self.start..]);
         let payload_at = self.start + HEADER_BYTES;
