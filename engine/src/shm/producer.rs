@@ -12,11 +12,6 @@ use super::sync::{AtomicU64, Ordering, Segment, fence};
 use crate::sys::prefetch;
 use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header};
 
-/// While the consumer keeps up, the producer turns back to the ring's start once more than this is used of a
-/// lap. That is after two small records, so that requests alternate between two places which are always in
-/// the cache.
-const EARLY_BYTES: usize = LINE;
-
 /// The cache lines of a record of this length or more are prefetched for writing before it is written. Each
 /// must be taken away from the consumer, which read it in the lap before; with many small messages in flight
 /// that is what limits the rate.
@@ -361,13 +356,13 @@ impl Producer {
 
 /// From which position on the consumer counts as keeping up, so that the producer turns back to the ring's
 /// start after a record of `bytes` at `at`, which ends at `after`. By then the consumer has read the first
-/// half of what this lap has used. `None`: the producer does not turn back, because the lap has hardly begun or
-/// ends here anyway.
+/// half of what this lap has used. So small requests one at a time alternate between two places, which are
+/// always in the cache. `None`: the producer does not turn back, because the lap ends here anyway, or because
+/// this record is more than half of it, which the consumer cannot have read before it is written.
 #[inline(always)]
 fn turns_from(at: Place, bytes: usize, after: Place) -> Option<u64> {
-    let lap_used = at.offset() + bytes;
-    let early = lap_used > EARLY_BYTES && after.offset() != 0;
-    early.then(|| at.lap() + lap_used.div_ceil(2) as u64)
+    let may_turn = bytes <= at.offset() && after.offset() != 0;
+    may_turn.then(|| at.lap() + (at.offset() + bytes).div_ceil(2) as u64)
 }
 
 /// Writes the header of a frame, with this CRC, to the front of a record's data.
