@@ -184,6 +184,11 @@ impl ServerBuilder {
             })),
         };
         let room = Arc::new(Room::new(self.limits.max_buffered_bytes));
+        let inbox = |worker| {
+            let given_up_ns_min = self.limits.send_stall_ns();
+            Arc::new(Inbox::new(doorbell(worker), room.clone(), given_up_ns_min))
+        };
+        let inboxes = (0..workers).map(inbox).collect();
         let shared = Arc::new(Shared {
             limits: self.limits,
             handlers,
@@ -193,9 +198,7 @@ impl ServerBuilder {
             idle: AtomicU32::new(0),
             connections: AtomicU32::new(0),
             room,
-            inboxes: (0..workers)
-                .map(|worker| Arc::new(Inbox::new(doorbell(worker))))
-                .collect(),
+            inboxes,
             failure: Failure::default(),
             ready_bits: (0..workers).map(|_| ReadyBits::new()).collect(),
         });

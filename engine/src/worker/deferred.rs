@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::handler::ReplyTo;
-use super::inbox::{Inbox, Message};
+use super::inbox::{FULL_NS_MAX, Inbox, Message, Patience};
 use super::owed::Cancelled;
 use super::room::Room;
 use crate::wire::ErrorCode;
@@ -14,6 +14,9 @@ use crate::wire::ErrorCode;
 /// Up to this many bytes of answers wait in memory for one connection; then threads that have another
 /// answer wait (backpressure).
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
+/// They do not wait for the reader if its worker has not looked into its inbox for so long. Longer than
+/// [`FULL_NS_MAX`]: a long stream takes much of the budget then.
+const BEHIND_NS_MAX: u64 = 100_000_000;
 
 /// What a connection shares with the threads that prepare answers for it.
 pub(super) struct ConnectionShared {
@@ -65,11 +68,16 @@ impl std::error::Error for Gone {}
 
 /// The duty to answer one request, from any thread: what [`crate::ipc::Responder::detach`] returns.
 ///
-/// The methods wait while the worker's inbox is full, and while more than 1 MiB of answers wait for the
-/// requester to read them (backpressure). They never wait for longer than the connection lives: a requester
-/// that does not read is cut off after [`crate::ipc::Limits::send_stall_ms`]. Called within a handler they do
-/// not wait, so a lock may be held that other handlers take; what they send is kept in memory until it is read, but see
-/// [`Deferred::stream_part`].
+/// [`Deferred::stream_part`] and [`Deferred::reply`] wait while the worker's inbox is full, and while more than
+/// 1 MiB of answers wait for the requester to read them (backpressure). They never wait for longer than the
+/// connection lives: a requester that does not read is cut off after [`crate::ipc::Limits::send_stall_ms`]. Called
+/// within a handler they do not wait, so a lock may be held that other handlers take; what they send is kept in
+/// memory until it is read, but see [`Deferred::stream_part`].
+///
+/// Another thread had better not hold such a lock meanwhile: the handler waits for it, and its worker serves nobody.
+/// So that this ends, a thread does not wait for a worker that has stood still for 10 ms, or 100 ms if it waits for
+/// the requester. What it sends is kept in memory, up to [`crate::ipc::Limits::max_buffered_bytes`]; beyond that it
+/// waits for `send_stall_ms`, and then the request ends with HANDLER_FAILED.
 ///
 /// Dropped without an answer, it answers HANDLER_FAILED, unless no answer is due: to a one-way message, or to
 /// a part of a request that is a stream.
@@ -135,9 +143,8 @@ impl Deferred {
             return self.send(Body::Last(Vec::new()));
         }
         // If the requester is gone, `send` says so, and tells the worker that nothing is owed any more.
-        let _ = self.wait_for_reader();
-        if self.is_too_far_behind() {
-            return self.send_too_far_behind();
+        if self.has_room() == Ok(false) {
+            return self.send_no_room();
         }
         self.send(Body::Last(payload))
     }
@@ -167,42 +174,56 @@ impl Deferred {
         if self.answered {
             return Err(Gone);
         }
-        self.wait_for_reader()?;
-        if self.is_too_far_behind() {
+        if !self.has_room()? {
             // A part that was left out would not be missed: the stream ends here.
             self.answered = true;
-            return self.send_too_far_behind();
+            return self.send_no_room();
         }
         self.send(Body::Part(payload))
     }
 
-    fn send_too_far_behind(&self) -> Result<(), Gone> {
-        let text = "answers that were not read passed max_buffered_bytes: read faster";
+    fn send_no_room(&self) -> Result<(), Gone> {
+        let text = match self.inbox.is_given_up() {
+            true => "the server has stood still for longer than send_stall_ms: see its log",
+            false => "answers that were not read passed max_buffered_bytes: read faster",
+        };
         let _ = self.send(Body::Error(ErrorCode::HandlerFailed, text.into()));
         Err(Gone)
     }
 
-    /// Whether the requester leaves so much unread that memory would grow without a bound: only if this is a
-    /// worker, which does not wait.
-    fn is_too_far_behind(&self) -> bool {
-        self.waiting_bytes() > WAITING_BYTES_MAX
-            && Inbox::is_on_worker()
-            && self.connection.room.is_overdrawn_by(self.queued_bytes())
-    }
-
-    /// Waits while too many bytes of answers wait for the requester to read them.
-    fn wait_for_reader(&self) -> Result<(), Gone> {
-        let mut pause_us = 20;
-        // Ends when the requester reads, or its connection is closed because it does not. A worker does not
-        // wait: it may be the one that serves the requester, and it serves others.
-        while self.waiting_bytes() > WAITING_BYTES_MAX && !Inbox::is_on_worker() {
+    /// Whether there is room for another part or answer. A thread waits for it, unless what it waits for may be a
+    /// lock of its own: see [`Inbox::patience`].
+    ///
+    /// A worker does not wait: it may be the one that serves the requester, and it serves others. There is no room
+    /// if the requester leaves so much unread that memory would grow without a bound.
+    fn has_room(&self) -> Result<bool, Gone> {
+        // The worker is quicker than a reader.
+        let mut pause_us = if self.inbox.is_overfull() { 1 } else { 20 };
+        // Ends when the requester reads, or its connection is closed because it does not; or with the patience.
+        loop {
+            let is_behind = self.waiting_bytes() > WAITING_BYTES_MAX;
+            if !is_behind && !self.inbox.is_overfull() {
+                return Ok(true);
+            }
+            if Inbox::is_on_worker() {
+                let is_overdrawn = || self.connection.room.is_overdrawn_by(self.queued_bytes());
+                return Ok(!(self.inbox.is_given_up() || is_behind && is_overdrawn()));
+            }
             if self.is_unreachable() || self.is_cancelled() {
                 return Err(Gone);
             }
+            let (silence_ns_max, pause_us_max) = match is_behind {
+                true => (BEHIND_NS_MAX, 5_000),
+                false => (FULL_NS_MAX, 1_000),
+            };
+            match self.inbox.patience(silence_ns_max) {
+                Patience::Left => {}
+                Patience::Over => return Ok(true),
+                Patience::Lost => return Ok(false),
+            }
             std::thread::sleep(Duration::from_micros(pause_us));
-            pause_us = (pause_us * 2).min(5_000);
+            pause_us = (pause_us * 2).min(pause_us_max);
         }
-        Ok(())
     }
 
     /// Answers with an error; the connection stays. A text of more than 4,096 bytes is cut.

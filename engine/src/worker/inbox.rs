@@ -10,11 +10,23 @@ use std::time::Duration;
 use crossbeam::queue::ArrayQueue;
 
 use super::deferred::Answer;
+use super::rarely::Rarely;
+use super::room::Room;
+use super::silence::Silence;
 use crate::shm::{ServerEnd, doorbell};
+use crate::sys::clock;
 use crate::uring::DoorbellMemory;
 
-/// How many messages may wait. A sender that finds the queue full waits, see [`Inbox::send`].
+/// How many messages may wait. Who finds the queue full waits, see [`Inbox::send`].
 const CAPACITY: usize = 512;
+/// Nobody waits for a place in the inbox of a worker that has not looked into it for so long, while the budget has
+/// room: its handler may wait for a lock of the one who waits.
+pub(super) const FULL_NS_MAX: u64 = 10_000_000;
+/// The log tells of one that has not for so long: no handler should take it.
+const TOLD_NS_MIN: u64 = 100_000_000;
+
+/// When the log may say again that a worker was not waited for.
+static NOT_WAITED_FOR: Rarely = Rarely::new();
 
 thread_local! {
     /// The inbox of the worker that runs on this thread.
@@ -98,6 +110,28 @@ pub(crate) enum Message {
     Panic,
 }
 
+impl Message {
+    /// The memory that it takes.
+    fn bytes(&self) -> usize {
+        let payload = match self {
+            Message::Answer(answer) => answer.body.len(),
+            _ => 0,
+        };
+        size_of::<Message>() + payload
+    }
+}
+
+/// What whoever has found no room does: in the inbox, or at the requester whom the worker serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// It waits a little longer.
+    Left,
+    /// It sends nevertheless.
+    Over,
+    /// It gives up: the worker is silent, and the budget is used up.
+    Lost,
+}
+
 /// The way into a worker.
 pub(crate) struct Inbox {
     queue: ArrayQueue<Message>,
@@ -106,13 +140,17 @@ pub(crate) struct Inbox {
     set_aside: Mutex<VecDeque<Message>>,
     /// Its length.
     set_aside_count: AtomicUsize,
-    /// What other workers sent while the queue was full: newer than what is in the queue. Bounded, since each
-    /// of them waits until this is empty before its handlers run again.
+    /// What others sent while the queue was full: newer than what is in the queue. Bounded, since they wait until
+    /// this is empty: a worker before its handlers run again, a thread before it sends another part or answer. If
+    /// the worker is silent, it is bounded by the budget: see [`Inbox::patience`].
     overflow: Mutex<VecDeque<Message>>,
     /// Its length. While it is not 0, what comes goes behind it, or waits.
     overflow_count: AtomicUsize,
-    /// The worker itself has sent something since it last asked: its handlers have.
-    sent_by_own: AtomicBool,
+    /// How much memory both take.
+    beyond_bytes: AtomicUsize,
+    /// Since the worker last asked, its handlers have sent something, or those of others more than the queue
+    /// takes.
+    sent_by_handlers: AtomicBool,
     /// The worker's handlers have sent more to others than there was room for: it is to wait for them.
     has_overflowed_others: AtomicBool,
     doorbell: Doorbell,
@@ -122,24 +160,32 @@ pub(crate) struct Inbox {
     drain_asked: AtomicBool,
     /// The worker was asked whether it runs, and has not shown it yet.
     pinged: AtomicBool,
+    silence: Silence,
+    /// A worker that is silent for longer is given up, if the budget is used up.
+    given_up_ns_min: u64,
+    room: Arc<Room>,
     /// Connections that this worker serves or is about to serve.
     load: AtomicU64,
 }
 
 impl Inbox {
-    pub(crate) fn new(doorbell: Doorbell) -> Inbox {
+    pub(crate) fn new(doorbell: Doorbell, room: Arc<Room>, given_up_ns_min: u64) -> Inbox {
         Inbox {
             queue: ArrayQueue::new(CAPACITY),
             set_aside: Mutex::default(),
             set_aside_count: AtomicUsize::new(0),
             overflow: Mutex::default(),
             overflow_count: AtomicUsize::new(0),
-            sent_by_own: AtomicBool::new(false),
+            beyond_bytes: AtomicUsize::new(0),
+            sent_by_handlers: AtomicBool::new(false),
             has_overflowed_others: AtomicBool::new(false),
             doorbell,
             closed: AtomicBool::new(false),
             drain_asked: AtomicBool::new(false),
             pinged: AtomicBool::new(false),
+            silence: Silence::default(),
+            given_up_ns_min,
+            room,
             load: AtomicU64::new(0),
         }
     }
@@ -158,20 +204,19 @@ impl Inbox {
         with_own(|_| true)
     }
 
-    /// Delivers a message and wakes the worker. Waits while the queue is full. Returns the message if the
-    /// worker has ended.
+    /// Delivers a message and wakes the worker. Returns the message if the worker has ended.
     ///
-    /// It may be called on a worker, when a handler answers a detached request itself. That does not wait: the
-    /// handler may hold a lock for which the other worker's handlers wait. What is too much for the queue goes to
-    /// the overflow, and the worker waits after its handlers, in [`Inbox::wait_for_others`].
+    /// It does not wait: the sender may hold a lock for which handlers wait, of this worker or another. What is
+    /// too much for the queue goes to the overflow. A worker waits after its handlers, in
+    /// [`Inbox::wait_for_others`], a thread before it sends a part or an answer, in `Deferred::has_room`. (What
+    /// else threads send is bounded by the answers that are owed, and by the connections.)
     pub(crate) fn send(self: &Arc<Self>, message: Message) -> Result<(), Message> {
+        if self.is_closed() {
+            return Err(message);
+        }
         let mut message = message;
-        let mut pause_us = 1;
-        // Ends when there is room, or the receiving worker has ended.
+        // Ends when there is room, which the worker itself makes.
         loop {
-            if self.is_closed() {
-                return Err(message);
-            }
             // Acquire: pairs with the release in `push_overflow` and `take_overflow`.
             if self.overflow_count.load(Ordering::Acquire) == 0 {
                 match self.queue.push(message) {
@@ -179,40 +224,89 @@ impl Inbox {
                     Err(back) => message = back,
                 }
             }
-            if self.is_own() {
-                self.make_room();
-                continue;
-            }
-            if Inbox::is_on_worker() {
+            if !self.is_own() {
                 self.push_overflow(message);
                 break;
             }
-            self.doorbell.ring();
-            std::thread::sleep(Duration::from_micros(pause_us));
-            pause_us = (pause_us * 2).min(1_000);
+            self.make_room();
         }
         self.empty_if_closed();
         if self.is_own() {
             // Relaxed: the same thread asks.
-            self.sent_by_own.store(true, Ordering::Relaxed);
+            self.sent_by_handlers.store(true, Ordering::Relaxed);
         }
         self.doorbell.ring();
         Ok(())
     }
 
-    /// On another worker.
+    /// Whether there are more messages than the queue takes. (To ask whether it is full took its positions from those
+    /// who use it, and a tenth of a thread's rate.)
+    #[inline]
+    pub(super) fn is_overfull(&self) -> bool {
+        // Relaxed: one more or less does not matter.
+        self.overflow_count.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether somebody's patience was lost, and the worker is still silent.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.silence.is_given_up()
+    }
+
+    /// For those who wait for the worker, to be asked again and again. They wait while it looks into its inbox at
+    /// least so often.
+    #[cold]
+    pub(super) fn patience(self: &Arc<Self>, silence_ns_max: u64) -> Patience {
+        let now_ns = clock::now_ns();
+        let silence_ns = self.silence.lasts_ns(now_ns);
+        if silence_ns >= silence_ns_max / 2 && self.is_empty() {
+            // It may have had no reason to look.
+            let _ = self.try_send(Message::Ping);
+        }
+        if silence_ns < silence_ns_max {
+            return Patience::Left;
+        }
+        if silence_ns >= TOLD_NS_MIN && NOT_WAITED_FOR.due(now_ns).is_some() {
+            let ms = TOLD_NS_MIN / 1_000_000;
+            log::warn!(
+                "a handler has not returned for {ms} ms, while others wait to answer over its worker: does it wait for a lock that one of them holds?"
+            );
+        }
+        if !self
+            .room
+            .is_overdrawn_by(self.beyond_bytes.load(Ordering::Relaxed))
+        {
+            if self.overflow_count.load(Ordering::Relaxed) == 0 {
+                // So that what comes goes behind it, where it is counted.
+                self.push_overflow(Message::Ping);
+            }
+            return Patience::Over;
+        }
+        if silence_ns < self.given_up_ns_min {
+            return Patience::Left;
+        }
+        self.silence.give_up(self.given_up_ns_min);
+        Patience::Lost
+    }
+
     #[cold]
     fn push_overflow(self: &Arc<Self>, message: Message) {
+        self.beyond_bytes
+            .fetch_add(message.bytes(), Ordering::Relaxed);
         let mut overflow = lock(&self.overflow);
         overflow.push_back(message);
         // Release: pairs with the acquire in `send`.
         self.overflow_count.store(overflow.len(), Ordering::Release);
         drop(overflow);
-        with_own(|own| {
+        let is_on_worker = with_own(|own| {
             // Relaxed: the same thread asks.
             own.has_overflowed_others.store(true, Ordering::Relaxed);
             true
         });
+        if !is_on_worker {
+            return;
+        }
+        // Release: pairs with the acquire in `left_by_handlers`.
+        self.sent_by_handlers.store(true, Ordering::Release);
         OVERFLOWED.with_borrow_mut(|all| {
             if !all.iter().any(|one| Arc::ptr_eq(one, self)) {
                 all.push(self.clone());
@@ -230,10 +324,12 @@ impl Inbox {
         if let Some(message) = self.queue.pop() {
             return Some(message);
         }
-        let message = overflow.pop_front();
+        let message = overflow.pop_front()?;
         // Release: as in `push_overflow`.
         self.overflow_count.store(overflow.len(), Ordering::Release);
-        message
+        self.beyond_bytes
+            .fetch_sub(message.bytes(), Ordering::Relaxed);
+        Some(message)
     }
 
     /// For the worker, while no handler runs: waits until the others have taken what was too much for their
@@ -250,8 +346,12 @@ impl Inbox {
         self.has_overflowed_others.store(false, Ordering::Relaxed);
         for other in OVERFLOWED.take() {
             let mut pause_us = 1;
-            // Ends when the other worker's handlers have returned and it takes its messages, or with that worker.
-            while other.overflow_count.load(Ordering::Acquire) > 0 && !other.is_closed() {
+            // Ends when the other worker's handlers have returned and it takes its messages, or with that worker;
+            // or if they do not return.
+            while other.overflow_count.load(Ordering::Acquire) > 0
+                && !other.is_closed()
+                && other.patience(FULL_NS_MAX) == Patience::Left
+            {
                 self.make_room();
                 other.doorbell.ring();
                 std::thread::sleep(Duration::from_micros(pause_us));
@@ -260,17 +360,17 @@ impl Inbox {
         }
     }
 
-    /// For the worker: how many messages there are, if it has sent some of them since it last asked, or workers
-    /// have sent more than the queue takes; else 0.
-    pub(super) fn left_by_own(&self) -> usize {
+    /// For the worker: how many messages there are, if its handlers have sent some of them since it last asked, or
+    /// those of other workers more than the queue takes; else 0.
+    pub(super) fn left_by_handlers(&self) -> usize {
         // Relaxed: what comes meanwhile is for the next time.
         let set_aside = self.set_aside_count.load(Ordering::Relaxed);
-        let overflow = self.overflow_count.load(Ordering::Relaxed);
-        if !self.sent_by_own.load(Ordering::Relaxed) && set_aside + overflow == 0 {
+        if !self.sent_by_handlers.load(Ordering::Relaxed) && set_aside == 0 {
             return 0;
         }
-        self.sent_by_own.store(false, Ordering::Relaxed);
-        set_aside + self.queue.len() + overflow
+        // Acquire: pairs with the release in `push_overflow`.
+        self.sent_by_handlers.swap(false, Ordering::Acquire);
+        set_aside + self.queue.len() + self.overflow_count.load(Ordering::Relaxed)
     }
 
     /// Whether this thread is the inbox's worker.
@@ -283,7 +383,12 @@ impl Inbox {
         let mut set_aside = lock(&self.set_aside);
         // As many as there are now; those that come meanwhile stay.
         for _ in 0..self.queue.len() + self.overflow_count.load(Ordering::Relaxed) {
-            set_aside.extend(self.queue.pop().or_else(|| self.take_overflow()));
+            let Some(message) = self.queue.pop().or_else(|| self.take_overflow()) else {
+                break;
+            };
+            self.beyond_bytes
+                .fetch_add(message.bytes(), Ordering::Relaxed);
+            set_aside.push_back(message);
         }
         self.set_aside_count
             .store(set_aside.len(), Ordering::Relaxed);
@@ -326,6 +431,7 @@ impl Inbox {
 
     /// The worker shows that it runs: it has looked into its queue.
     pub(super) fn pong(&self) {
+        self.silence.end();
         self.pinged.store(false, Ordering::Relaxed);
     }
 
@@ -348,10 +454,12 @@ impl Inbox {
             return None;
         }
         let mut set_aside = lock(&self.set_aside);
-        let message = set_aside.pop_front();
+        let message = set_aside.pop_front()?;
         self.set_aside_count
             .store(set_aside.len(), Ordering::Relaxed);
-        message
+        self.beyond_bytes
+            .fetch_sub(message.bytes(), Ordering::Relaxed);
+        Some(message)
     }
 
     /// The worker has ended.

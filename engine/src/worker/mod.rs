@@ -17,9 +17,9 @@
 //!
 //! Around that: [`connection`] is one connection's state and [`slots`] where they are kept; [`context`]
 //! is what the workers of a server share; [`room`] is the memory budget; [`owed`] are the answers that
-//! other threads owe; [`heat`] says which rings are polled and [`starved`] who gets receive buffers;
-//! [`idle`] decides when to sleep; [`vec_pool`] keeps buffers for reuse; [`failure`], [`cut_off`] and
-//! [`rarely`] are about telling what went wrong.
+//! other threads owe, and [`silence`] ends their waiting for a worker that stands still; [`heat`] says which
+//! rings are polled and [`starved`] who gets receive buffers; [`idle`] decides when to sleep; [`vec_pool`]
+//! keeps buffers for reuse; [`failure`], [`cut_off`] and [`rarely`] are about telling what went wrong.
 //!
 //! A worker blocks nowhere but in [`Worker::park`], takes no lock that the control plane can hold, and
 //! allocates nothing in the steady state.
@@ -47,6 +47,7 @@ mod room;
 mod round;
 mod session;
 mod shm;
+mod silence;
 mod slots;
 mod starved;
 mod turns;

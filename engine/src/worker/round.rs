@@ -60,7 +60,7 @@ impl Worker {
         // All that this worker's handlers have sent, before they run again: if they sent more in a round than a
         // round took, that would grow without a bound, and none of its readers would be to blame. The same goes for
         // what other workers' handlers have sent beyond the queue.
-        let least = self.inbox.left_by_own();
+        let least = self.inbox.left_by_handlers();
         for count in 0..least.max(MESSAGES_MAX) {
             if count >= least && bytes > MESSAGES_BYTES_MAX {
                 break;

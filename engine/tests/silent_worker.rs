@@ -1,0 +1,185 @@
+//! A worker that does not look into its inbox, because a handler of it does not return: perhaps until whoever sends
+//! answers to the worker's connections lets go of a lock. Nobody waits for it for ever.
+
+mod support;
+
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use lapce_ai::ipc::{Deferred, ErrorCode, Limits, Request, Responder, Server};
+use support::*;
+
+/// A budget that a test can use up.
+fn tight() -> Limits {
+    Limits {
+        max_message_bytes: 1 << 20,
+        max_buffered_bytes: 8 << 20,
+        send_stall_ms: 300,
+        ..Limits::default()
+    }
+}
+
+/// A server that keeps the answers to [`WORK`], and says before it takes the lock for that.
+fn telling(limits: Limits, kept: &Kept) -> (Server, Receiver<()>) {
+    let (enters, entered) = mpsc::channel();
+    let kept = kept.clone();
+    let keep = move |_: Request<'_>, responder: Responder<'_>| {
+        enters.send(()).unwrap();
+        kept.lock().unwrap().push(responder.detach());
+    };
+    let server = server().limits(limits).handler(WORK, keep).start().unwrap();
+    (server, entered)
+}
+
+/// Asks so often. Returns the answers, with a lock for which a handler waits by then.
+fn ask<'a>(
+    peer: &mut Peer,
+    times: u64,
+    entered: &Receiver<()>,
+    kept: &'a Kept,
+) -> MutexGuard<'a, Vec<Deferred>> {
+    for id in 1..=times {
+        peer.send(&request(WORK, id, b""));
+        entered.recv().unwrap();
+    }
+    eventually("they are kept", || {
+        kept.lock().unwrap().len() == times as usize
+    });
+    let all = kept.lock().unwrap();
+    peer.send(&request(WORK, times + 1, b""));
+    entered.recv().unwrap();
+    all
+}
+
+/// Sends parts to the first who has asked, while a handler waits for the lock, and checks that those arrive which
+/// were taken. Returns how many, and what ends the stream.
+fn stream_with_the_lock(limits: Limits, parts: u64, part_bytes: usize) -> (u64, Frame) {
+    let kept = Kept::default();
+    let (server, entered) = telling(limits, &kept);
+    let mut peer = Peer::connect(address(&server));
+    let mut all = ask(&mut peer, 1, &entered, &kept);
+    let mut taken = 0;
+    while taken < parts && all[0].stream_part(pattern(taken, part_bytes)).is_ok() {
+        taken += 1;
+    }
+    all.truncate(0);
+    drop(all);
+    for number in 0..taken {
+        let got = peer.receive();
+        assert_eq!((got.flags, got.msg_id), (RESPONSE | STREAM, 1));
+        assert!(got.payload == pattern(number, part_bytes), "part {number}");
+    }
+    let last = peer.receive();
+    kept.lock().unwrap().clear();
+    (taken, last)
+}
+
+#[test]
+fn a_thread_with_a_lock_does_not_wait_for_a_place_in_the_inbox() {
+    let (taken, last) = stream_with_the_lock(Limits::default(), 3000, 10);
+    assert_eq!((taken, last.msg_type), (3000, ERROR));
+}
+
+/// It is far behind because its worker waits for the lock.
+#[test]
+fn a_thread_with_a_lock_does_not_wait_for_a_reader() {
+    let (taken, last) = stream_with_the_lock(Limits::default(), 200, 64 * 1024);
+    assert_eq!((taken, last.msg_type), (200, ERROR));
+}
+
+/// It did for ever. Now it does for `send_stall_ms`, and the requester is told.
+#[test]
+fn a_thread_with_a_lock_does_not_pass_the_budget() {
+    let (taken, last) = stream_with_the_lock(tight(), 1000, 64 * 1024);
+    assert!((120..=160).contains(&taken), "{taken} of 64 KiB in 8 MiB");
+    let (code, text) = last.error();
+    assert_eq!(code, ErrorCode::HandlerFailed as u16);
+    assert!(text.contains("send_stall_ms"), "{text}");
+}
+
+#[test]
+fn a_thread_with_a_lock_drops_more_than_the_inbox_takes() {
+    const REQUESTS: u64 = 1000;
+    let kept = Kept::default();
+    let (server, entered) = telling(Limits::default(), &kept);
+    let mut peer = Peer::connect(address(&server));
+    ask(&mut peer, REQUESTS, &entered, &kept).clear();
+    for id in 1..=REQUESTS {
+        assert_eq!(peer.receive().msg_id, id);
+    }
+    eventually("the handler returns", || !kept.lock().unwrap().is_empty());
+    kept.lock().unwrap().clear();
+}
+
+/// Neither does another worker: its connections are served while a handler of the first does not return.
+#[test]
+fn a_worker_does_not_wait_for_a_handler_of_another() {
+    const PUBLISH: u16 = 0x0101;
+    const STOP: u16 = 0x0102;
+    const SUBSCRIBERS: usize = 30;
+    // To all together more than the budget, to none more than a reader may be behind.
+    const PARTS: u64 = 60;
+    const PART_BYTES: usize = 16 * 1024;
+    let kept = Kept::default();
+    let (goes_on, stopped) = mpsc::channel::<()>();
+    let stopped = Mutex::new(stopped);
+    let taken = Arc::new(Mutex::new(vec![0; SUBSCRIBERS]));
+    let server = keeping(&kept)
+        .workers(2)
+        .limits(tight())
+        .handler(STOP, move |_: Request<'_>, responder: Responder<'_>| {
+            let _ = stopped.lock().unwrap().recv();
+            responder.reply(b"");
+        })
+        .handler(PUBLISH, {
+            let (kept, taken) = (kept.clone(), taken.clone());
+            move |request: Request<'_>, _: Responder<'_>| {
+                let mut all = kept.lock().unwrap();
+                for (to, taken) in all.iter_mut().zip(taken.lock().unwrap().iter_mut()) {
+                    *taken += u64::from(to.stream_part(request.payload()).is_ok());
+                }
+            }
+        })
+        .start()
+        .unwrap();
+    // Dropped before the server, which waits for the handler.
+    let goes_on = goes_on;
+    // Connections are spread over the workers in turn.
+    let (mut subscribers, mut others): (Vec<_>, Vec<_>) = (0..SUBSCRIBERS)
+        .map(|_| {
+            let mut both = [(); 2].map(|()| Peer::connect(address(&server)));
+            both.iter_mut().for_each(Peer::expect_alive);
+            let [mut subscriber, other] = both;
+            subscriber.send(&request(WORK, 1, b""));
+            subscriber.expect_alive();
+            (subscriber, other)
+        })
+        .unzip();
+    let publisher = &mut others[0];
+    subscribers[0].send(&request(STOP, 2, b""));
+    for number in 0..PARTS {
+        publisher.send(&frame(0, PUBLISH, 0, &pattern(number, PART_BYTES)));
+        publisher.expect_alive();
+    }
+    goes_on.send(()).unwrap();
+    kept.lock().unwrap().clear();
+    // Each gets what was taken for it, in order, and is told of the end.
+    let taken = taken.lock().unwrap();
+    for (subscriber, &taken) in subscribers.iter_mut().zip(taken.iter()) {
+        let mut parts = Vec::new();
+        let end = loop {
+            let got = subscriber.receive();
+            match (got.msg_id, got.flags & STREAM) {
+                (1, 0) => break got,
+                (1, _) => parts.push(got.payload),
+                _ => assert_eq!(got.msg_type, STOP),
+            }
+        };
+        assert_eq!(end.error().0, ErrorCode::HandlerFailed as u16);
+        let expected: Vec<_> = (0..taken).map(|n| pattern(n, PART_BYTES)).collect();
+        assert!(parts == expected, "{} parts, not {taken}", parts.len());
+    }
+    // What the inbox takes, 512, and the budget.
+    let bytes = taken.iter().sum::<u64>() as usize * PART_BYTES;
+    assert!((16 << 20..20 << 20).contains(&bytes), "{bytes} in 16 MiB");
+}
