@@ -397,6 +397,59 @@ fn who_is_far_behind_in_what_a_handler_hands_on_is_left_out() {
     assert!(Gone.to_string().contains("too slowly"), "{Gone}");
 }
 
+/// Others' long messages on their way in may hold the whole budget. That is not the fault of a reader who is behind for
+/// a moment: half of the budget is for answers.
+#[test]
+fn uploads_do_not_cost_a_stream_its_reader() {
+    const PUBLISH: u16 = 0x0101;
+    const UPLOADS: usize = 6;
+    // Sockets hold less than half of it.
+    const PARTS: u64 = 600;
+    const PART_BYTES: usize = 32 * 1024;
+    let subscribers = Kept::default();
+    let server = keeping(&subscribers)
+        .limits(Limits {
+            frame_timeout_ms: 60_000,
+            ..Limits::default()
+        })
+        .handler(PUBLISH, {
+            let subscribers = subscribers.clone();
+            move |request: Request<'_>, responder: Responder<'_>| {
+                for to in subscribers.lock().unwrap().iter_mut() {
+                    to.stream_part(request.payload()).unwrap();
+                }
+                responder.reply(b"");
+            }
+        })
+        .start()
+        .unwrap();
+    // 60 of 64 MiB.
+    let long = echo(1, &vec![1; 10 << 20]);
+    let uploads = [(); UPLOADS].map(|()| {
+        let mut peer = Peer::connect(address(&server));
+        peer.send(&long[..100_000]);
+        peer
+    });
+    eventually("they hold their room", || {
+        server.stats().bytes_in(Transport::Tcp) == UPLOADS as u64 * 100_000
+    });
+    let mut reader = Peer::connect(address(&server));
+    reader.send(&request(WORK, 1, b""));
+    eventually("it is served", || subscribers.lock().unwrap().len() == 1);
+    let mut publisher = Peer::connect(address(&server));
+    for number in 0..PARTS {
+        let part = pattern(number, PART_BYTES);
+        publisher.send(&request(PUBLISH, number + 1, &part));
+        assert_eq!(publisher.receive().msg_type, PUBLISH);
+    }
+    for number in 0..PARTS {
+        let got = reader.receive();
+        assert!(got.payload == pattern(number, PART_BYTES), "part {number}");
+    }
+    subscribers.lock().unwrap().clear();
+    drop(uploads);
+}
+
 /// The same with answers that are no streams: who asks a thousand times, and reads none of what they all get.
 #[test]
 fn who_is_far_behind_in_what_a_handler_answers_to_all_is_left_out() {

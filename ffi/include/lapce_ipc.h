@@ -471,8 +471,8 @@ int lapce_ipc_reply_error(lapce_ipc_responder *responder, int code, const char *
  * (-EMSGSIZE): a long stream belongs to a detached one, which waits while the requester is far behind in
  * reading: its thread had better hold no lock then that handlers take. In a handler none waits: there a
  * detached one whose requester is more than 1 MiB behind gets -EPIPE once max_buffered_bytes are buffered over
- * all connections, and the requester HANDLER_FAILED. After -EPIPE the responder is still to be ended with
- * lapce_ipc_reply or _reply_error. */
+ * all connections, half of that answers, and the requester HANDLER_FAILED. After -EPIPE the responder is still
+ * to be ended with lapce_ipc_reply or _reply_error. */
 int lapce_ipc_reply_part(lapce_ipc_responder *responder, const void *payload, size_t payload_bytes);
 
 /* Takes the duty to answer away from the handler: *later is a responder for any one thread at a time,

@@ -80,6 +80,12 @@ impl Shared {
         self.tell_who_can_go();
     }
 
+    /// The same, for bytes that were charged.
+    pub(super) fn discharge_bytes(&self, bytes: u64) {
+        self.room.discharge(bytes);
+        self.tell_who_can_go();
+    }
+
     /// Wakes the worker of the first in line for room, if there is enough for it. Called after room was given
     /// back or somebody has left the line.
     pub(super) fn tell_who_can_go(&self) {

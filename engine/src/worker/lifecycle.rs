@@ -258,7 +258,8 @@ impl Worker {
         if charge > connection.charged_bytes {
             self.shared.room.charge(charge - connection.charged_bytes);
         } else if charge < connection.charged_bytes {
-            self.shared.release_bytes(connection.charged_bytes - charge);
+            self.shared
+                .discharge_bytes(connection.charged_bytes - charge);
         }
         connection.charged_bytes = charge;
         let handled = std::mem::take(&mut connection.handling_bytes);
@@ -301,10 +302,12 @@ impl Worker {
     /// Gives back what a connection that was removed still counted for.
     fn release(&mut self, connection: &mut Connection) {
         self.outgoing_bytes -= connection.accounted_bytes;
-        let budgeted =
-            connection.reserved_bytes + connection.handling_bytes + connection.charged_bytes;
-        if budgeted > 0 {
-            self.shared.release_bytes(budgeted);
+        let reserved = connection.reserved_bytes + connection.handling_bytes;
+        if reserved > 0 {
+            self.shared.release_bytes(reserved);
+        }
+        if connection.charged_bytes > 0 {
+            self.shared.discharge_bytes(connection.charged_bytes);
         }
         if let Some(shared) = &connection.out.shared {
             // Release: pairs with the acquire in `Deferred::is_unreachable`.

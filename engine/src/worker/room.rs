@@ -3,7 +3,8 @@
 //! A long message *reserves* its room before it is gathered. If there is none, its connection waits in
 //! line: first come, first served, over all workers. While somebody waits, nobody else reserves, or a stream
 //! of shorter messages would keep a long one waiting for ever. What is held already, answers that nobody
-//! has read yet, is *charged*, whether there is room or not.
+//! has read yet, is *charged*, whether there is room or not. Half of the budget is theirs, whatever long
+//! messages hold.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -24,6 +25,8 @@ struct Waiter {
 pub(crate) struct Room {
     bytes_max: u64,
     held_bytes: AtomicU64,
+    /// Those among them that are charged.
+    charged_bytes: AtomicU64,
     /// The length of `queue`, so that it need not be locked to see that nobody waits.
     waiters: AtomicUsize,
     /// First come, first served. Bounded by the number of connections: each waits once.
@@ -35,6 +38,7 @@ impl Room {
         Room {
             bytes_max,
             held_bytes: AtomicU64::new(0),
+            charged_bytes: AtomicU64::new(0),
             waiters: AtomicUsize::new(0),
             queue: Mutex::new(VecDeque::new()),
         }
@@ -95,15 +99,25 @@ impl Room {
         self.waiters.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether the budget would be exceeded, with so many bytes that are not charged yet.
+    /// Whether the budget would be exceeded by answers, with so many bytes of them that are not charged yet: not
+    /// while they have less than half of it, or who uploads would decide whose answers are dropped.
     pub(super) fn is_overdrawn_by(&self, bytes: usize) -> bool {
+        let bytes = bytes as u64;
         // Relaxed: a little more or less does not matter.
-        self.held_bytes.load(Ordering::Relaxed) + bytes as u64 > self.bytes_max
+        self.held_bytes.load(Ordering::Relaxed) + bytes > self.bytes_max
+            && self.charged_bytes.load(Ordering::Relaxed) + bytes > self.bytes_max / 2
     }
 
-    /// Counts bytes that are held already, even beyond the budget.
+    /// Counts bytes of answers that are held already, even beyond the budget.
     pub(super) fn charge(&self, bytes: u64) {
+        self.charged_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.held_bytes.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    /// Gives back what was charged, as `release` does what was reserved.
+    pub(super) fn discharge(&self, bytes: u64) {
+        self.charged_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.release(bytes);
     }
 
     /// Gives room back. Afterwards `someone_can_go` says which worker is to be woken.
@@ -191,8 +205,23 @@ mod tests {
         let room = Room::new(100);
         room.charge(150);
         assert!(!room.reserve(1));
-        room.release(51);
+        room.discharge(51);
         assert!(room.reserve(1));
         assert!(!room.reserve(1));
+    }
+
+    #[test]
+    fn half_of_it_is_the_answers() {
+        let room = Room::new(100);
+        assert!(room.reserve(90));
+        room.charge(30);
+        assert!(!room.is_overdrawn_by(20));
+        assert!(room.is_overdrawn_by(21));
+        room.release(90);
+        assert!(!room.is_overdrawn_by(70));
+        assert!(room.is_overdrawn_by(71));
+        room.discharge(30);
+        assert!(room.reserve(100));
+        assert!(!room.is_overdrawn_by(50));
     }
 }
