@@ -163,6 +163,7 @@ impl Worker {
         self.dispatcher.pool().give(first);
         self.dispatcher.pool().release();
         self.rings.first_record = self.dispatcher.pool().take();
+        self.inbox.release_memory();
         // None of them had anything since the worker fell asleep.
         for index in 0..self.rings.by_bit.len() {
             if let Some(key) = self.rings.by_bit[index]

@@ -462,6 +462,13 @@ impl Inbox {
         Some(message)
     }
 
+    /// For the worker: gives back what a burst has left.
+    pub(super) fn release_memory(&self) {
+        for messages in [&self.set_aside, &self.overflow] {
+            lock(messages).shrink_to_fit();
+        }
+    }
+
     /// The worker has ended.
     pub(super) fn close(&self) {
         // Release: pairs with the acquire in `is_closed`.
