@@ -195,6 +195,21 @@ static void signals_blocked(void) {
     ends_well(child);
 }
 
+/* Starting and stopping a server interrupts nothing that its program does then. */
+static void undisturbed(void) {
+    const struct timespec at_most = { 0, 200 * 1000 * 1000 };
+    lapce_ipc_server_options options = server_options();
+    lapce_ipc_server *server;
+    sigset_t none;
+
+    CHECK(sigemptyset(&none) == 0);
+    OK(lapce_ipc_server_new(&options, &server));
+    OK(lapce_ipc_server_start(server));
+    CHECK(sigtimedwait(&none, NULL, &at_most) == -1 && errno == EAGAIN);
+    OK(lapce_ipc_server_stop(server));
+    CHECK(sigtimedwait(&none, NULL, &at_most) == -1 && errno == EAGAIN);
+}
+
 /* A client that executes another program has left its connection, though its process lives on. */
 static void executed(void) {
     char instance[32], address[64];
@@ -341,6 +356,7 @@ int main(void) {
         full_for_want(RLIMIT_NOFILE, 40);
         full_for_want(RLIMIT_FSIZE, 64 * 1024);
         signals_blocked();
+        undisturbed();
         forked();
         executed();
         server_executed();

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -296,7 +296,17 @@ impl ServerBuilder {
 }
 
 fn features() -> Result<Features, ServerError> {
-    let features = uring::probe()?;
+    // On a thread of its own. The kernel takes a ring apart a moment after it was closed, and interrupts the thread that
+    // made it: a program that starts a server and then waits for a signal or in epoll would get EINTR without a signal.
+    let probing = std::thread::Builder::new()
+        .name("lapce-ipc-probe".into())
+        // The first worker takes over the memory of this stack.
+        .stack_size(WORKER_STACK_BYTES)
+        .spawn(uring::probe)
+        .map_err(ServerError::Thread)?;
+    let features = probing
+        .join()
+        .unwrap_or_else(|panic| resume_unwind(panic))?;
     match std::env::var(WITHOUT) {
         Ok(names) => features
             .without(&names)
