@@ -33,6 +33,8 @@
  * SIGNALS. Memory that another process has cut short raises SIGBUS. The library handles it, and passes on
  * what is not its own to the handler that was there before. It unblocks SIGBUS in the threads that it starts
  * and in one that connects; another thread that uses a client over shared memory must not block it.
+ * For the handler's sake the shared library stays loaded after dlclose; link a plugin that contains the
+ * static library with -Wl,-z,nodelete.
  *
  * STRUCTS begin with their size, which the ..._INIT macros set, so that later versions of the library
  * can add fields at the end: a program compiled with an older header goes on working. One compiled

@@ -121,6 +121,10 @@ step "the static library"
 gcc -std=c99 "${warn[@]}" ffi/tests/abi.c -o "$work/static" "$work/liblapce_ipc.a" -lpthread -ldl -lm
 env -u LD_LIBRARY_PATH "$work/static"
 
+step "loaded by name, and unloaded"
+gcc -std=c99 "${warn[@]}" ffi/tests/unloaded.c -o "$work/unloaded" -ldl -pthread
+"$work/unloaded"
+
 if has python3; then
     step "the Python client"
     LAPCE_IPC_LIBRARY=$work/liblapce_ipc.so.1 python3 -B ffi/tests/test_client.py "$address"
