@@ -116,6 +116,9 @@ pub(crate) fn lend(
 
 /// Runs `act` on the current request, if that is what the handle names.
 fn with_current<R>(handle: u64, act: impl FnOnce(&mut Current<'_>) -> R) -> Result<R, Fault> {
+    if handle == 0 {
+        return Err(Fault::Null("the handle"));
+    }
     let current = CURRENT.get();
     // SAFETY: not null, so `lend` is on this thread's stack and its variable alive; only the
     // functions below reach it, one at a time, since none of them calls back.
@@ -225,7 +228,7 @@ unsafe extern "C" fn lapce_ipc_detach(
         let place = unsafe { guard::place(later, "the place for the responder") }?;
         *place = ptr::null_mut();
         let handle = responder.addr() as u64;
-        if !handles::is_of_kind(handle, Kind::Now) {
+        if handles::is_of_kind(handle, Kind::Later) {
             return Err(Fault::Invalid(
                 "only a handler's own responder can be detached, and only once",
             ));

@@ -109,12 +109,18 @@ static void twice(void *context, const lapce_ipc_request *request, lapce_ipc_res
 }
 
 static void stale(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
+    lapce_ipc_responder *none = responder;
+    char peer[64];
     (void)context;
     (void)request;
     CHECK(ended_responder != NULL && ended_responder != responder);
     CODE(-EBADF, lapce_ipc_reply(ended_responder, "stale", 5));
     CODE(-EFAULT, lapce_ipc_reply(NULL, "null", 4));
     CODE(-EBADF, lapce_ipc_reply((lapce_ipc_responder *)the_server, "server", 6));
+    CODE(-EFAULT, lapce_ipc_peer(NULL, peer, sizeof peer));
+    CODE(-EFAULT, lapce_ipc_detach(NULL, &none));
+    CHECK(none == NULL);
+    CODE(-EBADF, lapce_ipc_detach((lapce_ipc_responder *)the_server, &none));
     CODE(-EFAULT, lapce_ipc_reply(responder, NULL, 1));
     OK(lapce_ipc_reply(responder, "fresh", 5));
 }
