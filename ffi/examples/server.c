@@ -52,6 +52,12 @@ static void spell(void *context, const lapce_ipc_request *request, lapce_ipc_res
     lapce_ipc_reply(responder, NULL, 0);
 }
 
+/* Connections that were cut off, say. */
+static void tell(void *context, int level, const char *text) {
+    (void)context;
+    fprintf(stderr, "%s: %s\n", level <= LAPCE_IPC_LOG_WARN ? "warning" : "note", text);
+}
+
 int main(int argc, char **argv) {
     lapce_ipc_server_options options = LAPCE_IPC_SERVER_OPTIONS_INIT;
     lapce_ipc_server *server;
@@ -61,6 +67,7 @@ int main(int argc, char **argv) {
     options.bind = argc > 1 ? argv[1] : "127.0.0.1:0";
     options.shm = argc > 2 ? argv[2] : NULL;
     options.workers = 1;
+    lapce_ipc_set_log(LAPCE_IPC_LOG_INFO, tell, NULL);
     code = lapce_ipc_server_new(&options, &server);
     if (code == 0) code = lapce_ipc_server_handle(server, 0x0100, upper, NULL);
     if (code == 0) code = lapce_ipc_server_handle(server, 0x0101, later, NULL);

@@ -111,7 +111,7 @@ enum lapce_ipc_code {
  *   EBUSY            the client is in use: by another thread, by the function that called back, or by
  *                    a reservation that is open; the server is being started
  *   ENODATA          nothing was measured
- *   EDEADLK          a handler asked to wait for its own server
+ *   EDEADLK          a handler asked to wait for its own server, or the log's function for itself
  *   EADDRINUSE, EACCES and others of bind(2)
  *                    the server cannot listen there
  *   EEXIST           the server cannot offer shared memory; the text says why
@@ -129,6 +129,24 @@ const char *lapce_ipc_strerror(int code);
 /* What went wrong in this thread's last function that failed, in a sentence. Lives until this thread's
  * next failure; "" before the first. Never NULL. */
 const char *lapce_ipc_last_error(void);
+
+/* ---------------------------------------------------------------------------------------- log */
+
+/* How much a line matters. */
+#define LAPCE_IPC_LOG_ERROR 1 /* a bug of this library, or damage that it cannot repair */
+#define LAPCE_IPC_LOG_WARN 2  /* a connection that the server cut off or refused, say, and why */
+#define LAPCE_IPC_LOG_INFO 3
+#define LAPCE_IPC_LOG_DEBUG 4
+
+/* Gets what an operator should know: one line without its end, which lives until the function returns. It runs
+ * on any thread, the server's too, on several at a time. It must not block (a handler's rule), must return, and
+ * must not use clients, servers or responders; what it causes to be logged is left out. */
+typedef void (*lapce_ipc_log)(void *context, int level, const char *text);
+
+/* From now on, lines of this level and of those that matter more go to log, with context as it is; NULL for log
+ * is the default: they go nowhere. For the whole process, and best done before the first server. When it returns,
+ * the function that was set before does not run and will not. -EINVAL for another level, -EDEADLK in log. */
+int lapce_ipc_set_log(int level, lapce_ipc_log log, void *context);
 
 /* ------------------------------------------------------------------------------------- buffers */
 

@@ -17,6 +17,7 @@ mod descriptor;
 mod error;
 mod guard;
 mod handles;
+mod log;
 mod options;
 mod receive;
 mod reserve;

@@ -355,6 +355,57 @@ static void not_started(const char *taken) {
     OK(lapce_ipc_server_stop(server));
 }
 
+struct lines {
+    int count;
+    int level;
+    char text[256];
+};
+
+static void keep(void *context, int level, const char *text) {
+    struct lines *lines = context;
+    lines->count++;
+    lines->level = level;
+    snprintf(lines->text, sizeof lines->text, "%s", text);
+    FAILS(-EDEADLK, "wait for itself", lapce_ipc_set_log(LAPCE_IPC_LOG_INFO, keep, context));
+}
+
+/* What the server says of clients that it refuses. Both reasons are new: each is told once in a while only. */
+static void logged(void) {
+    lapce_ipc_server_options options = LAPCE_IPC_SERVER_OPTIONS_INIT;
+    lapce_ipc_client_options client_options = LAPCE_IPC_CLIENT_OPTIONS_INIT;
+    lapce_ipc_server *server;
+    lapce_ipc_client *client;
+    char address[64];
+    struct lines lines = { 0, 0, "" };
+    int code;
+
+    options.bind = "127.0.0.1:0";
+    options.workers = 1;
+    options.idle = IDLE;
+    options.auth_token = "secret";
+    options.auth_token_bytes = 6;
+    CODE(-EINVAL, lapce_ipc_set_log(0, keep, &lines));
+    CODE(-EINVAL, lapce_ipc_set_log(5, keep, &lines));
+    for (int turn = 0; turn < 2; turn++) {
+        OK(lapce_ipc_set_log(LAPCE_IPC_LOG_WARN, turn == 0 ? keep : NULL, &lines));
+        OK(lapce_ipc_server_new(&options, &server));
+        OK(lapce_ipc_server_start(server));
+        OK(lapce_ipc_server_address(server, address, sizeof address));
+        client_options.protocol_version = turn == 0 ? 2 : 1;
+        code = lapce_ipc_connect(address, &client_options, &client);
+        /* A server is not asked for its version when an old client connects. */
+        if (turn == 1) {
+            CODE(0, code);
+            code = lapce_ipc_ping(client, NULL);
+            OK(lapce_ipc_close(client));
+        }
+        CHECK(code > 0);
+        OK(lapce_ipc_server_stop(server));
+        CHECK(lines.count == 1 && lines.level == LAPCE_IPC_LOG_WARN);
+        CHECK(strstr(lines.text, "127.0.0.1") != NULL && strstr(lines.text, "UNAUTHORIZED") != NULL);
+    }
+}
+
 static void peer_of(void *context, const lapce_ipc_request *request, lapce_ipc_responder *responder) {
     char peer[8];
     (void)context;
@@ -423,6 +474,7 @@ int main(void) {
     handlers(address);
     statistics(server);
     not_started(address);
+    logged();
     gone(server, address);
     /* valgrind does not know pidfd_open, by which each side watches the other. */
     if (getenv("LAPCE_IPC_TEST_SPIN") == NULL) over_shared_memory();
