@@ -12,11 +12,12 @@ if [ $# -ne 1 ] || [ "${1#-}" != "$1" ]; then
     exit 2
 fi
 case $1 in /*) prefix=$1 ;; *) prefix=$PWD/$1 ;; esac
+case ${DESTDIR:-/} in /*) ;; *) DESTDIR=$PWD/$DESTDIR ;; esac
 cd "$(dirname "$0")/.."
 
 cargo build --release -p lapce-ipc-ffi
 metadata=$(cargo metadata --format-version 1 --no-deps)
-libs=$(sed 's/.*"target_directory":"\([^"]*\)".*/\1/' <<<"$metadata")/release
+libs=$(sed 's/.*"target_directory":"\([^"]*\)".*/\1/' <<<"$metadata")/${CARGO_BUILD_TARGET:+$CARGO_BUILD_TARGET/}release
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
 abi=$(sed -n 's/^#define LAPCE_IPC_ABI_VERSION \([0-9]*\)$/\1/p' ffi/include/lapce_ipc.h)
 to=${DESTDIR:-}$prefix

@@ -73,7 +73,9 @@ else
 fi
 
 step "DESTDIR, for packagers"
-DESTDIR=$work/stage ffi/install.sh /usr >/dev/null 2>&1
+# A relative one is meant from where the packager is.
+repository=$PWD
+(cd "$work" && DESTDIR=stage "$repository/ffi/install.sh" /usr >/dev/null 2>&1)
 [ -f "$work/stage/usr/lib/liblapce_ipc.so" ]
 grep -q '^prefix=/usr$' "$work/stage/usr/lib/pkgconfig/lapce_ipc.pc"
 echo "the installed C library works"
