@@ -189,7 +189,7 @@ typedef struct lapce_ipc_client lapce_ipc_client;
 /* 0 or NULL is the default of every field. */
 typedef struct lapce_ipc_client_options {
     size_t size;
-    uint64_t timeout_ms;         /* the longest that a function waits; default 30000 */
+    uint64_t timeout_ms;         /* the longest that a function waits, if not told otherwise; default 30000 */
     uint64_t connect_timeout_ms; /* one attempt to connect; default 5000 */
     const void *auth_token;      /* copied */
     size_t auth_token_bytes;
@@ -226,7 +226,11 @@ int lapce_ipc_close(lapce_ipc_client *client);
 int lapce_ipc_call(lapce_ipc_client *client, uint16_t msg_type, const void *payload,
                    size_t payload_bytes, lapce_ipc_buffer *answer);
 
-/* The same for a request that does no harm when it is carried out twice: if the connection is lost
+/* The same with a time of its own in place of the client's timeout_ms. */
+int lapce_ipc_call_within(lapce_ipc_client *client, uint64_t timeout_ms, uint16_t msg_type,
+                          const void *payload, size_t payload_bytes, lapce_ipc_buffer *answer);
+
+/* lapce_ipc_call for a request that does no harm when it is carried out twice: if the connection is lost
  * before the answer is here, it is sent again, until the timeout. A server that is being stopped may answer
  * LAPCE_IPC_SHUTTING_DOWN, at once: pause before calling again. */
 int lapce_ipc_call_idempotent(lapce_ipc_client *client, uint16_t msg_type, const void *payload,

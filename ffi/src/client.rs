@@ -3,8 +3,9 @@
 
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
+use std::time::Duration;
 
-use lapce_ai::ipc::{Client, Flags};
+use lapce_ai::ipc::{Client, Error, Flags};
 
 use crate::buffer::Buffer;
 use crate::descriptor::Descriptor;
@@ -144,6 +145,21 @@ fn overlap(payload: &[u8], memory: &Vec<u8>) -> bool {
 }
 
 #[unsafe(no_mangle)]
+unsafe extern "C" fn lapce_ipc_call_within(
+    client: *mut ClientHandle,
+    timeout_ms: u64,
+    msg_type: u16,
+    payload: *const c_void,
+    payload_bytes: usize,
+    answer: *mut Buffer,
+) -> c_int {
+    let timeout = Duration::from_millis(timeout_ms);
+    let call = |client: &Client, payload: &[u8]| client.call_within(msg_type, payload, timeout);
+    // SAFETY: the header asks for a payload of that length and a buffer of ours.
+    unsafe { call_afresh(client, payload, payload_bytes, answer, call) }
+}
+
+#[unsafe(no_mangle)]
 unsafe extern "C" fn lapce_ipc_call_idempotent(
     client: *mut ClientHandle,
     msg_type: u16,
@@ -151,13 +167,29 @@ unsafe extern "C" fn lapce_ipc_call_idempotent(
     payload_bytes: usize,
     answer: *mut Buffer,
 ) -> c_int {
+    let call = |client: &Client, payload: &[u8]| client.call_idempotent(msg_type, payload);
+    // SAFETY: the header asks for a payload of that length and a buffer of ours.
+    unsafe { call_afresh(client, payload, payload_bytes, answer, call) }
+}
+
+/// A call whose answer comes in memory of its own.
+///
+/// # Safety
+/// The payload is as [`guard::bytes`] asks, the answer null, misaligned or a buffer as [`Buffer::take`] asks.
+unsafe fn call_afresh(
+    client: *mut ClientHandle,
+    payload: *const c_void,
+    payload_bytes: usize,
+    answer: *mut Buffer,
+    call: impl FnOnce(&Client, &[u8]) -> Result<Vec<u8>, Error>,
+) -> c_int {
     with_client(client, |state| {
-        // SAFETY: the header asks for a payload of that length.
+        // SAFETY: the caller's promise.
         let payload = unsafe { guard::bytes(payload, payload_bytes) }?;
-        // SAFETY: the header asks for a buffer of ours.
+        // SAFETY: as above.
         let answer = unsafe { guard::place(answer, "the answer") }?;
         answer.check()?;
-        let fresh = state.client.call_idempotent(msg_type, payload)?;
+        let fresh = call(&state.client, payload)?;
         // SAFETY: as above.
         drop(unsafe { answer.take() }?);
         answer.set(fresh);

@@ -79,6 +79,19 @@ static void against(struct peer *peer, int code, const char *words) {
     CHECK(pthread_join(peer->thread, NULL) == 0);
 }
 
+/* A call has a time of its own, which is not the client's. */
+static void too_late(struct peer *peer) {
+    lapce_ipc_buffer answer = LAPCE_IPC_BUFFER_INIT;
+    lapce_ipc_client *client;
+
+    begin(peer);
+    client = connected(peer->address, 20000);
+    FAILS(-ETIMEDOUT, "50ms", lapce_ipc_call_within(client, 50, 0x0100, "x", 1, &answer));
+    CHECK(answer.length == 0);
+    OK(lapce_ipc_close(client));
+    CHECK(pthread_join(peer->thread, NULL) == 0);
+}
+
 static void misbehaving_servers(void) {
     struct peer peer;
     static const unsigned char unknown[] = { 0xE7, 0x03, 'o', 'd', 'd' };
@@ -88,6 +101,7 @@ static void misbehaving_servers(void) {
     against(&peer, -ECONNRESET, "may or may not");
     peer.stay = 1;
     against(&peer, -ETIMEDOUT, "may or may not");
+    too_late(&peer);
     memset(peer.bytes, 'x', 64);
     peer.length = 64;
     against(&peer, -EPROTO, "broke the protocol");
@@ -251,6 +265,7 @@ static void wrong_arguments(void) {
     CODE(-EFAULT, lapce_ipc_call(client, 0x0100, "x", 1, (lapce_ipc_buffer *)(void *)((char *)&answer + 4)));
     CODE(-EINVAL, lapce_ipc_call(client, 0x0100, "x", (size_t)-1, &buffer));
     CODE(-EFAULT, lapce_ipc_call_idempotent(client, 0x0100, "x", 1, NULL));
+    CODE(-EFAULT, lapce_ipc_call_within(client, 1000, 0x0100, "x", 1, NULL));
     CODE(-EFAULT, lapce_ipc_send(client, 0x0100, NULL, 1));
     CODE(-EFAULT, lapce_ipc_submit(client, 0, 0x0100, "x", 1, NULL));
     CODE(-EFAULT, lapce_ipc_wait(client, 1, NULL));

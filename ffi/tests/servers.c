@@ -201,9 +201,11 @@ static lapce_ipc_server *start(char address[64]) {
 }
 
 static void handlers(const char *address) {
+    lapce_ipc_client_options impatient = LAPCE_IPC_CLIENT_OPTIONS_INIT;
     lapce_ipc_buffer answer = LAPCE_IPC_BUFFER_INIT;
-    lapce_ipc_client *client;
+    lapce_ipc_client *client, *other;
 
+    impatient.timeout_ms = 1;
     OK(lapce_ipc_connect(address, NULL, &client));
     OK(lapce_ipc_call(client, NOW, "it", 2, &answer));
     CHECK(is(&answer, "got it"));
@@ -215,6 +217,10 @@ static void handlers(const char *address) {
     }
     OK(lapce_ipc_call(client, LATER, NULL, 0, &answer));
     CHECK(is(&answer, "later"));
+    OK(lapce_ipc_connect(address, &impatient, &other));
+    OK(lapce_ipc_call_within(other, 20000, LATER, NULL, 0, &answer));
+    CHECK(is(&answer, "later"));
+    OK(lapce_ipc_close(other));
     OK(lapce_ipc_call(client, LATER_STREAM, NULL, 0, &answer));
     CHECK(answer.length == 10000);
     FAILS(LAPCE_IPC_CANCELLED, "given up", lapce_ipc_call(client, GIVEN_UP, NULL, 0, &answer));
@@ -243,7 +249,7 @@ static void statistics(lapce_ipc_server *server) {
     uint64_t median = 0, longest = 0;
 
     OK(lapce_ipc_server_stats(server, &stats));
-    CHECK(stats.size == sizeof stats && stats.tcp.requests > 20 && stats.tcp.connections_total == 1);
+    CHECK(stats.size == sizeof stats && stats.tcp.requests > 20 && stats.tcp.connections_total == 2);
     CHECK(stats.tcp.bytes_in > 24 * 20 && stats.tcp.bytes_out > 10000);
     CHECK(stats.shm.requests == 0 && stats.errors >= 16 && stats.legacy_requests == 0);
     longer.known.size = sizeof longer;
