@@ -127,7 +127,7 @@ enum lapce_ipc_code {
 const char *lapce_ipc_strerror(int code);
 
 /* What went wrong in this thread's last function that failed, in a sentence. Lives until this thread's
- * next failure; "" before the first. Never NULL. */
+ * next failure; "" before the first. Never NULL. That lapce_ipc_poll has nothing (-EAGAIN) is no failure here. */
 const char *lapce_ipc_last_error(void);
 
 /* ---------------------------------------------------------------------------------------- log */

@@ -270,6 +270,7 @@ static void wrong_arguments(void) {
     CODE(-EFAULT, lapce_ipc_submit(client, 0, 0x0100, "x", 1, NULL));
     CODE(-EFAULT, lapce_ipc_wait(client, 1, NULL));
     CODE(-EFAULT, lapce_ipc_poll(client, NULL));
+    FAILS(-EAGAIN, "the answer is NULL", lapce_ipc_poll(client, &answer)); /* the text is still the last failure's */
     CODE(-EFAULT, lapce_ipc_wait_any(client, NULL));
     CODE(-EFAULT, lapce_ipc_wait_part(client, 1, NULL));
     CODE(-EFAULT, lapce_ipc_descriptor(client, NULL));
