@@ -312,6 +312,23 @@ fn too_few_descriptors_are_said() {
     }
 }
 
+/// A client that cannot look whether the server lives does not say that it is gone.
+#[test]
+fn a_client_with_too_few_descriptors_says_so() {
+    let scratch = Scratch::new();
+    let _daemon = start(&scratch, &config(&scratch, NEW, COMPATIBILITY), &[]);
+    let address = format!("shm:{}", scratch.instance());
+    // How many it has already depends on who started the tests.
+    let mut some_lacked = false;
+    for descriptors in 4..=10 {
+        let script = format!("ulimit -n {descriptors}; exec {COMMAND} ping {address}");
+        let said = text(&run("sh", &["-c", &script]).stderr);
+        assert!(!said.contains("is gone"), "{descriptors}: {said}");
+        some_lacked |= said.contains("Too many open files");
+    }
+    assert!(some_lacked);
+}
+
 /// The kernel closes what is in a ring a moment after its process has ended, listening sockets too.
 #[test]
 fn a_daemon_that_follows_another_at_once_gets_its_ports() {

@@ -104,6 +104,9 @@ impl std::fmt::Display for ShmError {
                 write!(f, "Failed to open shared memory: {path}: {source}")?;
                 match source.kind() {
                     io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge => Ok(()),
+                    io::ErrorKind::Unsupported => {
+                        f.write_str("; mount it, or set enabled = false under [shm]")
+                    }
                     _ => f.write_str(
                         "; let this user make files in /dev/shm, or set enabled = false under [shm]",
                     ),
@@ -168,7 +171,7 @@ impl Control {
         let pid = std::process::id();
         let header = ControlHeader {
             server_pid: pid,
-            start_ticks: process::start_ticks(pid).unwrap_or(0),
+            start_ticks: process::start_ticks(pid).map_err(not_made)?.unwrap_or(0),
             nonce: random(),
         };
         header.write(&segment);
@@ -188,7 +191,7 @@ impl Control {
                     if !lock(&old).map_err(unusable)? {
                         let header = Segment::open(&name).ok();
                         let header = header.and_then(|(old, _)| ControlHeader::read(&old));
-                        let alive = header.filter(ControlHeader::server_lives);
+                        let alive = header.filter(|header| header.server_lives().unwrap_or(true));
                         let pid = alive.map_or(0, |header| header.server_pid);
                         return Err(ShmError::InUse { path, pid });
                     }
@@ -290,7 +293,11 @@ impl Control {
             owned: false,
             header,
         };
-        if !header.server_lives() || !control.server_holds() {
+        let lives = header.server_lives().map_err(|error| ShmError::Unusable {
+            path: control.path.clone(),
+            reason: format!("whether its server, pid {pid}, lives cannot be found out: {error}"),
+        })?;
+        if !lives || !control.server_holds() {
             return Err(ShmError::Missing(format!(
                 "Failed to open shared memory: {}: the server that made it, pid {pid}, is gone; start lapce_ipc_server again",
                 control.path
@@ -425,8 +432,8 @@ impl ControlHeader {
     }
 
     /// Whether the server's process lives, and not another one that has its pid now.
-    fn server_lives(&self) -> bool {
-        process::start_ticks(self.server_pid) == Some(self.start_ticks)
+    fn server_lives(&self) -> io::Result<bool> {
+        Ok(process::start_ticks(self.server_pid)? == Some(self.start_ticks))
     }
 
     /// `None`: the segment is not one of this version.

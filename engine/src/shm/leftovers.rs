@@ -59,5 +59,5 @@ fn is_left_over(name: &str) -> bool {
         Err(_) => 0,
     };
     // Our own number was the dead server's, as that of a container's only process is.
-    pid == std::process::id() || process::start_ticks(pid).is_none()
+    pid == std::process::id() || matches!(process::start_ticks(pid), Ok(None))
 }

@@ -25,22 +25,34 @@ pub(crate) fn cpu_seconds() -> f64 {
 }
 
 /// When a process started, in clock ticks since boot. Together with its pid that identifies a process, even after the
-/// pid is used again. `None`: there is no such process.
-pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// pid is used again. `None`: there is no such process. An error says nothing about the process: this one has no
+/// descriptor left, for example.
+pub(crate) fn start_ticks(pid: u32) -> io::Result<Option<u64>> {
+    let stat = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        Err(error) => {
+            return match error.raw_os_error() {
+                Some(libc::ENOENT) if !std::fs::exists("/proc/self/stat")? => Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "/proc is not mounted, and without it nobody can tell whether a process lives",
+                )),
+                // ESRCH: it has ended since its file was opened.
+                Some(libc::ENOENT | libc::ESRCH) => Ok(None),
+                _ => Err(error),
+            };
+        }
+    };
     // The command's name, in parentheses, may hold anything; the fields begin behind the last one.
     // The start time is field 22; the first behind the name is field 3.
-    stat.rsplit_once(')')?
-        .1
-        .split_whitespace()
-        .nth(19)?
-        .parse()
-        .ok()
+    let ticks = stat
+        .rsplit_once(')')
+        .and_then(|(_, fields)| fields.split_whitespace().nth(19)?.parse().ok());
+    Ok(Some(ticks.ok_or(io::ErrorKind::InvalidData)?))
 }
 
 /// When this process started, in seconds since 1970.
 pub(crate) fn start_time_seconds() -> Option<f64> {
-    let ticks = start_ticks(std::process::id())?;
+    let ticks = start_ticks(std::process::id()).ok()??;
     // SAFETY: no memory is passed.
     let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
     let stat = std::fs::read_to_string("/proc/stat").ok()?;
@@ -108,8 +120,31 @@ mod tests {
         assert!(resident_bytes().unwrap() > 100_000);
         assert!(cpu_seconds() > 0.0);
         assert!(start_time_seconds().unwrap() > 1e9);
-        assert!(start_ticks(std::process::id()).is_some());
-        assert!(start_ticks(u32::MAX).is_none());
+        assert!(start_ticks(std::process::id()).unwrap().is_some());
+        assert!(start_ticks(u32::MAX).unwrap().is_none());
+    }
+
+    /// A process without descriptors cannot look, and does not take others for dead because of that.
+    #[test]
+    fn who_cannot_look_says_so() {
+        let pid = std::process::id();
+        let none = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: the limit is that of the child, which makes a few calls and ends; the records are ours.
+        unsafe {
+            let child = libc::fork();
+            if child == 0 {
+                libc::setrlimit(libc::RLIMIT_NOFILE, &none);
+                let said = start_ticks(pid).map_err(|error| error.raw_os_error());
+                libc::_exit(i32::from(said != Err(Some(libc::EMFILE))));
+            }
+            assert!(child > 0);
+            let mut status = 0;
+            assert_eq!(libc::waitpid(child, &mut status, 0), child);
+            assert_eq!(status, 0);
+        }
     }
 
     /// A timer whose signal comes to this thread, every 50 µs until it is dropped.
