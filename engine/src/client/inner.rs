@@ -42,6 +42,8 @@ pub(super) struct Inner {
     /// The last of them lacks its payload: that is in the memory of the caller whose request it is, and that
     /// call is about to append it.
     pub(super) unsent_lacks_payload: bool,
+    /// The last connection to a `shm:` address was lost because /dev/shm has no memory: the next would lack it too.
+    pub(super) lacked_memory: bool,
     pub(super) backoff: Backoff,
     pub(super) policy: WaitPolicy,
     pub(super) stats: ClientStats,
@@ -83,6 +85,7 @@ impl Inner {
             channel: Some(channel),
             unsent: Vec::new(),
             unsent_lacks_payload: false,
+            lacked_memory: false,
             backoff: Backoff::default(),
             stats: ClientStats::default(),
             peer,

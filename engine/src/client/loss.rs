@@ -4,6 +4,7 @@
 use std::io;
 
 use super::Error;
+use super::address::Address;
 use super::answer::{Answer, AnswerRef};
 use super::channel::Channel;
 use super::error::{closed_by_server, copy_source};
@@ -24,6 +25,7 @@ impl Inner {
             true => {
                 // The next shared-memory connection would lack memory too.
                 self.options.shm_upgrade = false;
+                self.lacked_memory = matches!(self.address, Address::Shm(_));
                 Some(io::ErrorKind::StorageFull.into())
             }
             false => source,
@@ -137,6 +139,7 @@ impl Inner {
     pub(super) fn fail_unsent(&mut self, why: &Error) {
         let source = match why {
             Error::ConnectFailed { source, .. } => Some(copy_source(source)),
+            Error::ConnectionLost { source, .. } => source.as_ref().map(copy_source),
             Error::Timeout { .. } => Some(io::ErrorKind::TimedOut.into()),
             Error::Remote { .. } => Some(closed_by_server(why)),
             _ => None,

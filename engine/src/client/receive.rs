@@ -222,8 +222,17 @@ impl Inner {
     /// What the server sent is no frame: the connection is lost.
     #[cold]
     fn cannot_be_read(&mut self, refusal: Refusal) -> Error {
+        let channel = self.channel.as_ref();
+        let lacks_memory = channel.is_some_and(|channel| channel.link.lacks_memory());
         self.lost(Some(std::io::ErrorKind::InvalidData.into()));
-        Error::ServerViolation(refusal)
+        match lacks_memory {
+            // Zeros, in place of what the server sent.
+            true => Error::ConnectionLost {
+                may_have_run: true,
+                source: Some(std::io::ErrorKind::StorageFull.into()),
+            },
+            false => Error::ServerViolation(refusal),
+        }
     }
 }
 

@@ -12,10 +12,12 @@ impl Inner {
     /// Connects again: at once, then after pauses that double, until the deadline. For a call that does not
     /// wait for a server that is gone, there is one attempt, and none during a pause.
     pub(super) fn reconnect(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
-        if !self.options.reconnect {
+        // What found no memory would find none again, until the deadline. What comes later may be shorter.
+        let in_vain = std::mem::take(&mut self.lacked_memory) && !self.unsent.is_empty();
+        if in_vain || !self.options.reconnect {
             let error = Error::ConnectionLost {
                 may_have_run: false,
-                source: None,
+                source: in_vain.then(|| std::io::ErrorKind::StorageFull.into()),
             };
             self.fail_unsent(&error);
             return Err(error);

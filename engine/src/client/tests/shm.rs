@@ -112,6 +112,61 @@ fn memory_that_is_missing() {
     }
 }
 
+/// By `shm:` there is no way but the one on which memory is missing: the caller is told at once, and not after
+/// trying again and again until the deadline. The next call gets a new connection.
+#[test]
+fn memory_that_is_missing_without_another_way() {
+    let instance = instance();
+    let _server = builder(&instance).start().unwrap();
+    let client = Client::connect(&format!("shm:{instance}")).unwrap();
+    let cut_memory = || match &client.inner.borrow().channel.as_ref().unwrap().link {
+        Link::Shm(link) => link.cut_memory(4096),
+        Link::Tcp(_) => unreachable!("by shm:"),
+    };
+    // Longer than the ring, so that not all of it can be sent.
+    let long = vec![7; 1_000_000];
+    cut_memory();
+    let lost = client.call(msg_type::ECHO, &long).unwrap_err();
+    let not_sent = matches!(
+        lost,
+        Error::ConnectionLost {
+            may_have_run: false,
+            ..
+        }
+    );
+    assert!(
+        not_sent && lost.to_string().contains("no storage space"),
+        "{lost}"
+    );
+    assert_eq!(client.call(msg_type::ECHO, &long).unwrap(), long);
+    assert_eq!(client.stats().reconnects, 1);
+}
+
+/// Zeros in place of an answer, or of a part of it, are not what the server has sent, and it is not blamed for them.
+#[test]
+fn an_answer_whose_memory_is_lost() {
+    const LONG: usize = 20_000;
+    let instance = instance();
+    let server = builder(&instance).start().unwrap();
+    // As many as a segment has.
+    for pages in 1..128 {
+        let client = Client::connect(&format!("shm:{instance}")).unwrap();
+        let id = client.submit(msg_type::ECHO, &[7; LONG]).unwrap();
+        client.flush().unwrap();
+        while server.stats().latency(Transport::Shm).len() < pages {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        match &client.inner.borrow().channel.as_ref().unwrap().link {
+            Link::Shm(link) => link.cut_memory(pages * 4096),
+            Link::Tcp(_) => unreachable!("by shm:"),
+        }
+        match client.wait(id) {
+            Ok(answer) => assert_eq!(answer, [7; LONG]),
+            Err(lost) => assert!(lost.to_string().contains("no storage space"), "{lost}"),
+        }
+    }
+}
+
 /// A client on the CPU of the server's worker knows that, and one elsewhere does not think so.
 #[test]
 fn a_client_knows_that_it_is_in_the_way() {
