@@ -66,10 +66,12 @@ impl fmt::Display for ServerError {
             ServerError::BadSetting(text) | ServerError::SharedMemory(text) => f.write_str(text),
             ServerError::Shortage { what, source } => {
                 write!(f, "{what}: {source}")?;
-                if let Some(libc::EMFILE | libc::ENFILE) = source.raw_os_error() {
-                    f.write_str("; raise the limit of open descriptors (ulimit -n, or LimitNOFILE in a unit)")?;
-                }
-                Ok(())
+                f.write_str(match source.raw_os_error() {
+                    Some(libc::EMFILE | libc::ENFILE) => "; raise the limit of open descriptors (ulimit -n, or LimitNOFILE in a unit)",
+                    // Even where there is plenty of it: the rings of users other than root count as locked memory.
+                    Some(libc::ENOMEM) => "; free some, or raise its limits: of locked memory (ulimit -l, LimitMEMLOCK in a unit), and of all (ulimit -v, LimitAS)",
+                    _ => "",
+                })
             }
             ServerError::Thread(source) => write!(f, "cannot start a thread: {source}"),
         }
@@ -119,6 +121,23 @@ impl std::error::Error for ServerError {
             | ServerError::Shortage { source, .. }
             | ServerError::Thread(source) => Some(source),
             _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_there_is_not_enough_of_can_be_raised() {
+        for (errno, remedy) in [
+            (libc::EMFILE, "LimitNOFILE"),
+            (libc::ENOMEM, "LimitMEMLOCK"),
+        ] {
+            let error = RingError::Setup(io::Error::from_raw_os_error(errno));
+            let text = ServerError::from(error).to_string();
+            assert!(text.contains(remedy), "{text}");
         }
     }
 }
