@@ -312,6 +312,20 @@ fn too_few_descriptors_are_said() {
     }
 }
 
+/// What cannot be written to a log file that is as long as it may be is lost, and nothing else. (Without segments
+/// it does not start, and here it may make none.)
+#[test]
+fn a_full_log_file_ends_no_daemon() {
+    let scratch = Scratch::new();
+    let file = scratch.write("full.toml", &config(&scratch, NEW, COMPATIBILITY));
+    let script = format!(
+        "ulimit -f 0; exec {SERVER} --config {} 2>{}",
+        file.display(),
+        scratch.write("full.log", "").display()
+    );
+    assert_eq!(run("sh", &["-c", &script]).status.code(), Some(1));
+}
+
 /// A client that cannot look whether the server lives does not say that it is gone.
 #[test]
 fn a_client_with_too_few_descriptors_says_so() {

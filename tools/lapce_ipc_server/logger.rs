@@ -5,11 +5,14 @@
 //! not the worker that has something to say. What has no place in its queue is counted, and left out.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use log::{LevelFilter, Log, Metadata, Record};
+use signal_hook::consts::SIGXFSZ;
+use signal_hook::flag;
 
 /// Lines that may wait.
 const LINES_MAX: usize = 256;
@@ -126,6 +129,9 @@ impl Drop for Flush {
 
 pub fn start() -> Result<Flush, String> {
     static COUNTS: Counts = Counts::new();
+    // A log file that has reached the limit of its length (ulimit -f, LimitFSIZE=) would end the process.
+    flag::register(SIGXFSZ, Arc::default())
+        .map_err(|error| format!("SIGXFSZ cannot be caught: {error}"))?;
     let (queue, queued) = Queue::new(&COUNTS);
     std::thread::Builder::new()
         .name("lapce-ipc-log".into())
