@@ -73,7 +73,13 @@ impl fmt::Display for ServerError {
                     _ => "",
                 })
             }
-            ServerError::Thread(source) => write!(f, "cannot start a thread: {source}"),
+            ServerError::Thread(source) => {
+                write!(f, "cannot start a thread: {source}")?;
+                if source.raw_os_error() == Some(libc::EAGAIN) {
+                    f.write_str("; raise the limit of threads (ulimit -u, or TasksMax in a unit), or of memory")?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -139,5 +145,7 @@ mod tests {
             let text = ServerError::from(error).to_string();
             assert!(text.contains(remedy), "{text}");
         }
+        let error = ServerError::Thread(io::Error::from_raw_os_error(libc::EAGAIN));
+        assert!(error.to_string().contains("TasksMax"), "{error}");
     }
 }
