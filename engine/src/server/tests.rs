@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::ipc::{Client, Error, IdleMode, Limits, Request, Responder, Server, Transport};
+use crate::ipc::{
+    Client, Error, IdleMode, Limits, Request, Responder, Server, Transport, msg_type,
+};
 use crate::worker::Message;
 
 const KEPT: u16 = 0x0100;
@@ -58,4 +60,53 @@ fn a_worker_that_panics_ends_the_server_and_nobody_waits_in_vain() {
     // Long before the calls' timeout.
     assert!(start.elapsed() < Duration::from_secs(15));
     assert!(handle.wait_for_failure(Duration::ZERO));
+}
+
+/// The descriptor on which this process listens at a port.
+fn listener_at(port: u16) -> i32 {
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let at = format!("0100007F:{port:04X}");
+    let inode = table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // 0A: listening.
+        (fields[1] == at && fields[3] == "0A").then(|| fields[9].to_owned())
+    });
+    let socket = format!("socket:[{}]", inode.unwrap());
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| std::fs::read_link(path).is_ok_and(|to| to.to_str() == Some(&socket)))
+        .and_then(|path| path.file_name()?.to_str()?.parse().ok())
+        .unwrap()
+}
+
+/// An accept that fails whenever it is tried does not keep the worker busy.
+#[test]
+fn an_accept_that_always_fails() {
+    let server = Server::builder()
+        .bind("127.0.0.1:0")
+        .idle(IdleMode::Park)
+        .handler(KEPT, |_: Request<'_>, responder: Responder<'_>| {
+            let thread = std::fs::read_link("/proc/thread-self").unwrap();
+            responder.reply(thread.to_str().unwrap().as_bytes());
+        })
+        .start()
+        .unwrap();
+    let address = server.local_addr().unwrap();
+    let client = Client::builder().shm_upgrade(false);
+    let client = client.connect(&address.to_string()).unwrap();
+    let worker = String::from_utf8(client.call(KEPT, b"").unwrap()).unwrap();
+    let cpu_ticks = || -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{worker}/stat")).unwrap();
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let times = fields.split_whitespace().skip(11).take(2);
+        times.map(|field| field.parse::<u64>().unwrap()).sum()
+    };
+    // EINVAL from now on.
+    crate::sys::socket::shutdown_both(listener_at(address.port())).unwrap();
+    let before = cpu_ticks();
+    std::thread::sleep(Duration::from_secs(1));
+    // Of a hundred; it tries some ten times.
+    assert!(cpu_ticks() - before < 15);
+    assert_eq!(client.call(msg_type::ECHO, b"x").unwrap(), b"x");
 }

@@ -28,22 +28,33 @@ impl Worker {
         }
     }
 
-    /// Accepting has stopped with an error. After a shortage it begins again at the next sweep.
+    /// Accepting has stopped with an error. If the next connection may meet it too, accepting begins again at the
+    /// next sweep: what does not pass, a security module's refusal, say, must not keep the worker busy.
     pub(super) fn accept_ended(&mut self, errno: i32) {
         self.accepting = false;
         match errno {
-            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
-                self.tell_that_connections_wait();
+            // About that connection only, or the accept was cancelled.
+            libc::ECONNABORTED | libc::EINTR | libc::EAGAIN | libc::ECANCELED => self.accept(),
+            _ => {
+                self.tell_that_connections_wait(errno);
                 self.accept_later = true;
             }
-            _ => self.accept(),
         }
     }
 
-    /// Logs, not too often, that descriptors or memory are short: accepting is tried many times a second.
-    fn tell_that_connections_wait(&mut self) {
-        if self.connections_wait.due(self.now_ns).is_some() {
-            log::warn!("out of descriptors or memory: new connections wait");
+    /// Logs why, not too often: accepting is tried many times a second.
+    fn tell_that_connections_wait(&mut self, errno: i32) {
+        if self.connections_wait.due(self.now_ns).is_none() {
+            return;
+        }
+        match errno {
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => {
+                log::warn!("out of descriptors or memory: new connections wait");
+            }
+            _ => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                log::warn!("new connections wait, because accept failed: {error}");
+            }
         }
     }
 
