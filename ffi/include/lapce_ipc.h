@@ -16,7 +16,7 @@
  * lapce_ipc_last_error() has the text, lapce_ipc_strerror() a short one for any code. When a
  * function fails, what its pointers to results point to is unchanged unless it says otherwise.
  *
- * HANDLES (clients, servers, responders) are pointers in name only: never follow or compare the
+ * HANDLES (clients, pools, servers, responders) are pointers in name only: never follow or compare the
  * bits of one. Each function checks its handle, so that NULL (-EFAULT), a closed handle or one of
  * another kind (-EBADF) does no harm. A handle is told from those closed before it for at least a
  * million handles of its kind.
@@ -26,7 +26,8 @@
  * any pointer, NULL too.
  *
  * THREADS. A client is used by one thread at a time, whichever; a call that meets another one on the
- * same client returns -EBUSY. Everything else may be called from any thread at any time. After fork()
+ * same client returns -EBUSY. Everything else may be called from any thread at any time: threads that want
+ * to share connections share a pool. After fork()
  * the child must not use handles of its parent. A thread that is cancelled (pthread_cancel) while it is in a
  * function of this library ends the process: disable that around the call with pthread_setcancelstate.
  *
@@ -90,7 +91,8 @@ enum lapce_ipc_code {
  * System codes, each the negative of a value of <errno.h>:
  *
  *   EAGAIN           lapce_ipc_poll: no answer is here; of what sends: nothing was queued, because as many
- *                    requests as may be were in flight, or the server did not read, for timeout_ms
+ *                    requests as may be were in flight, or the server did not read, for timeout_ms; of a
+ *                    pool: the same, or all of its connections stayed in use for that long
  *   ENOTCONN         the server is gone, and it is too early to try again, as lapce_ipc_submit and
  *                    lapce_ipc_send do; nothing was sent; try again within 80 ms
  *   ECONNRESET       the connection was lost; the request may or may not have been carried out
@@ -140,7 +142,7 @@ const char *lapce_ipc_last_error(void);
 
 /* Gets what an operator should know: one line without its end, which lives until the function returns. It runs
  * on any thread, the server's too, on several at a time. It must not block (a handler's rule), must return, and
- * must not use clients, servers or responders; what it causes to be logged is left out. */
+ * must not use clients, pools, servers or responders; what it causes to be logged is left out. */
 typedef void (*lapce_ipc_log)(void *context, int level, const char *text);
 
 /* From now on, lines of this level and of those that matter more go to log, with context as it is; NULL for log
@@ -218,7 +220,7 @@ int lapce_ipc_connect(const char *address, const lapce_ipc_client_options *optio
                       lapce_ipc_client **client);
 
 /* Ends the connection and the handle; requests in flight are forgotten, and memory of lapce_ipc_reserve is
- * gone. Does not wait. NULL is fine. */
+ * gone. Does not wait. NULL is fine. A client of a pool: see lapce_ipc_pool_put. */
 int lapce_ipc_close(lapce_ipc_client *client);
 
 /* Sends a request and waits for its answer, which replaces what is in *answer. An answer that is a
@@ -385,6 +387,93 @@ int lapce_ipc_client_stats(lapce_ipc_client *client, lapce_ipc_client_stats_t *s
 /* The round trip that this share of the requests (0.5, 0.99) did not exceed, in nanoseconds. Needs
  * LAPCE_IPC_RECORD_ROUND_TRIPS; -ENODATA without it or before the first answer. */
 int lapce_ipc_client_latency(lapce_ipc_client *client, double quantile, uint64_t *ns);
+
+/* --------------------------------------------------------------------------------------- pools */
+
+/* Connections to one server that threads share: each call takes one that is free, the one used last, and
+ * leaves it to the next. A thread of the library checks idle ones, and tells the server how many were reused
+ * (its metrics show that). */
+typedef struct lapce_ipc_pool lapce_ipc_pool;
+
+/* 0 or NULL is the default of every field. */
+typedef struct lapce_ipc_pool_options {
+    size_t size;
+    const lapce_ipc_client_options *client; /* of each connection; copied */
+    uint64_t timeout_ms;        /* the longest that a function waits for a connection; default 5000 */
+    uint64_t check_interval_ms; /* between checks of idle connections, 10 at least; default 30000 */
+    uint64_t idle_timeout_ms;   /* how long one may be idle that need not be kept; default 60000 */
+    double reuse_threshold;     /* with a smaller share of reused ones, more are kept; up to 1, default 0.95 */
+    uint32_t max_connections;   /* 1 to 65536; default 100 */
+    uint32_t reserved;          /* 0 */
+} lapce_ipc_pool_options;
+
+#define LAPCE_IPC_POOL_OPTIONS_INIT { sizeof(lapce_ipc_pool_options), NULL, 0, 0, 0, 0, 0, 0 }
+
+/* Prepares a pool for an address as that of lapce_ipc_connect. Makes no connection and does not wait: the
+ * server need not be there yet. On success *pool is a handle to be closed with lapce_ipc_pool_close, else
+ * NULL. */
+int lapce_ipc_pool_open(const char *address, const lapce_ipc_pool_options *options, lapce_ipc_pool **pool);
+
+/* lapce_ipc_call over a connection of the pool. Waits for a connection as lapce_ipc_pool_get does, then for
+ * the answer for at most the client options' timeout_ms. Threads may call at the same time, each with an
+ * answer of its own; those that wait for a connection get one in their order. */
+int lapce_ipc_pool_call(lapce_ipc_pool *pool, uint16_t msg_type, const void *payload, size_t payload_bytes,
+                        lapce_ipc_buffer *answer);
+
+/* The same with one time for both, in place of the two. */
+int lapce_ipc_pool_call_within(lapce_ipc_pool *pool, uint64_t timeout_ms, uint16_t msg_type,
+                               const void *payload, size_t payload_bytes, lapce_ipc_buffer *answer);
+
+/* Takes a connection out of the pool, for what takes more than one call: *client is a client like any other
+ * (for one thread at a time, whichever) until it is given back with lapce_ipc_pool_put, which must happen;
+ * else NULL. Its statistics go on from those of earlier users.
+ *
+ * Waits for at most timeout_ms if all are in use: then -EAGAIN. Makes one if none is idle and there may be
+ * more, in one attempt whose error it returns. So while the server is gone it fails at once, -ECONNREFUSED
+ * say: connections whose end was seen are closed and not given to anybody. One that was used within the last
+ * millisecond is not looked at. If that is lost, or one in use, it is a client's lost connection: what may
+ * have been carried out fails with -ECONNRESET, what was not sent waits for the server (-EPIPE with
+ * LAPCE_IPC_NO_RECONNECT). */
+int lapce_ipc_pool_get(lapce_ipc_pool *pool, lapce_ipc_client **client);
+
+/* Gives the connection back and ends the handle. Whoever is next sees nothing of this user: requests in
+ * flight and answers are forgotten, memory of lapce_ipc_reserve is gone, the descriptor is closed. A broken
+ * connection is closed instead, and so is one whose pool is closed. -EINVAL if the client is not of a pool,
+ * -EBUSY if it is in use; NULL is fine. Does not wait.
+ *
+ * lapce_ipc_close instead closes the connection: the pool makes another when it needs one. */
+int lapce_ipc_pool_put(lapce_ipc_client *client);
+
+typedef struct lapce_ipc_pool_stats_t {
+    size_t size;
+    uint64_t acquired;       /* connections handed out, for calls too */
+    uint64_t reused;         /* those that were not newly made */
+    uint64_t created;        /* connections made */
+    uint64_t reconnected;    /* lost in use and made anew there */
+    uint64_t broken;         /* found broken, or closed by lapce_ipc_close */
+    uint64_t expired;        /* closed because they were idle for long */
+    uint64_t exhausted;      /* waits for a connection that ended without one */
+    uint64_t connect_failed; /* attempts to make one that failed */
+    uint64_t checks;         /* of idle connections, and reports to the server */
+    uint64_t checks_failed;  /* those that found a broken connection */
+    uint32_t max_connections;
+    uint32_t open;      /* connections that there are, those being made included */
+    uint32_t idle;      /* those of them that nobody uses */
+    uint32_t keep_idle; /* how many idle ones are kept for good */
+    uint32_t waiting;   /* threads that wait for a connection */
+    uint32_t reserved;
+} lapce_ipc_pool_stats_t;
+
+#define LAPCE_IPC_POOL_STATS_INIT \
+    { sizeof(lapce_ipc_pool_stats_t), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+
+int lapce_ipc_pool_stats(lapce_ipc_pool *pool, lapce_ipc_pool_stats_t *stats);
+
+/* Ends the handle and closes idle connections after a last report to the server. For that, and for a check
+ * that is under way, it waits, 3 s at most. Clients that were taken out stay good until they are given back.
+ * Calls of other threads go on undisturbed: then the last to end does all this, and this returns at once.
+ * NULL is fine. */
+int lapce_ipc_pool_close(lapce_ipc_pool *pool);
 
 /* ------------------------------------------------------------------------------------- servers */
 

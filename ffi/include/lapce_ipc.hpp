@@ -21,24 +21,31 @@ inline void check(int code) {
     if (code != 0) throw error(code, lapce_ipc_last_error());
 }
 
+class pool;
+
 class client {
     lapce_ipc_client *handle_ = nullptr;
     lapce_ipc_buffer answer_ = LAPCE_IPC_BUFFER_INIT;
+    int (*end_)(lapce_ipc_client *) = lapce_ipc_close;
+
+    friend class pool;
+    explicit client(const pool &pool);
 
 public:
     explicit client(const char *address, const lapce_ipc_client_options *options = nullptr) {
         check(lapce_ipc_connect(address, options, &handle_));
     }
     client(client &&other) noexcept
-        : handle_(std::exchange(other.handle_, nullptr)), answer_(std::exchange(other.answer_, {})) {}
+        : handle_(std::exchange(other.handle_, nullptr)), answer_(std::exchange(other.answer_, {})), end_(other.end_) {}
     client &operator=(client other) noexcept {
         std::swap(handle_, other.handle_);
         std::swap(answer_, other.answer_);
+        std::swap(end_, other.end_);
         return *this;
     }
     ~client() {
         lapce_ipc_buffer_free(&answer_);
-        lapce_ipc_close(handle_);
+        end_(handle_);
     }
     lapce_ipc_client *get() const noexcept { return handle_; } // for the functions of lapce_ipc.h
 
@@ -66,6 +73,34 @@ public:
         check(lapce_ipc_send(handle_, type, payload.data(), payload.size()));
     }
 };
+
+// For any number of threads at a time.
+class pool {
+    lapce_ipc_pool *handle_ = nullptr;
+
+public:
+    explicit pool(const char *address, const lapce_ipc_pool_options *options = nullptr) {
+        check(lapce_ipc_pool_open(address, options, &handle_));
+    }
+    pool(const pool &) = delete;
+    pool &operator=(const pool &) = delete;
+    ~pool() { lapce_ipc_pool_close(handle_); }
+    lapce_ipc_pool *get() const noexcept { return handle_; }
+
+    std::string call(uint16_t type, std::string_view payload) const {
+        struct buffer : lapce_ipc_buffer {
+            ~buffer() { lapce_ipc_buffer_free(this); }
+        } answer{LAPCE_IPC_BUFFER_INIT};
+        check(lapce_ipc_pool_call(handle_, type, payload.data(), payload.size(), &answer));
+        return {reinterpret_cast<const char *>(answer.data), answer.length};
+    }
+    // A connection taken out of the pool, which goes back when the client ends.
+    client take() const { return client(*this); }
+};
+
+inline client::client(const pool &pool) : end_(lapce_ipc_pool_put) {
+    check(lapce_ipc_pool_get(pool.get(), &handle_));
+}
 
 class server {
 public:

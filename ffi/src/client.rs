@@ -2,10 +2,11 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{c_char, c_int, c_void};
+use std::ops::Deref;
 use std::ptr;
 use std::time::Duration;
 
-use lapce_ai::ipc::{Client, Error, Flags};
+use lapce_ai::ipc::{Client, Error, Flags, PooledConnection};
 
 use crate::buffer::Buffer;
 use crate::descriptor::Descriptor;
@@ -18,8 +19,28 @@ use crate::reserve;
 /// lapce_ipc_client: opaque to C, and no memory either.
 pub(crate) enum ClientHandle {}
 
+// In place, as the slots have room for it anyway: a box would be one more load for each call.
+#[allow(clippy::large_enum_variant)]
+pub(crate) enum Connection {
+    Own(Client),
+    /// Of a pool, to which it goes back when dropped.
+    Pooled(PooledConnection),
+}
+
+impl Deref for Connection {
+    type Target = Client;
+
+    #[inline]
+    fn deref(&self) -> &Client {
+        match self {
+            Connection::Own(client) => client,
+            Connection::Pooled(connection) => connection,
+        }
+    }
+}
+
 pub(crate) struct ClientState {
-    pub(crate) client: Client,
+    pub(crate) client: Connection,
     /// There once the program asked for it.
     pub(crate) descriptor: Option<Descriptor>,
     /// The program is writing a payload in place: all else must wait.
@@ -80,16 +101,46 @@ unsafe extern "C" fn lapce_ipc_connect(
         let options = unsafe { options::read(options) }?;
         // SAFETY: the header asks for a token of that length.
         let client = unsafe { options.builder() }?.connect(address)?;
-        let state = ClientState {
-            client,
-            descriptor: None,
-            reserved: false,
-        };
-        let handle = CLIENTS.insert(state, "clients")?;
-        *place = ptr::without_provenance_mut(handle as usize);
+        *place = insert(Connection::Own(client))?;
         Ok(())
     })
 }
+
+/// A handle for a connection.
+pub(crate) fn insert(client: Connection) -> Result<*mut ClientHandle, Fault> {
+    let state = ClientState {
+        client,
+        descriptor: None,
+        reserved: false,
+    };
+    let handle = CLIENTS.insert(state, "clients")?;
+    Ok(ptr::without_provenance_mut(handle as usize))
+}
+
+/// Ends the handle of a pool's connection and returns that.
+pub(crate) fn remove_pooled(handle: *mut ClientHandle) -> Result<PooledConnection, Fault> {
+    let handle = handle.addr() as u64;
+    // A client stays one of a pool, or none, for all its life.
+    let is_pooled = CLIENTS.with(handle, |state| {
+        matches!(state.client, Connection::Pooled(_))
+    })?;
+    if !is_pooled {
+        return Err(NOT_POOLED);
+    }
+    let ClientState {
+        client, descriptor, ..
+    } = CLIENTS.remove(handle)?;
+    if let Some(mut descriptor) = descriptor {
+        // Whoever is next must not find a watch asleep in the connection's place.
+        descriptor.rest(&client);
+    }
+    match client {
+        Connection::Pooled(connection) => Ok(connection),
+        Connection::Own(_) => Err(NOT_POOLED),
+    }
+}
+
+const NOT_POOLED: Fault = Fault::Invalid("the client is not of a pool: use lapce_ipc_close");
 
 #[unsafe(no_mangle)]
 extern "C" fn lapce_ipc_close(client: *mut ClientHandle) -> c_int {
@@ -97,8 +148,10 @@ extern "C" fn lapce_ipc_close(client: *mut ClientHandle) -> c_int {
         return 0;
     }
     guard::run(|| {
-        let state = CLIENTS.remove(client.addr() as u64)?;
-        state.client.close();
+        match CLIENTS.remove(client.addr() as u64)?.client {
+            Connection::Own(client) => client.close(),
+            Connection::Pooled(connection) => connection.discard(),
+        }
         Ok(())
     })
 }
@@ -117,24 +170,39 @@ unsafe extern "C" fn lapce_ipc_call(
         // SAFETY: the header asks for a buffer of ours.
         let answer = unsafe { guard::place(answer, "the answer") }?;
         // SAFETY: as above.
-        let mut memory = unsafe { answer.take() }?;
-        if overlap(payload, &memory) {
-            // The last answer, sent on: it must stay as it is until it is sent.
-            let result = state.client.call(msg_type, payload);
-            answer.set(memory);
-            let fresh = result?;
-            // SAFETY: what was set just above.
-            drop(unsafe { answer.take() }?);
-            answer.set(fresh);
-            return Ok(());
-        }
-        let result = state.client.call_into(msg_type, payload, &mut memory);
-        if result.is_err() {
-            memory.clear();
-        }
-        answer.set(memory);
-        Ok(result?)
+        unsafe { call_into(&state.client, msg_type, payload, answer) }
     })
+}
+
+/// A call whose answer comes in the buffer's memory if that is large enough.
+///
+/// # Safety
+/// The answer is as [`Buffer::take`] asks.
+#[inline]
+pub(crate) unsafe fn call_into(
+    client: &Client,
+    msg_type: u16,
+    payload: &[u8],
+    answer: &mut Buffer,
+) -> Result<(), Fault> {
+    // SAFETY: the caller's promise.
+    let mut memory = unsafe { answer.take() }?;
+    if overlap(payload, &memory) {
+        // The last answer, sent on: it must stay as it is until it is sent.
+        let result = client.call(msg_type, payload);
+        answer.set(memory);
+        let fresh = result?;
+        // SAFETY: what was set just above.
+        drop(unsafe { answer.take() }?);
+        answer.set(fresh);
+        return Ok(());
+    }
+    let result = client.call_into(msg_type, payload, &mut memory);
+    if result.is_err() {
+        memory.clear();
+    }
+    answer.set(memory);
+    Ok(result?)
 }
 
 /// Whether the payload lies in the memory of the answer.

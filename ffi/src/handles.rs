@@ -39,6 +39,7 @@ pub(crate) enum Kind {
     Now = 0x3D,
     /// A responder that was detached.
     Later = 0x4D,
+    Pool = 0x5D,
 }
 
 /// Puts a handle together: 8 bits of mark, 24 of generation, 24 of place, 8 of kind.

@@ -19,6 +19,7 @@ mod guard;
 mod handles;
 mod log;
 mod options;
+mod pool;
 mod receive;
 mod reserve;
 mod responder;

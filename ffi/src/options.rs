@@ -5,7 +5,8 @@ use std::ffi::{c_char, c_void};
 use std::time::Duration;
 
 use lapce_ai::ipc::{
-    Client, ClientBuilder, IdleMode, Limits, ProtocolVersion, Server, ServerBuilder,
+    Client, ClientBuilder, ConnectionPool, ConnectionPoolBuilder, IdleMode, Limits,
+    ProtocolVersion, Server, ServerBuilder,
 };
 
 use crate::error::Fault;
@@ -187,6 +188,56 @@ impl ClientOptions {
     }
 }
 
+/// lapce_ipc_pool_options
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct PoolOptions {
+    size: usize,
+    client: *const ClientOptions,
+    timeout_ms: u64,
+    check_interval_ms: u64,
+    idle_timeout_ms: u64,
+    reuse_threshold: f64,
+    max_connections: u32,
+    reserved: u32,
+}
+
+// SAFETY: plain numbers and a pointer, the size first.
+unsafe impl Sized0 for PoolOptions {
+    const SIZE_MIN: usize = 56;
+}
+
+impl PoolOptions {
+    /// # Safety
+    /// The client's options are as [`read`] asks, their token as [`guard::bytes`] does.
+    pub(crate) unsafe fn builder(&self) -> Result<ConnectionPoolBuilder, Fault> {
+        if self.reserved != 0 {
+            return Err(Fault::Newer);
+        }
+        // SAFETY: the caller's promise.
+        let client = unsafe { read(self.client) }?;
+        // SAFETY: as above.
+        let mut builder = ConnectionPool::builder().client(unsafe { client.builder() }?);
+        if self.timeout_ms > 0 {
+            builder = builder.timeout(Duration::from_millis(self.timeout_ms));
+        }
+        if self.check_interval_ms > 0 {
+            let interval = Duration::from_millis(self.check_interval_ms);
+            builder = builder.health_check_interval(interval);
+        }
+        if self.idle_timeout_ms > 0 {
+            builder = builder.idle_timeout(Duration::from_millis(self.idle_timeout_ms));
+        }
+        if self.reuse_threshold != 0.0 {
+            builder = builder.reuse_threshold(self.reuse_threshold);
+        }
+        if self.max_connections > 0 {
+            builder = builder.max_connections(self.max_connections as usize);
+        }
+        Ok(builder)
+    }
+}
+
 /// lapce_ipc_server_options
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -272,4 +323,5 @@ fn set<T: Default + PartialEq + Copy>(setting: &mut T, value: T) {
 
 // The header's tests check the same numbers.
 const _: () = assert!(size_of::<ClientOptions>() == 72);
+const _: () = assert!(size_of::<PoolOptions>() == 56);
 const _: () = assert!(size_of::<ServerOptions>() == 96);

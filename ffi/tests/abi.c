@@ -10,6 +10,8 @@ int main(void) {
     lapce_ipc_client_options client_options = LAPCE_IPC_CLIENT_OPTIONS_INIT;
     lapce_ipc_server_options server_options = LAPCE_IPC_SERVER_OPTIONS_INIT;
     lapce_ipc_client_stats_t client_stats = LAPCE_IPC_CLIENT_STATS_INIT;
+    lapce_ipc_pool_options pool_options = LAPCE_IPC_POOL_OPTIONS_INIT;
+    lapce_ipc_pool_stats_t pool_stats = LAPCE_IPC_POOL_STATS_INIT;
     lapce_ipc_server_stats_t server_stats = LAPCE_IPC_SERVER_STATS_INIT;
 
     CHECK(lapce_ipc_abi_version() == LAPCE_IPC_ABI_VERSION);
@@ -39,6 +41,15 @@ int main(void) {
     SIZE(lapce_ipc_client_stats_t, 48);
     CHECK(client_stats.size == 48);
     PLACE(lapce_ipc_client_stats_t, transport, 40);
+    SIZE(lapce_ipc_pool_options, 56);
+    CHECK(pool_options.size == 56);
+    PLACE(lapce_ipc_pool_options, client, 8);
+    PLACE(lapce_ipc_pool_options, reuse_threshold, 40);
+    PLACE(lapce_ipc_pool_options, max_connections, 48);
+    SIZE(lapce_ipc_pool_stats_t, 112);
+    CHECK(pool_stats.size == 112);
+    PLACE(lapce_ipc_pool_stats_t, checks_failed, 80);
+    PLACE(lapce_ipc_pool_stats_t, waiting, 104);
     SIZE(lapce_ipc_server_stats_t, 104);
     CHECK(server_stats.size == 104);
     PLACE(lapce_ipc_server_stats_t, shm, 48);

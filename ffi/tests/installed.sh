@@ -28,7 +28,7 @@ if has pkg-config; then
     command=$(sed -n 's/^    \(cc ffi\/examples\/ping\.c .*\)$/\1/p' ffi/README.md)
     [ -n "$command" ]
     command=${command//\/opt\/lapce/$prefix}
-    for name in ping server epoll; do
+    for name in ping server epoll pool; do
         this=${command//ping/$name}
         eval "${this/-o $name/-o $work/$name}"
     done

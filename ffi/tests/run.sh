@@ -65,14 +65,14 @@ build() { # directory, more flags
         gcc -std=c99 -g -O1 "${warn[@]}" "$@" "ffi/tests/$name.c" -o "$to/$name" -L"$work" -llapce_ipc -pthread
     done
     # Handlers run on other threads: atomics, and with them C11.
-    for name in servers system; do
+    for name in servers system pool; do
         gcc -std=c11 -g -O1 "${warn[@]}" "$@" "ffi/tests/$name.c" -o "$to/$name" -L"$work" -llapce_ipc -pthread
     done
     g++ -std=c++17 -g -O1 "${warn[@]}" "$@" ffi/tests/wrapper.cpp -o "$to/wrapper" -L"$work" -llapce_ipc
 }
 
 step "the examples"
-for name in ping server epoll; do
+for name in ping server epoll pool; do
     gcc -std=c99 -D_DEFAULT_SOURCE "${warn[@]}" "ffi/examples/$name.c" -o "$work/$name" -L"$work" -llapce_ipc -pthread
 done
 g++ -std=c++17 "${warn[@]}" ffi/examples/pair.cpp -o "$work/pair" -L"$work" -llapce_ipc
@@ -93,6 +93,7 @@ address=$(cat "$work/address")
 "$work/ping" "shm:$instance" 1000
 for where in "$address" "shm:$instance"; do
     [ "$("$work/epoll" "$where" 10000)" = "10000 answers" ]
+    [[ $("$work/pool" "$where" 8 1000) == "8000 answers over "?" connections" ]]
 done
 if "$work/ping" 127.0.0.1:1 2>/dev/null; then
     echo "a ping to nowhere must fail" >&2
@@ -103,7 +104,7 @@ all() { # directory, command before each
     local from=$1
     shift
     local one
-    for one in abi "calls $address" ${instance:+"calls shm:$instance"} "reserve $address" ${instance:+"reserve shm:$instance"} errors servers system wrapper; do
+    for one in abi "calls $address" ${instance:+"calls shm:$instance"} "reserve $address" ${instance:+"reserve shm:$instance"} "pool $address" ${instance:+"pool shm:$instance"} errors servers system wrapper; do
         # Words on purpose: a test's name and its arguments.
         # shellcheck disable=SC2086
         timeout --kill-after=5 120 "$@" "$from"/$one || {

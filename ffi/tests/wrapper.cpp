@@ -50,6 +50,29 @@ int main() {
             CHECK(std::string(error.what()) == (type == 0x0101 ? "not today" : "the handler failed"));
         }
     }
+    {
+        lapce_ipc_pool_options one = LAPCE_IPC_POOL_OPTIONS_INIT;
+        lapce_ipc_pool_stats_t stats = LAPCE_IPC_POOL_STATS_INIT;
+        one.max_connections = 1;
+        lapce_ipc::pool pool(server.address().c_str(), &one);
+        CHECK(pool.call(0x0100, "pooled") == "pooled!");
+        {
+            lapce_ipc::client taken = pool.take();
+            CHECK(taken.call(0x0100, "taken") == "taken!");
+            first = std::move(taken);
+        }
+        CHECK(first.call(0x0100, "moved") == "moved!");
+        first = lapce_ipc::client(server.address().c_str());
+        CHECK(pool.call(0x0100, "back") == "back!"); // the one connection is there again
+        lapce_ipc::check(lapce_ipc_pool_stats(pool.get(), &stats));
+        CHECK(stats.created == 1 && stats.acquired == 3);
+        try {
+            pool.call(0x0101, "");
+            CHECK(!"the handler threw");
+        } catch (const lapce_ipc::error &error) {
+            CHECK(error.code == LAPCE_IPC_HANDLER_FAILED);
+        }
+    }
     try {
         server.on(0x0103, [](std::string_view) { return std::string(); });
         CHECK(!"the server is started");

@@ -14,6 +14,7 @@ mod waiter;
 mod window;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use builder::{ConnectionPoolBuilder, PoolConfig};
 pub use guard::PooledConnection;
@@ -116,7 +117,25 @@ impl ConnectionPool {
     /// [`Error::PoolExhausted`] if all connections stayed in use; otherwise what
     /// [`crate::ipc::ClientBuilder::connect`] says when one has to be made: one attempt.
     pub fn get(&self) -> Result<PooledConnection, Error> {
-        shared::get(&self.running.shared)
+        self.get_within(self.running.shared.config.timeout)
+    }
+
+    /// As [`ConnectionPool::get`], with a timeout of its own instead of the pool's.
+    ///
+    /// ```
+    /// # let server = lapce_ai::ipc::Server::builder().bind("127.0.0.1:0").start()?;
+    /// # let address = server.local_addr().unwrap().to_string();
+    /// use lapce_ai::ipc::{ConnectionPool, Error};
+    /// use std::time::Duration;
+    ///
+    /// let pool = ConnectionPool::builder().endpoint(&address).max_connections(1).build()?;
+    /// let held = pool.get()?;
+    /// let other = pool.get_within(Duration::from_millis(10));
+    /// assert!(matches!(other, Err(Error::PoolExhausted { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn get_within(&self, timeout: Duration) -> Result<PooledConnection, Error> {
+        shared::get(&self.running.shared, timeout)
     }
 
     /// What the pool has done, and how it stands.

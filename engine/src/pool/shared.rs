@@ -384,8 +384,7 @@ pub(super) enum Place {
 }
 
 /// A connection for a user.
-pub(super) fn get(shared: &Arc<Shared>) -> Result<PooledConnection, Error> {
-    let timeout = shared.config.timeout;
+pub(super) fn get(shared: &Arc<Shared>, timeout: Duration) -> Result<PooledConnection, Error> {
     let begin = Instant::now();
     let deadline = begin
         .checked_add(timeout)
