@@ -33,7 +33,8 @@
  *
  * SIGNALS. Memory that another process has cut short raises SIGBUS. The library handles it, and passes on
  * what is not its own to the handler that was there before. It unblocks SIGBUS in the threads that it starts
- * and in one that connects; another thread that uses a client over shared memory must not block it.
+ * and in one that connects or uses a pool; another thread that uses a client over shared memory must not
+ * block it, nor any of them later.
  * For the handler's sake the shared library stays loaded after dlclose; link a plugin that contains the
  * static library with -Wl,-z,nodelete.
  *

@@ -329,10 +329,79 @@ static void wrong_arguments(const char *address) {
     CODE(-EBADF, lapce_ipc_pool_close(pool));
 }
 
+static void block_signals(void) {
+    sigset_t all;
+    CHECK(sigfillset(&all) == 0 && pthread_sigmask(SIG_BLOCK, &all, NULL) == 0);
+}
+
+static char control[96];
+
+/* Not the thread that has made the connection. */
+static void *call_blocked(void *argument) {
+    lapce_ipc_buffer answer = LAPCE_IPC_BUFFER_INIT;
+
+    block_signals();
+    for (int turn = 0; turn < 100; turn++) {
+        CHECK(truncate(control, 0) == 0);
+        /* Not answered, if it has to connect just then. */
+        lapce_ipc_pool_call(argument, LAPCE_IPC_ECHO, "x", 1, &answer);
+    }
+    lapce_ipc_buffer_free(&answer);
+    return NULL;
+}
+
+/* A program that waits for signals in one thread has them blocked in all others. Memory that somebody cuts short
+ * must not end it, whichever thread finds it: one that calls, or else the pool's own. */
+static void signals_blocked(int calls) {
+    lapce_ipc_server_options options = LAPCE_IPC_SERVER_OPTIONS_INIT;
+    lapce_ipc_pool_options pool_options = LAPCE_IPC_POOL_OPTIONS_INIT;
+    lapce_ipc_buffer answer = LAPCE_IPC_BUFFER_INIT;
+    lapce_ipc_server *server;
+    lapce_ipc_pool *pool;
+    char address[64];
+    pthread_t thread;
+    int status;
+    pid_t child = fork();
+
+    CHECK(child >= 0);
+    if (child > 0) {
+        CHECK(waitpid(child, &status, 0) == child);
+        CHECK(!WIFSIGNALED(status));
+        CHECK(WEXITSTATUS(status) == 0);
+        return;
+    }
+    snprintf(address, sizeof address, "shm:pool_%d", (int)getpid());
+    snprintf(control, sizeof control, "/dev/shm/lapce_ipc_v2_%s_control", address + 4);
+    options.shm = address + 4;
+    options.workers = 1;
+    OK(lapce_ipc_server_new(&options, &server));
+    OK(lapce_ipc_server_start(server));
+    block_signals(); /* here: starting a server over shared memory lets SIGBUS in */
+    pool_options.check_interval_ms = calls ? 0 : 10;
+    OK(lapce_ipc_pool_open(address, &pool_options, &pool));
+    OK(lapce_ipc_pool_call(pool, LAPCE_IPC_ECHO, "x", 1, &answer));
+    if (calls) {
+        CHECK(pthread_create(&thread, NULL, call_blocked, pool) == 0 && pthread_join(thread, NULL) == 0);
+    } else {
+        while (stats_of(pool).checks < 50) {
+            CHECK(truncate(control, 0) == 0);
+            doze();
+        }
+    }
+    lapce_ipc_buffer_free(&answer);
+    OK(lapce_ipc_pool_close(pool));
+    OK(lapce_ipc_server_stop(server));
+    _exit(0);
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 2);
-    /* It forks: before there are threads. */
+    /* These fork: before there are threads. valgrind does not know pidfd_open. */
     dying_server();
+    if (getenv("LAPCE_IPC_TEST_SPIN") == NULL) {
+        signals_blocked(1);
+        signals_blocked(0);
+    }
     shared(argv[1]);
     taken_out(argv[1]);
     closed_meanwhile(argv[1]);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::shared::{FIRST_REPORT, Place, Shared};
 use crate::client::{Client, Error};
+use crate::sys::sigbus;
 
 /// A connection that does not answer a HEARTBEAT within this time is broken.
 const CHECK_LIMIT: Duration = Duration::from_secs(2);
@@ -43,6 +44,8 @@ impl Drop for Keeper {
 }
 
 fn run(shared: &Shared) {
+    // It uses connections that others have made, which may go through shared memory.
+    sigbus::let_in();
     let interval = shared.config.health_check_interval;
     let mut check_at = later(interval);
     let mut report_pause = FIRST_REPORT;

@@ -11,6 +11,7 @@ use super::stats::PoolStats;
 use super::waiter::{Grant, Waiter};
 use super::window::Window;
 use crate::client::{Client, Error};
+use crate::sys::sigbus;
 use crate::wire::PoolReport;
 
 /// A connection that was not used for longer is looked at before it is handed out.
@@ -339,6 +340,8 @@ impl Shared {
 
     /// Tells the server the last totals and closes what is idle.
     pub(super) fn say_goodbye(&self) {
+        // As in `get`.
+        sigbus::let_in_once();
         let idle = std::mem::take(&mut self.lock().idle);
         if let Some(report) = self.report(false)
             && let Some(newest) = idle.last()
@@ -385,6 +388,8 @@ pub(super) enum Place {
 
 /// A connection for a user.
 pub(super) fn get(shared: &Arc<Shared>, timeout: Duration) -> Result<PooledConnection, Error> {
+    // The connection may go through shared memory, and be another thread's work.
+    sigbus::let_in_once();
     let begin = Instant::now();
     let deadline = begin
         .checked_add(timeout)

@@ -6,6 +6,7 @@
 //! is *kept*, it is made long again instead: its contents are lost, but all processes still share it. Faults elsewhere go to
 //! the handler that was installed before.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Once;
@@ -122,6 +123,18 @@ pub(crate) fn let_in() {
         libc::sigemptyset(&mut set);
         libc::sigaddset(&mut set, libc::SIGBUS);
         libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+    }
+}
+
+/// The same, but once for each thread: for one that uses connections which other threads have made.
+#[inline]
+pub(crate) fn let_in_once() {
+    thread_local! {
+        static DONE: Cell<bool> = const { Cell::new(false) };
+    }
+    if !DONE.get() {
+        DONE.set(true);
+        let_in();
     }
 }
 
