@@ -97,6 +97,48 @@ fn a_thread_with_a_lock_does_not_pass_the_budget() {
     assert!(text.contains("send_stall_ms"), "{text}");
 }
 
+/// What was not waited for is taken before the next handler runs: if handlers always take long, others' answers would
+/// wait behind it for seconds.
+#[test]
+fn what_was_sent_meanwhile_does_not_wait_for_one_handler_after_the_other() {
+    const STOP: u16 = 0x0101;
+    // More than the inbox and a round take.
+    const PARTS: u64 = 1000;
+    let kept = Kept::default();
+    let (enters, entered) = mpsc::channel();
+    let (goes_on, stopped) = mpsc::channel::<()>();
+    let stopped = Mutex::new(stopped);
+    let server = keeping(&kept)
+        .handler(STOP, move |_: Request<'_>, responder: Responder<'_>| {
+            let _ = enters.send(());
+            let _ = stopped.lock().unwrap().recv();
+            responder.reply(b"");
+        })
+        .start()
+        .unwrap();
+    // Dropped before the server, which waits for the handler.
+    let goes_on = goes_on;
+    let [mut reader, mut stopper] = [(); 2].map(|()| Peer::connect(address(&server)));
+    reader.send(&request(WORK, 1, b""));
+    eventually("it is served", || kept.lock().unwrap().len() == 1);
+    stopper.send(&request(STOP, 1, b""));
+    entered.recv().unwrap();
+    for _ in 0..PARTS {
+        kept.lock().unwrap()[0].stream_part(b"").unwrap();
+    }
+    // The parts are taken in the round of the second, and sent at its end.
+    for id in 2..=3 {
+        stopper.send(&request(STOP, id, b""));
+        goes_on.send(()).unwrap();
+        entered.recv().unwrap();
+    }
+    for _ in 0..PARTS {
+        reader.receive();
+    }
+    goes_on.send(()).unwrap();
+    kept.lock().unwrap().clear();
+}
+
 #[test]
 fn a_thread_with_a_lock_drops_more_than_the_inbox_takes() {
     const REQUESTS: u64 = 1000;

@@ -148,9 +148,9 @@ pub(crate) struct Inbox {
     overflow_count: AtomicUsize,
     /// How much memory both take.
     beyond_bytes: AtomicUsize,
-    /// Since the worker last asked, its handlers have sent something, or those of others more than the queue
-    /// takes.
-    sent_by_handlers: AtomicBool,
+    /// The worker is to take all there is in its next round. Since it last asked, its handlers have sent something, or
+    /// those of others more than the queue takes, or somebody has gone on without waiting.
+    takes_all: AtomicBool,
     /// The worker's handlers have sent more to others than there was room for: it is to wait for them.
     has_overflowed_others: AtomicBool,
     doorbell: Doorbell,
@@ -177,7 +177,7 @@ impl Inbox {
             overflow: Mutex::default(),
             overflow_count: AtomicUsize::new(0),
             beyond_bytes: AtomicUsize::new(0),
-            sent_by_handlers: AtomicBool::new(false),
+            takes_all: AtomicBool::new(false),
             has_overflowed_others: AtomicBool::new(false),
             doorbell,
             closed: AtomicBool::new(false),
@@ -233,7 +233,7 @@ impl Inbox {
         self.empty_if_closed();
         if self.is_own() {
             // Relaxed: the same thread asks.
-            self.sent_by_handlers.store(true, Ordering::Relaxed);
+            self.takes_all.store(true, Ordering::Relaxed);
         }
         self.doorbell.ring();
         Ok(())
@@ -275,6 +275,8 @@ impl Inbox {
             .room
             .is_overdrawn_by(self.beyond_bytes.load(Ordering::Relaxed))
         {
+            // Release: as in `push_overflow`.
+            self.takes_all.store(true, Ordering::Release);
             if self.overflow_count.load(Ordering::Relaxed) == 0 {
                 // So that what comes goes behind it, where it is counted.
                 self.push_overflow(Message::Ping);
@@ -305,8 +307,8 @@ impl Inbox {
         if !is_on_worker {
             return;
         }
-        // Release: pairs with the acquire in `left_by_handlers`.
-        self.sent_by_handlers.store(true, Ordering::Release);
+        // Release: pairs with the acquire in `count_at_once`.
+        self.takes_all.store(true, Ordering::Release);
         OVERFLOWED.with_borrow_mut(|all| {
             if !all.iter().any(|one| Arc::ptr_eq(one, self)) {
                 all.push(self.clone());
@@ -360,16 +362,15 @@ impl Inbox {
         }
     }
 
-    /// For the worker: how many messages there are, if its handlers have sent some of them since it last asked, or
-    /// those of other workers more than the queue takes; else 0.
-    pub(super) fn left_by_handlers(&self) -> usize {
+    /// For the worker: how many messages there are, if it is to take all of them in this round; else 0.
+    pub(super) fn count_at_once(&self) -> usize {
         // Relaxed: what comes meanwhile is for the next time.
         let set_aside = self.set_aside_count.load(Ordering::Relaxed);
-        if !self.sent_by_handlers.load(Ordering::Relaxed) && set_aside == 0 {
+        if !self.takes_all.load(Ordering::Relaxed) && set_aside == 0 {
             return 0;
         }
         // Acquire: pairs with the release in `push_overflow`.
-        self.sent_by_handlers.swap(false, Ordering::Acquire);
+        self.takes_all.swap(false, Ordering::Acquire);
         set_aside + self.queue.len() + self.overflow_count.load(Ordering::Relaxed)
     }
 

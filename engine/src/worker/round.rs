@@ -59,8 +59,9 @@ impl Worker {
         let mut bytes = 0;
         // All that this worker's handlers have sent, before they run again: if they sent more in a round than a
         // round took, that would grow without a bound, and none of its readers would be to blame. The same goes for
-        // what other workers' handlers have sent beyond the queue.
-        let least = self.inbox.left_by_handlers();
+        // what other workers' handlers have sent beyond the queue. And for what anybody has sent while a handler took
+        // long: if handlers always do, others' answers would wait behind that for seconds.
+        let least = self.inbox.count_at_once();
         for count in 0..least.max(MESSAGES_MAX) {
             if count >= least && bytes > MESSAGES_BYTES_MAX {
                 break;
