@@ -76,8 +76,9 @@ impl std::error::Error for Gone {}
 ///
 /// Another thread had better not hold such a lock meanwhile: the handler waits for it, and its worker serves nobody.
 /// So that this ends, a thread does not wait for a worker that has stood still for 10 ms, or 100 ms if it waits for
-/// the requester. What it sends is kept in memory, up to [`crate::ipc::Limits::max_buffered_bytes`]; beyond that it
-/// waits for `send_stall_ms`, and then the request ends with HANDLER_FAILED.
+/// the requester. What it sends is kept in memory, for each worker up to
+/// [`crate::ipc::Limits::max_buffered_bytes`]; beyond that it waits for `send_stall_ms`, and then the request ends with
+/// HANDLER_FAILED.
 ///
 /// Dropped without an answer, it answers HANDLER_FAILED, unless no answer is due: to a one-way message, or to
 /// a part of a request that is a stream.
