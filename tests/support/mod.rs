@@ -4,12 +4,16 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub const SERVER: &str = env!("CARGO_BIN_EXE_lapce_ipc_server");
 pub const COMMAND: &str = env!("CARGO_BIN_EXE_lapce-ipc");
+
+/// For [`config`].
+pub const NEW: &str = "protocol_version = 2";
+pub const COMPATIBILITY: &str = "[compatibility]\nenable_legacy_support = false";
 
 /// Longer than anything takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -242,4 +246,18 @@ impl OldClient {
     pub fn is_closed(&mut self) -> bool {
         matches!(self.0.read(&mut [0]), Ok(0))
     }
+}
+
+/// The daemon with this configuration.
+pub fn start(scratch: &Scratch, text: &str, vars: &[(&str, &str)]) -> Daemon {
+    let file = scratch.write("lapce-ipc.toml", text);
+    Daemon::start(SERVER, &file, &scratch.instance(), vars)
+}
+
+pub fn run(program: &str, arguments: &[&str]) -> Output {
+    Command::new(program).args(arguments).output().unwrap()
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
 }
