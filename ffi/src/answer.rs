@@ -66,21 +66,16 @@ pub(crate) unsafe fn place<'a>(answer: *mut CAnswer) -> Result<&'a mut CAnswer, 
 /// # Safety
 /// The answer's buffer is as [`Buffer::take`] asks.
 pub(crate) unsafe fn fill(to: &mut CAnswer, answer: Answer) -> Result<(), Fault> {
+    let (status, payload) = match answer.result {
+        Ok(payload) => (0, payload),
+        Err(error) => (error::code_of(&error), error_text(&error)),
+    };
     // SAFETY: the caller's promise.
-    drop(unsafe { to.payload.take() }?);
+    unsafe { to.payload.replace(payload) }?;
     to.id = answer.id;
     to.msg_type = answer.msg_type;
     to.last = u8::from(answer.last);
-    match answer.result {
-        Ok(payload) => {
-            to.status = 0;
-            to.payload.set(payload);
-        }
-        Err(error) => {
-            to.status = error::code_of(&error);
-            to.payload.set(error_text(&error));
-        }
-    }
+    to.status = status;
     Ok(())
 }
 

@@ -59,6 +59,17 @@ impl Buffer {
         Ok(unsafe { Vec::from_raw_parts(data, length, capacity) })
     }
 
+    /// Puts memory in the place of what is there, which is freed.
+    ///
+    /// # Safety
+    /// As [`Buffer::take`].
+    pub(crate) unsafe fn replace(&mut self, bytes: Vec<u8>) -> Result<(), Fault> {
+        // SAFETY: the caller's promise.
+        drop(unsafe { self.take() }?);
+        self.set(bytes);
+        Ok(())
+    }
+
     /// Puts memory into an empty buffer.
     pub(crate) fn set(&mut self, bytes: Vec<u8>) {
         debug_assert!(self.data.is_null());

@@ -191,11 +191,8 @@ pub(crate) unsafe fn call_into(
         // The last answer, sent on: it must stay as it is until it is sent.
         let result = client.call(msg_type, payload);
         answer.set(memory);
-        let fresh = result?;
         // SAFETY: what was set just above.
-        drop(unsafe { answer.take() }?);
-        answer.set(fresh);
-        return Ok(());
+        return unsafe { answer.replace(result?) };
     }
     let result = client.call_into(msg_type, payload, &mut memory);
     if result.is_err() {
@@ -259,9 +256,7 @@ unsafe fn call_afresh(
         answer.check()?;
         let fresh = call(&state.client, payload)?;
         // SAFETY: as above.
-        drop(unsafe { answer.take() }?);
-        answer.set(fresh);
-        Ok(())
+        unsafe { answer.replace(fresh) }
     })
 }
 

@@ -136,9 +136,7 @@ unsafe extern "C" fn lapce_ipc_pool_call_within(
         let left = timeout.saturating_sub(begin.elapsed());
         let fresh = connection.call_within(msg_type, payload, left)?;
         // SAFETY: as above.
-        drop(unsafe { answer.take() }?);
-        answer.set(fresh);
-        Ok(())
+        unsafe { answer.replace(fresh) }
     })
 }
 

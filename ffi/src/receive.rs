@@ -75,9 +75,7 @@ unsafe extern "C" fn lapce_ipc_wait(
         answer.check()?;
         let payload = state.client.wait(id)?;
         // SAFETY: as above.
-        drop(unsafe { answer.take() }?);
-        answer.set(payload);
-        Ok(())
+        unsafe { answer.replace(payload) }
     })
 }
 

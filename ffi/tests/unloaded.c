@@ -1,20 +1,11 @@
 /* A plugin's host: it loads the library by name, uses it on a thread that ends, and unloads it. */
 #define _POSIX_C_SOURCE 200809L
+#include "check.h"
+
 #include <dlfcn.h>
-#include <lapce_ipc.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
-
-#define CHECK(condition)                                                              \
-    do {                                                                              \
-        if (!(condition)) {                                                           \
-            fprintf(stderr, "%s:%d: not true: %s\n", __FILE__, __LINE__, #condition); \
-            exit(1);                                                                  \
-        }                                                                             \
-    } while (0)
 
 static volatile sig_atomic_t signals;
 

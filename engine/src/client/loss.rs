@@ -173,7 +173,7 @@ impl Inner {
     }
 }
 
-fn lost_error(may_have_run: bool, source: Option<&io::Error>) -> Error {
+pub(super) fn lost_error(may_have_run: bool, source: Option<&io::Error>) -> Error {
     Error::ConnectionLost {
         may_have_run,
         source: source.map(copy_source),

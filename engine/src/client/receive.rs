@@ -11,6 +11,7 @@ use super::histogram;
 use super::inner::{Inner, Keep};
 use super::kept::Kept;
 use super::link::Link;
+use super::loss::lost_error;
 use crate::wire::{self, ErrorCode, Flags, Header, Refusal, msg_type};
 
 /// How often the ring is watched for an answer before the waiting proper begins: about three microseconds in
@@ -227,10 +228,7 @@ impl Inner {
         self.lost(Some(std::io::ErrorKind::InvalidData.into()));
         match lacks_memory {
             // Zeros, in place of what the server sent.
-            true => Error::ConnectionLost {
-                may_have_run: true,
-                source: Some(std::io::ErrorKind::StorageFull.into()),
-            },
+            true => lost_error(true, Some(&std::io::ErrorKind::StorageFull.into())),
             false => Error::ServerViolation(refusal),
         }
     }

@@ -144,7 +144,7 @@ pub(crate) struct Inbox {
     /// this is empty: a worker before its handlers run again, a thread before it sends another part or answer. If
     /// the worker is silent, it is bounded by the budget: see [`Inbox::patience`].
     overflow: Mutex<VecDeque<Message>>,
-    /// Its length. While it is not 0, what comes goes behind it, or waits.
+    /// Its length. While it is not 0, what comes goes behind it.
     overflow_count: AtomicUsize,
     /// How much memory both take.
     beyond_bytes: AtomicUsize,
@@ -395,7 +395,7 @@ impl Inbox {
             .store(set_aside.len(), Ordering::Relaxed);
     }
 
-    /// As [`Inbox::send`], but returns the message instead of waiting when the queue is full.
+    /// As [`Inbox::send`], but returns the message when the queue is full.
     pub(super) fn try_send(&self, message: Message) -> Result<(), Message> {
         if self.is_closed() {
             return Err(message);

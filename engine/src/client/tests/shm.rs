@@ -64,6 +64,14 @@ fn calls_of_all_lengths_in_all_waiting_modes() {
     assert!(server.stats().requests(Transport::Shm) >= 36);
 }
 
+/// Cuts the segment of a connection over shared memory short.
+fn cut_memory(client: &Client, bytes: u64) {
+    match &client.inner.borrow().channel.as_ref().unwrap().link {
+        Link::Shm(link) => link.cut_memory(bytes),
+        Link::Tcp(_) => unreachable!("over shared memory"),
+    }
+}
+
 /// Where a long message finds no memory, whichever side writes it, the client is told at once; it does not
 /// try the same again.
 #[test]
@@ -83,14 +91,8 @@ fn memory_that_is_missing() {
             .unwrap();
         client.ping().unwrap();
         assert_eq!(client.transport(), Transport::Shm);
-        let inner = client.inner.borrow();
-        let link = inner.channel.as_ref().map(|channel| &channel.link);
-        let Some(Link::Shm(link)) = link else {
-            unreachable!("it says so");
-        };
         // The page of small messages is left.
-        link.cut_memory(4096);
-        drop(inner);
+        cut_memory(&client, 4096);
         let start = Instant::now();
         let lost = client.call(msg_type, &request);
         assert!(
@@ -119,13 +121,9 @@ fn memory_that_is_missing_without_another_way() {
     let instance = instance();
     let _server = builder(&instance).start().unwrap();
     let client = Client::connect(&format!("shm:{instance}")).unwrap();
-    let cut_memory = || match &client.inner.borrow().channel.as_ref().unwrap().link {
-        Link::Shm(link) => link.cut_memory(4096),
-        Link::Tcp(_) => unreachable!("by shm:"),
-    };
     // Longer than the ring, so that not all of it can be sent.
     let long = vec![7; 1_000_000];
-    cut_memory();
+    cut_memory(&client, 4096);
     let lost = client.call(msg_type::ECHO, &long).unwrap_err();
     let not_sent = matches!(
         lost,
@@ -156,10 +154,7 @@ fn an_answer_whose_memory_is_lost() {
         while server.stats().latency(Transport::Shm).len() < pages {
             std::thread::sleep(Duration::from_millis(1));
         }
-        match &client.inner.borrow().channel.as_ref().unwrap().link {
-            Link::Shm(link) => link.cut_memory(pages * 4096),
-            Link::Tcp(_) => unreachable!("by shm:"),
-        }
+        cut_memory(&client, pages * 4096);
         match client.wait(id) {
             Ok(answer) => assert_eq!(answer, [7; LONG]),
             Err(lost) => assert!(lost.to_string().contains("no storage space"), "{lost}"),
