@@ -32,11 +32,17 @@ pub(super) unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
 pub(super) unsafe fn copy_in(bytes: &[u8], to: *mut u8) {
     // SAFETY: the caller's promise.
     unsafe {
-        match bytes.len() >= STRING_MIN && strings_are_fast() {
+        match goes_as_string(bytes.len()) {
             true => copy_string(bytes, to),
             false => copy(bytes.as_ptr(), to, bytes.len()),
         }
     }
+}
+
+/// Whether [`copy_in`] copies so many bytes as a string.
+#[inline]
+pub(super) fn goes_as_string(bytes: usize) -> bool {
+    bytes >= STRING_MIN && strings_are_fast()
 }
 
 /// As [`copy_in`], of a frame's payload; returns the CRC of the frame.

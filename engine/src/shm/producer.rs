@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::copy::{copy_in, copy_payload_in};
+use super::copy::{copy_in, copy_payload_in, goes_as_string};
 use super::layout::{
     ALIGN, CAPACITY, FLAG_WANTS_ROOM, Place, RECORD_MAX, RingPlaces, WORD, record_bytes,
 };
@@ -16,6 +16,11 @@ use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header};
 /// must be taken away from the consumer, which read it in the lap before; with many small messages in flight
 /// that is what limits the rate.
 const ASK_BYTES_MIN: usize = 512;
+
+/// After a record that takes more than this, the producer does not turn back before the ring's end: several of
+/// a long message's are on their way at once, and two places hold two. (1 MiB, one in flight: 2 % less time;
+/// 256 KiB 10 %; 16 KiB, far, 10 %.)
+const TURN_BYTES_MAX: usize = 16 * 1024;
 
 /// Writes records.
 #[derive(Debug)]
@@ -269,15 +274,16 @@ impl Producer {
             return false;
         };
         let data = self.data(at, bytes.len());
-        let is_long = bytes.len() >= ASK_BYTES_MIN;
-        if is_long {
+        // A string takes lines over without fetching them; to prefetch them fetches them.
+        let asks = bytes.len() >= ASK_BYTES_MIN && !goes_as_string(bytes.len());
+        if asks {
             self.ask_for(at, 1..bytes.len() / LINE);
         }
         // SAFETY: `data` is valid for that many bytes (checked), and private memory does not
         // overlap the segment.
         unsafe { copy_in(bytes, data) };
         self.publish(at, word);
-        if is_long {
+        if asks {
             // The lines of the record after the next, if both are as long as this one. Those of the next are on
             // their way already, and its first is about to be polled.
             let lines = record_bytes(bytes.len()) / LINE;
@@ -358,10 +364,11 @@ impl Producer {
 /// start after a record of `bytes` at `at`, which ends at `after`. By then the consumer has read the first
 /// half of what this lap has used. So small requests one at a time alternate between two places, which are
 /// always in the cache. `None`: the producer does not turn back, because the lap ends here anyway, or because
-/// this record is more than half of it, which the consumer cannot have read before it is written.
+/// this record is more than half of it, which the consumer cannot have read before it is written, or because it is
+/// long ([`TURN_BYTES_MAX`]).
 #[inline(always)]
 fn turns_from(at: Place, bytes: usize, after: Place) -> Option<u64> {
-    let may_turn = bytes <= at.offset() && after.offset() != 0;
+    let may_turn = bytes <= at.offset().min(TURN_BYTES_MAX) && after.offset() != 0;
     may_turn.then(|| at.lap() + (at.offset() + bytes).div_ceil(2) as u64)
 }
 
