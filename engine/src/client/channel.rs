@@ -19,7 +19,7 @@ use std::io;
 pub(super) use received::Incoming;
 
 use super::link::Link;
-use super::long::{Lent, LongAnswer};
+use super::long::{self, Lent, LongAnswer};
 use super::shm::Held;
 use crate::shm::{RECORD_MAX, Reservation};
 use crate::wire::{self, Flags, HEADER_BYTES, Header, ProtocolVersion, Scanned, Unsealed, legacy};
@@ -67,6 +67,8 @@ pub(super) struct Channel {
     good_frame: bool,
     /// The frame that is being sent from its caller's memory. Then nothing is queued.
     lent: Option<Lent>,
+    /// The frame at the front of `out`, if a part of it was sent from its caller's memory: its CRC comes last.
+    begun: Option<Lent>,
     /// The long answer that is being gathered. Then nothing else is received.
     long: Option<LongAnswer>,
     /// The payload of the last long answer; its memory is used for the next.
@@ -91,6 +93,7 @@ impl Channel {
             received_bytes: 0,
             good_frame: false,
             lent: None,
+            begun: None,
             long: None,
             whole: Vec::new(),
         }
@@ -196,7 +199,7 @@ impl Channel {
         let can = self.takes_lent(payload.len()) && self.out.is_empty();
         if can {
             let header = Header::new(flags, msg_type, msg_id, payload.len() as u32);
-            self.lent = Some(Lent::new(header, payload));
+            self.lent = Some(Lent::new(header));
         }
         can
     }
@@ -222,13 +225,13 @@ impl Channel {
         Ok(all)
     }
 
-    /// Queues the rest of the lent frame, whose payload this is: its caller wants the memory back.
+    /// Queues the lent frame, whose payload this is, or what is left of it: its caller wants the memory back.
     pub(super) fn give_back(&mut self, payload: &[u8]) {
         let Some(lent) = self.lent.take() else { return };
         debug_assert!(self.out.is_empty());
-        self.out.extend_from_slice(&lent.header.to_bytes());
-        wire::append(&mut self.out, payload);
+        long::encode(&mut self.out, &lent.header, payload);
         self.out_sent = lent.sent;
+        self.begun = (lent.sent > 0).then_some(lent);
     }
 
     /// The frame that is being sent from the caller's memory, and where it begins in the stream.
@@ -298,6 +301,15 @@ impl Channel {
     #[inline]
     pub(super) fn flush(&mut self) -> io::Result<bool> {
         self.seal();
+        if let (Some(begun), Link::Shm(link)) = (&mut self.begun, &mut self.link) {
+            let payload = &self.out[HEADER_BYTES..begun.frame_bytes()];
+            let all = link.send_lent(begun, payload)?;
+            self.out_sent = begun.sent;
+            if !all {
+                return Ok(false);
+            }
+            self.begun = None;
+        }
         // Each pass sends at least one byte or ends the loop.
         while self.out_sent < self.out.len() {
             match self.link.send(&self.out[self.out_sent..]) {

@@ -174,23 +174,11 @@ impl ShmLink {
         let ends = &mut self.end.ends;
         let before = lent.sent;
         // Bounded by the ring's room.
-        while lent.sent < lent.frame_bytes() {
-            let ack = ends.rx.position();
-            let (pushed, bytes) = match lent.sent.checked_sub(HEADER_BYTES) {
-                None => {
-                    let piece = &payload[..payload.len().min(RECORD_MAX - HEADER_BYTES)];
-                    let pushed = ends.tx.push_beginning(lent.header, piece, ack);
-                    (pushed, HEADER_BYTES + piece.len())
-                }
-                Some(at) => {
-                    let piece = &payload[at..][..(payload.len() - at).min(RECORD_MAX)];
-                    (ends.tx.push(piece, ack), piece.len())
-                }
-            };
-            if !pushed {
+        while let Some(piece) = lent.piece(payload) {
+            let Some(sum) = ends.tx.push_piece(&piece, ends.rx.position()) else {
                 break;
-            }
-            lent.sent += bytes;
+            };
+            lent.pushed(&piece, sum);
         }
         self.was_full = lent.sent == before;
         if !self.was_full {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::copy::copy;
 use super::layout::{FLAG_WAITING, HOT, Place, RECORD_MAX, RingPlaces, WORD, record_bytes};
 use super::ring::{
-    ACK_SHIFT, Corrupt, LENGTH_MASK, LINE, NEXT_WRAPS, SKIP, STAMP_MASK, is_no_commit_word,
-    is_two_lines, stamp_of,
+    ACK_SHIFT, CRC_BYTES, Corrupt, ENDS_WITH_CRC, LENGTH_MASK, LINE, NEXT_WRAPS, SKIP, STAMP_MASK,
+    is_no_commit_word, is_two_lines, stamp_of,
 };
 use super::sync::{AtomicU32, Ordering, Segment, fence};
 use crate::sys::prefetch;
@@ -35,7 +35,23 @@ pub(crate) struct Consumer {
 pub(crate) struct Record {
     pub(crate) length: usize,
     next_wraps: bool,
+    ends_with_crc: bool,
     ack: u32,
+}
+
+impl Record {
+    /// Whether its data end with the CRC of the frame before that: see [`super::ring`].
+    #[inline]
+    pub(crate) fn ends_with_crc(&self) -> bool {
+        self.ends_with_crc
+    }
+
+    /// How many of its bytes are those of frames.
+    #[inline]
+    pub(crate) fn frame_bytes(&self) -> usize {
+        let rest = if self.ends_with_crc { CRC_BYTES } else { 0 };
+        self.length.saturating_sub(rest)
+    }
 }
 
 impl Consumer {
@@ -109,6 +125,7 @@ impl Consumer {
                 return Ok(Some(Record {
                     length,
                     next_wraps: word & NEXT_WRAPS != 0,
+                    ends_with_crc: word & ENDS_WITH_CRC != 0,
                     ack: (word >> ACK_SHIFT) as u32,
                 }));
             }
@@ -249,6 +266,16 @@ impl Consumer {
         // SAFETY: as in `copy`; `from_byte + count` is at most the record's length.
         unsafe { copy(from.add(from_byte), to.as_mut_ptr(), count) };
         count
+    }
+
+    /// The CRC with which the record ends, if it does.
+    pub(crate) fn crc_at_end(&self, record: &Record) -> Option<u32> {
+        let mut crc = [0; CRC_BYTES];
+        let is_there = record.ends_with_crc && record.length >= CRC_BYTES;
+        is_there.then(|| {
+            self.copy_part(record.frame_bytes(), record, &mut crc);
+            u32::from_le_bytes(crc)
+        })
     }
 
     /// Appends this range of the record's data to `to`, computing the CRC in the same pass: `sum` is the CRC of

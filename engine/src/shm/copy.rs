@@ -39,6 +39,24 @@ pub(super) unsafe fn copy_in(bytes: &[u8], to: *mut u8) {
     }
 }
 
+/// As [`copy_in`], with the CRC: `sum` is that of what came before, and the result that of both.
+///
+/// # Safety
+/// As [`copy_in`].
+#[inline]
+pub(super) unsafe fn copy_summed_in(bytes: &[u8], to: *mut u8, sum: u32) -> u32 {
+    // SAFETY: the caller's promise. The bytes are private: read twice, they are the same.
+    unsafe {
+        if goes_as_string(bytes.len()) {
+            let sum = crc::append(sum, bytes);
+            copy_string(bytes, to);
+            sum
+        } else {
+            crc::copy_raw(to, bytes.as_ptr(), bytes.len(), sum)
+        }
+    }
+}
+
 /// Whether [`copy_in`] copies so many bytes as a string.
 #[inline]
 pub(super) fn goes_as_string(bytes: usize) -> bool {

@@ -33,7 +33,7 @@ pub(super) use super::sizes::{CAPACITY, HOT, PAGE};
 /// "LAPSHM02" as a number.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"LAPSHM02");
 /// Changes whenever anything here does.
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 
 pub(super) const AT_MAGIC: usize = 0;
 pub(super) const AT_VERSION: usize = 8;

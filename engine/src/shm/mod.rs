@@ -41,5 +41,6 @@ pub(crate) use control::{Control, DoorbellWord, ShmError, WORKERS_MAX};
 pub(crate) use ends::Ends;
 pub(crate) use join::{ClientEnd, Sleeper, join};
 pub(crate) use layout::RECORD_MAX;
+pub(crate) use producer::Piece;
 pub(crate) use reserve::Reservation;
-pub(crate) use ring::Corrupt;
+pub(crate) use ring::{CRC_BYTES, Corrupt};

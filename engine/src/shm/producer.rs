@@ -3,14 +3,17 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::copy::{copy_in, copy_payload_in, goes_as_string};
+use super::copy::{copy_in, copy_payload_in, copy_summed_in, goes_as_string};
 use super::layout::{
     ALIGN, CAPACITY, FLAG_WANTS_ROOM, Place, RECORD_MAX, RingPlaces, WORD, record_bytes,
 };
-use super::ring::{ACK_SHIFT, LINE, NEXT_WRAPS, SKIP, Stamped, ack_of, is_two_lines, stamp_of};
+use super::ring::{
+    ACK_SHIFT, CRC_BYTES, ENDS_WITH_CRC, LINE, NEXT_WRAPS, SKIP, Stamped, ack_of, is_two_lines,
+    stamp_of,
+};
 use super::sync::{AtomicU64, Ordering, Segment, fence};
 use crate::sys::prefetch;
-use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header};
+use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header, crc};
 
 /// The cache lines of a record of this length or more are prefetched for writing before it is written. Each
 /// must be taken away from the consumer, which read it in the lap before; with many small messages in flight
@@ -21,6 +24,17 @@ const ASK_BYTES_MIN: usize = 512;
 /// a long message's are on their way at once, and two places hold two. (1 MiB, one in flight: 2 % less time;
 /// 256 KiB 10 %; 16 KiB, far, 10 %.)
 const TURN_BYTES_MAX: usize = 16 * 1024;
+
+/// A piece of a frame that is longer than a record. The frame's CRC follows the last one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece<'a> {
+    /// The frame's header, before its first piece. (The CRC in it does not count.)
+    pub(crate) header: Option<Header>,
+    pub(crate) payload: &'a [u8],
+    /// The CRC of the pieces before it.
+    pub(crate) sum: u32,
+    pub(crate) is_last: bool,
+}
 
 /// Writes records.
 #[derive(Debug)]
@@ -322,21 +336,29 @@ impl Producer {
         self.place(length, ack)
     }
 
-    /// As [`Producer::push`], for the beginning of a frame: its header, whose CRC is computed already, and the
-    /// first bytes of its payload.
-    pub(crate) fn push_beginning(&mut self, header: Header, bytes: &[u8], ack: u64) -> bool {
-        let length = HEADER_BYTES + bytes.len();
-        let Some((at, word)) = self.place(length, ack) else {
-            return false;
-        };
+    /// As [`Producer::push`], for a piece of a frame, whose CRC is computed in the same pass.
+    pub(crate) fn push_piece(&mut self, piece: &Piece<'_>, ack: u64) -> Option<u32> {
+        let head = piece.header.map_or(0, |_| HEADER_BYTES);
+        let end = head + piece.payload.len();
+        let length = end + if piece.is_last { CRC_BYTES } else { 0 };
+        let (at, mut word) = self.place(length, ack)?;
         let data = self.data(at, length);
-        // SAFETY: `data` is valid for both (checked); private memory does not overlap the segment.
+        let mut sum = piece.sum;
+        // SAFETY: `data` is valid for the parts of the record (checked); private memory does not overlap the
+        // segment.
         unsafe {
-            copy_in(bytes, data.add(HEADER_BYTES));
-            write_head(data, Header { crc32: 0, ..header }.to_words(), header.crc32);
+            if let Some(header) = piece.header {
+                write_head(data, header.to_words(), 0);
+                sum = crc::header_seed(&header.to_bytes());
+            }
+            sum = copy_summed_in(piece.payload, data.add(head), sum);
+            if piece.is_last {
+                copy_in(&sum.to_le_bytes(), data.add(end));
+                word |= ENDS_WITH_CRC;
+            }
         }
         self.publish(at, word);
-        true
+        Some(sum)
     }
 
     /// Whether the consumer has moved on since this producer last looked.

@@ -19,14 +19,23 @@
 //! **Acknowledgements ride along.** Each commit word also says how far its sender has consumed the other ring,
 //! so with requests and answers in turn the line with the consumer's position is never read.
 //!
+//! **A CRC may come last.** What a frame that is longer than a record is copied from need not be read once more
+//! before its header can be sent: its header goes first, with 0 in the place of the CRC, which is computed while
+//! the payload is copied, and goes behind it in its last record (ENDS_WITH_CRC in the commit word).
+//!
 //! **Wrapping.** A record that does not fit into the rest of its area is preceded by a SKIP word, which says how
 //! far to skip. While the consumer keeps up, the producer turns back to the ring's start early (NEXT_WRAPS in
 //! the commit word), so that a few cache lines, and one page, are used over and over.
 
 use super::layout::{ALIGN, CAPACITY, Place, WORD};
 
-/// The low 24 bits of a commit word: the record's length, or of a SKIP how many bytes to skip.
-pub(super) const LENGTH_MASK: u64 = (1 << 24) - 1;
+/// The low 23 bits of a commit word: the record's length, or of a SKIP how many bytes to skip.
+pub(super) const LENGTH_MASK: u64 = (1 << 23) - 1;
+/// The record's last [`CRC_BYTES`] are the CRC of the frame whose payload ends before them. The field in that
+/// frame's header was 0.
+pub(super) const ENDS_WITH_CRC: u64 = 1 << 23;
+/// Bytes of such a CRC.
+pub(crate) const CRC_BYTES: usize = size_of::<u32>();
 /// Set in every commit word.
 const COMMITTED: u64 = 1 << 24;
 /// The next record is at the ring's start.
@@ -37,7 +46,7 @@ pub(super) const SKIP: u64 = 1 << 26;
 const ODD_LAP: u64 = 1 << 27;
 /// Must be 0.
 const UNKNOWN_BITS: u64 =
-    u32::MAX as u64 & !(LENGTH_MASK | COMMITTED | NEXT_WRAPS | SKIP | ODD_LAP);
+    u32::MAX as u64 & !(LENGTH_MASK | ENDS_WITH_CRC | COMMITTED | NEXT_WRAPS | SKIP | ODD_LAP);
 /// The bits that tell a commit word of this lap from one of the lap before.
 pub(super) const STAMP_MASK: u64 = COMMITTED | ODD_LAP | UNKNOWN_BITS;
 /// The high 32 bits: how far the sender has consumed the other ring, see [`ack_of`].

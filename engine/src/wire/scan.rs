@@ -182,6 +182,15 @@ impl Assembler {
         self.sum = Some(append(&mut self.gathered, sum));
     }
 
+    /// The frame's CRC did not come in its header, but apart: puts it there. Only if the header is there. (Version 2.)
+    pub fn put_crc(&mut self, crc: u32) {
+        let header = self
+            .gathered
+            .first_chunk_mut()
+            .expect("the header is there");
+        crc::put(header, crc);
+    }
+
     /// If the frame is complete and was gathered by [`Assembler::append_summed`], takes it out: its header and all its
     /// bytes, or a refusal if its CRC is wrong.
     pub fn take_summed(&mut self) -> Option<Result<(Header, Vec<u8>), Refusal>> {

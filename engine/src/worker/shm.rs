@@ -417,6 +417,7 @@ impl Worker {
         let Some(ends) = &mut connection.out.ends else {
             return;
         };
+        let is_gathering = connection.assembler.missing_bytes().is_some();
         let taken = &mut self.rings.first_record;
         let mut corrupt = None;
         let mut records = 0;
@@ -425,6 +426,10 @@ impl Worker {
             match ends.rx.next() {
                 // A single record always fits.
                 Ok(Some(record)) if taken.len() + record.length > ROUND_BYTES => break,
+                // The end of a long message, of which a part was taken: `take_into_message` takes it.
+                Ok(Some(record)) if record.ends_with_crc() && (records > 0 || is_gathering) => {
+                    break;
+                }
                 Ok(Some(record)) => {
                     // Their CRCs are computed later, several at a time.
                     ends.rx.copy(&record, taken);

@@ -8,6 +8,7 @@
 use super::Worker;
 use super::batch::Chunk;
 use super::shm::ROUND_BYTES;
+use crate::shm::Corrupt;
 use crate::uring::Key;
 use crate::wire::{Flags, HEADER_BYTES, Header, crc};
 
@@ -21,34 +22,44 @@ impl Worker {
         let Some(ends) = &mut connection.out.ends else {
             return false;
         };
-        let mut taken = 0;
+        let (mut taken, mut frame_bytes) = (0, 0);
         let mut corrupt = None;
-        // Bounded by ROUND_BYTES.
+        // Bounded by ROUND_BYTES: each pass takes a record of at least one byte.
         while taken < ROUND_BYTES {
-            let missing = assembler.missing_bytes().unwrap_or(0);
+            let Some(missing) = assembler.missing_bytes() else {
+                break;
+            };
             let record = match ends.rx.next() {
-                Ok(Some(record)) if record.length <= missing => record,
+                Ok(Some(record)) if record.frame_bytes() <= missing => record,
+                Ok(Some(record)) if record.ends_with_crc() && taken == 0 => {
+                    corrupt = Some(Corrupt("a CRC in the middle of a frame"));
+                    break;
+                }
                 Ok(_) => break,
                 Err(error) => {
                     corrupt = Some(error);
                     break;
                 }
             };
-            assembler.append_summed(record.length, |gathered, sum| {
-                ends.rx
-                    .copy_summed(&record, 0..record.length, gathered, sum)
+            let bytes = record.frame_bytes();
+            assembler.append_summed(bytes, |gathered, sum| {
+                ends.rx.copy_summed(&record, 0..bytes, gathered, sum)
             });
+            if let Some(crc) = ends.rx.crc_at_end(&record) {
+                assembler.put_crc(crc);
+            }
             let ack = ends.rx.advance(&record);
             ends.tx.acknowledged(ack);
             // At once: the client waits for this room.
             ends.rx.publish();
             taken += record.length;
+            frame_bytes += bytes;
         }
         if let Some(error) = corrupt {
             self.close_corrupt(key, error);
             return true;
         }
-        if taken > 0 && connection.took(&self.stats, taken, self.now_ns) {
+        if taken > 0 && connection.took(&self.stats, frame_bytes, self.now_ns) {
             self.handle_if_complete(key);
         }
         taken > 0

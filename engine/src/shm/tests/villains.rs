@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::super::Control;
 use super::super::ends::Ends;
 use super::super::layout::{TO_CLIENT, TO_SERVER};
 use super::super::slots::{Slot, Stage, State, UNSEEN};
+use super::super::{Control, Piece};
 use super::pattern;
 use super::scene::{PATIENCE, Scene, answer, frame, until};
 use crate::config::Limits;
 use crate::sys::record_lock;
 use crate::sys::segment::Segment;
-use crate::wire;
+use crate::wire::{self, Flags, Header, msg_type};
 
 #[test]
 fn a_client_that_cuts_its_segment_short() {
@@ -189,6 +189,53 @@ fn a_client_that_flips_a_bit_is_told() {
     assert_eq!(code, 3);
     assert!(text.starts_with("CRC32 mismatch: expected 0x"), "{text}");
     scene.is_unharmed();
+}
+
+#[test]
+fn a_client_whose_crc_comes_last() {
+    let payload = pattern(3000, 4);
+    let limits = Limits {
+        max_message_bytes: 6000,
+        ..Limits::default()
+    };
+    let scene = Scene::with(limits, |builder| builder);
+    // What the header says of the length, what is wrong with the CRC, and the refusal.
+    for (length, wrong, refusal) in [
+        (3000, 0, None),
+        (3000, 1, Some(wire::ErrorCode::CrcMismatch)),
+        (6001, 0, Some(wire::ErrorCode::TooLarge)),
+        // The CRC follows a frame that is complete without it.
+        (1000, 0, Some(wire::ErrorCode::CrcMismatch)),
+    ] {
+        let mut villain = scene.villain();
+        let (first, second) = payload.split_at(1000);
+        let mut piece = Piece {
+            header: Some(Header::new(Flags::REQUEST, msg_type::ECHO, 7, length)),
+            payload: first,
+            sum: 0,
+            is_last: false,
+        };
+        let sum = villain.ends.tx.push_piece(&piece, 0).unwrap();
+        piece = Piece {
+            header: None,
+            payload: second,
+            sum: sum ^ wrong,
+            is_last: true,
+        };
+        villain.ends.tx.push_piece(&piece, 0).unwrap();
+        villain.wake_server();
+        let told = answer(&mut villain);
+        match refusal {
+            None => assert!(told[24..] == payload),
+            Some(refusal) => {
+                let (code, text) = wire::decode_error_payload(&told[24..]).unwrap();
+                assert_eq!(code, refusal as u16, "{text}");
+                until("it is shut out", || villain.ends.peer_closed());
+            }
+        }
+        drop(villain);
+        scene.is_unharmed();
+    }
 }
 
 /// Whatever the first word says of a frame whose CRC is right, it is looked at.

@@ -106,6 +106,12 @@ pub fn header_seed(header: &[u8; HEADER_BYTES]) -> u32 {
     frame_crc(header, &[])
 }
 
+/// Puts a CRC into a frame's header.
+#[inline]
+pub fn put(header: &mut [u8; HEADER_BYTES], crc: u32) {
+    header[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+}
+
 /// The CRC of a frame. The header's CRC field counts as zero whatever it holds.
 #[inline]
 #[must_use]
