@@ -62,8 +62,6 @@ pub(super) struct Inner {
     last_used_ns: u64,
     /// Where the last one-way message begins in the stream of bytes sent.
     pub(super) last_one_way_at: u64,
-    /// The user has closed the client.
-    pub(super) closed: bool,
     /// The transport of the last connection.
     pub(super) transport: Transport,
 }
@@ -94,7 +92,6 @@ impl Inner {
             reserved: None,
             last_used_ns: clock::coarse_ns(),
             last_one_way_at: 0,
-            closed: false,
         })
     }
 
@@ -111,9 +108,6 @@ impl Inner {
 
     /// Makes sure that there is a connection: makes a new one if the old one is gone.
     pub(super) fn ready_to_send(&mut self, deadline: &mut Deadline) -> Result<&mut Channel, Error> {
-        if self.closed {
-            return Err(Error::Closed);
-        }
         if self.flights.count() == 0 && !self.was_used_lately() {
             self.last_used_ns = clock::coarse_ns();
             self.look_for_the_end();
@@ -373,27 +367,21 @@ impl Inner {
         matches!(self.send_some(), Ok(true)) && self.is_connected()
     }
 
-    /// Sends a DISCONNECT, if that is possible without waiting, and ends the connection.
-    pub(super) fn close(&mut self) {
-        self.closed = true;
-        self.unsent = Vec::new();
-        if let Some(mut channel) = self.channel.take() {
+    /// Sends what is queued and a DISCONNECT, if that is possible without waiting: the client ends.
+    pub(super) fn say_goodbye(&mut self) {
+        if let Some(channel) = &mut self.channel {
             if !channel.is_v1() {
                 channel.queue(Flags::NONE, msg_type::DISCONNECT, 0, &[]);
             }
             // Best effort: the server sees the end of the connection anyway.
             let _ = channel.flush();
         }
-        self.fail_all(&Error::Closed);
     }
 
     /// Whether the connection can be used, as far as is known without asking the server.
     pub(super) fn is_connected(&self) -> bool {
-        !self.closed
-            && self
-                .channel
-                .as_ref()
-                .is_some_and(|channel| !channel.link.has_ended())
+        let channel = self.channel.as_ref();
+        channel.is_some_and(|channel| !channel.link.has_ended())
     }
 
     pub(super) fn keep(&mut self, answer: Answer) {

@@ -126,16 +126,7 @@ impl Inner {
         }
     }
 
-    /// Fails all requests in flight; their errors are kept to be collected.
-    pub(super) fn fail_all(&mut self, error: &Error) {
-        self.unsent = Vec::new();
-        self.unsent_lacks_payload = false;
-        for (id, _) in self.flights.all() {
-            self.fail(id, error.copy());
-        }
-    }
-
-    /// Fails what was not sent, because no connection could be made.
+    /// Fails what was not sent, because no connection could be made. The errors are kept to be collected.
     pub(super) fn fail_unsent(&mut self, why: &Error) {
         let source = match why {
             Error::ConnectFailed { source, .. } => Some(copy_source(source)),
@@ -145,7 +136,10 @@ impl Inner {
             _ => None,
         };
         debug_assert!(self.channel.is_none(), "what was sent has failed before");
-        self.fail_all(&lost_error(false, source.as_ref()));
+        self.unsent = Vec::new();
+        for (id, _) in self.flights.all() {
+            self.fail(id, lost_error(false, source.as_ref()));
+        }
     }
 
     /// Gives the errors that were kept to `sink`, once each. Returns how many there were.

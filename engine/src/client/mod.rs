@@ -610,7 +610,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.inner.get_mut().close();
+        self.inner.get_mut().say_goodbye();
     }
 }
 

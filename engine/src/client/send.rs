@@ -270,9 +270,6 @@ impl Inner {
                 return Ok(());
             }
             if self.channel.is_none() {
-                if self.closed {
-                    return Err(Error::Closed);
-                }
                 self.reconnect(deadline)?;
             }
             if self.send_some()? {
