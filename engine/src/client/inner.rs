@@ -62,7 +62,7 @@ pub(super) struct Inner {
     last_used_ns: u64,
     /// Where the last one-way message begins in the stream of bytes sent.
     pub(super) last_one_way_at: u64,
-    /// The transport of the last connection.
+    /// The transport of the connection, or of the last one.
     pub(super) transport: Transport,
 }
 
@@ -93,12 +93,6 @@ impl Inner {
             last_used_ns: clock::coarse_ns(),
             last_one_way_at: 0,
         })
-    }
-
-    pub(super) fn transport(&self) -> Transport {
-        self.channel
-            .as_ref()
-            .map_or(self.transport, |channel| channel.link.transport())
     }
 
     #[inline]

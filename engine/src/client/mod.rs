@@ -108,7 +108,7 @@ impl std::fmt::Debug for Client {
         if let Ok(inner) = self.inner.try_borrow() {
             debug
                 .field("address", &inner.address)
-                .field("transport", &inner.transport())
+                .field("transport", &inner.transport)
                 .field("in_flight", &inner.flights.count());
         }
         debug.finish_non_exhaustive()
@@ -541,7 +541,7 @@ impl Client {
 
     /// How the bytes travel; of a lost connection, how they travelled.
     pub fn transport(&self) -> Transport {
-        self.inner.borrow().transport()
+        self.inner.borrow().transport
     }
 
     /// What the server said of its limits when the connection was made.
