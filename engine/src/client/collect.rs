@@ -166,30 +166,10 @@ impl Iterator for Parts<'_> {
     type Item = Result<Vec<u8>, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let id = self.id?;
-        let inner = &mut *self.client.inner.borrow_mut();
-        let mut deadline = inner.deadline();
-        let mut waited = Ok(());
-        // Each turn waits for an answer; ends with a part, an error or the deadline.
-        loop {
-            if let Some(answer) = inner.ready.take(id) {
-                if answer.last || answer.result.is_err() {
-                    self.id = None;
-                }
-                return Some(answer.result);
-            }
-            if let Err(error) = waited {
-                inner.forget(id);
-                self.id = None;
-                return Some(Err(error));
-            }
-            if !inner.flights.contains(id) {
-                // Cancelled, or collected by another of the client's methods.
-                self.id = None;
-                return Some(Err(NOT_IN_FLIGHT));
-            }
-            waited = inner.wait_turn(&mut deadline);
-        }
+        let part = self.client.wait_part(self.id?);
+        let more_follow = part.as_ref().is_ok_and(|answer| !answer.last);
+        self.id = self.id.filter(|_| more_follow);
+        Some(part.and_then(|answer| answer.result))
     }
 }
 

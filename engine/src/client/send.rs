@@ -2,6 +2,7 @@
 
 use super::Error;
 use super::channel::Channel;
+use super::collect::NOT_IN_FLIGHT;
 use super::deadline::Deadline;
 use super::histogram;
 use super::inner::{Inner, Keep, UNREAD, not_sent, timeout};
@@ -161,7 +162,7 @@ impl Inner {
         check_type(msg_type)?;
         self.check_length(payload.len())?;
         if !self.flights.contains(id) {
-            return Err(Error::InvalidRequest("no such request is in flight"));
+            return Err(NOT_IN_FLIGHT);
         }
         self.send_if_much(deadline)?;
         if self.channel.is_none() {
