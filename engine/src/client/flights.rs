@@ -129,16 +129,12 @@ impl Flights {
         self.find(id).map(Found::end).is_some()
     }
 
-    /// All in flight, oldest first.
-    pub(super) fn all(&self) -> Vec<(u64, Flight)> {
-        let mut all: Vec<_> = self
-            .places
-            .iter()
-            .filter(|flight| flight.id != 0)
-            .map(|&f| (f.id, f))
-            .collect();
-        all.sort_by_key(|(_, flight)| flight.begins_at);
-        all
+    /// The ids of all in flight, oldest first.
+    pub(super) fn all(&self) -> Vec<u64> {
+        let in_flight = self.places.iter().filter(|flight| flight.id != 0);
+        let mut all: Vec<_> = in_flight.collect();
+        all.sort_by_key(|flight| flight.begins_at);
+        all.into_iter().map(|flight| flight.id).collect()
     }
 
     /// The only request in flight, if it is also the last that was begun.
@@ -179,7 +175,7 @@ mod tests {
             assert!(flights.end(id) && !flights.end(id));
         }
         assert_eq!(flights.count(), 1);
-        assert_eq!(flights.all()[0].0, stays);
+        assert_eq!(flights.all(), [stays]);
         assert!(flights.only_and_last().is_none());
         let last = flights.begin(1, 0);
         assert!(flights.only_and_last().is_none());

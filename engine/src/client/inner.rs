@@ -5,7 +5,7 @@
 use hdrhistogram::Histogram;
 
 use super::address::Address;
-use super::answer::{Answer, AnswerRef, ClientStats, PeerLimits};
+use super::answer::{AnswerRef, ClientStats, PeerLimits};
 use super::backoff::Backoff;
 use super::builder::Options;
 use super::channel::Channel;
@@ -351,7 +351,7 @@ impl Inner {
     /// Forgets everything of the last user. False if the connection cannot be used again.
     pub(super) fn leave_clean(&mut self) -> bool {
         if self.flights.count() > 0 {
-            for (id, _) in self.flights.all() {
+            for id in self.flights.all() {
                 self.flights.end(id);
                 self.queue_cancel(id);
             }
@@ -376,10 +376,6 @@ impl Inner {
     pub(super) fn is_connected(&self) -> bool {
         let channel = self.channel.as_ref();
         channel.is_some_and(|channel| !channel.link.has_ended())
-    }
-
-    pub(super) fn keep(&mut self, answer: Answer) {
-        self.ready.push(answer);
     }
 }
 

@@ -30,7 +30,7 @@ impl Inner {
             }
             false => source,
         };
-        for (id, _) in self.flights.all() {
+        for id in self.flights.all() {
             if kept.binary_search(&id).is_err() {
                 self.fail(id, lost_error(true, source.as_ref()));
             }
@@ -122,7 +122,7 @@ impl Inner {
 
     fn fail(&mut self, id: u64, error: Error) {
         if self.flights.end(id) {
-            self.keep(Answer::failed(id, error));
+            self.ready.push(Answer::failed(id, error));
         }
     }
 
@@ -137,7 +137,7 @@ impl Inner {
         };
         debug_assert!(self.channel.is_none(), "what was sent has failed before");
         self.unsent = Vec::new();
-        for (id, _) in self.flights.all() {
+        for id in self.flights.all() {
             self.fail(id, lost_error(false, source.as_ref()));
         }
     }
