@@ -16,31 +16,12 @@ const CHECK_LIMIT: Duration = Duration::from_secs(2);
 const BORROW_LIMIT: Duration = Duration::from_secs(5);
 const STACK_BYTES: usize = 128 * 1024;
 
-/// The running thread. Dropping it waits for its end, which the pool must have asked for.
-#[derive(Debug)]
-pub(super) struct Keeper {
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Keeper {
-    pub(super) fn start(shared: Arc<Shared>) -> io::Result<Keeper> {
-        let thread = std::thread::Builder::new()
-            .name("lapce-ipc-pool".into())
-            .stack_size(STACK_BYTES)
-            .spawn(move || run(&shared))?;
-        Ok(Keeper {
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // A panic there has been printed, and must not become another in a destructor.
-            let _ = thread.join();
-        }
-    }
+/// Starts the thread, which ends when the pool is closed.
+pub(super) fn start(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name("lapce-ipc-pool".into())
+        .stack_size(STACK_BYTES)
+        .spawn(move || run(&shared))
 }
 
 fn run(shared: &Shared) {

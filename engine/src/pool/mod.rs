@@ -14,11 +14,11 @@ mod waiter;
 mod window;
 
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use builder::{ConnectionPoolBuilder, PoolConfig};
 pub use guard::PooledConnection;
-use keeper::Keeper;
 use shared::Shared;
 pub use stats::PoolStats;
 
@@ -67,7 +67,7 @@ pub struct ConnectionPool {
 #[derive(Debug)]
 struct Running {
     shared: Arc<Shared>,
-    keeper: Option<Keeper>,
+    keeper: Option<JoinHandle<()>>,
 }
 
 impl ConnectionPool {
@@ -96,7 +96,7 @@ impl ConnectionPool {
 
     fn start(config: PoolConfig) -> ConnectionPool {
         let shared = Arc::new(Shared::new(config));
-        let keeper = Keeper::start(shared.clone());
+        let keeper = keeper::start(shared.clone());
         if let Err(error) = &keeper {
             log::warn!(
                 "connection pool to {}: no thread for health checks ({error}); idle connections are checked only when they are handed out",
@@ -147,7 +147,10 @@ impl ConnectionPool {
 impl Drop for Running {
     fn drop(&mut self) {
         self.shared.close();
-        drop(self.keeper.take());
+        if let Some(keeper) = self.keeper.take() {
+            // A panic there has been printed, and must not become another in a destructor.
+            let _ = keeper.join();
+        }
         self.shared.say_goodbye();
     }
 }
