@@ -111,16 +111,6 @@ impl State {
         self.window = Window::new();
         Some((ratio, self.keep_idle))
     }
-
-    /// A connection is no more. Whoever waits first may make another.
-    #[must_use]
-    fn closed_one(&mut self) -> Option<Arc<Waiter>> {
-        let waiter = self.waiters.pop_front();
-        if waiter.is_none() {
-            self.open -= 1;
-        }
-        waiter
-    }
 }
 
 impl Shared {
@@ -149,9 +139,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pass_permit(&self, waiter: Option<Arc<Waiter>>) {
-        if let Some(waiter) = waiter {
-            waiter.give(Grant::Permit);
+    /// A connection is no more, and `count` counts it. Whoever waits first may make another.
+    fn closed_one(&self, count: impl FnOnce(&mut Totals)) {
+        let mut state = self.lock();
+        count(&mut state.totals);
+        match state.waiters.pop_front() {
+            Some(waiter) => {
+                drop(state);
+                waiter.give(Grant::Permit);
+            }
+            None => state.open -= 1,
         }
     }
 
@@ -165,11 +162,7 @@ impl Shared {
                 Ok(Box::new(client))
             }
             Err(error) => {
-                let mut state = self.lock();
-                state.totals.connect_failed += 1;
-                let waiter = state.closed_one();
-                drop(state);
-                self.pass_permit(waiter);
+                self.closed_one(|totals| totals.connect_failed += 1);
                 Err(error)
             }
         }
@@ -204,13 +197,9 @@ impl Shared {
 
     /// A connection was found broken, or is not wanted any more.
     pub(super) fn discarded(&self, client: Box<Client>) {
-        let mut state = self.lock();
-        state.totals.broken += 1;
-        let waiter = state.closed_one();
-        drop(state);
-        // Closing may take a system call or two.
+        // Closing may take a system call or two, so not under the lock.
         drop(client);
-        self.pass_permit(waiter);
+        self.closed_one(|totals| totals.broken += 1);
     }
 
     /// A healthy connection goes to whoever waits first, or becomes idle.
@@ -256,8 +245,7 @@ impl Shared {
         match self.wait(&waiter, Instant::now() + limit)? {
             Grant::Connection(client) => Some(client),
             Grant::Permit => {
-                let waiter = self.lock().closed_one();
-                self.pass_permit(waiter);
+                self.closed_one(|_| ());
                 None
             }
         }
