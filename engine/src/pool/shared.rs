@@ -108,7 +108,7 @@ impl State {
         }
         self.keep_idle = (self.keep_idle * 2).min(max);
         // The next judgement is about what comes from now on.
-        self.window = Window::new();
+        self.window = Window::default();
         Some((ratio, self.keep_idle))
     }
 }
@@ -122,7 +122,7 @@ impl Shared {
                 idle: Vec::new(),
                 open: 0,
                 waiters: VecDeque::new(),
-                window: Window::new(),
+                window: Window::default(),
                 keep_idle: config.max_connections.div_ceil(KEEP_IDLE_DIVISOR),
                 closed: false,
                 report_at: None,

@@ -1,51 +1,36 @@
 //! How many of the last connections handed out were reused.
 
-/// Connections handed out that a window looks back on.
-pub(super) const WINDOW: usize = 1024;
+use std::collections::VecDeque;
 
-/// The last [`WINDOW`] connections handed out.
-#[derive(Debug)]
+/// Connections handed out that a window looks back on.
+const WINDOW: usize = 1024;
+
+/// Whether each of the last [`WINDOW`] connections handed out was reused.
+#[derive(Debug, Default)]
 pub(super) struct Window {
-    reused: [u64; WINDOW / 64],
-    next: usize,
-    count: usize,
+    last: VecDeque<bool>,
     reused_count: usize,
 }
 
 impl Window {
-    pub(super) fn new() -> Window {
-        Window {
-            reused: [0; WINDOW / 64],
-            next: 0,
-            count: 0,
-            reused_count: 0,
-        }
-    }
-
     pub(super) fn push(&mut self, reused: bool) {
-        let (word, bit) = (self.next / 64, 1u64 << (self.next % 64));
-        if self.count == WINDOW {
-            self.reused_count -= usize::from(self.reused[word] & bit != 0);
-        } else {
-            self.count += 1;
+        if self.last.len() == WINDOW {
+            let oldest = self.last.pop_front();
+            self.reused_count -= usize::from(oldest == Some(true));
         }
-        self.reused[word] = if reused {
-            self.reused[word] | bit
-        } else {
-            self.reused[word] & !bit
-        };
+        self.last.push_back(reused);
         self.reused_count += usize::from(reused);
-        self.next = (self.next + 1) % WINDOW;
     }
 
     /// The share that was reused; `None` if the window is empty.
     pub(super) fn ratio(&self) -> Option<f64> {
-        (self.count > 0).then(|| self.reused_count as f64 / self.count as f64)
+        let count = self.last.len();
+        (count > 0).then(|| self.reused_count as f64 / count as f64)
     }
 
     /// The share that was reused, of a full window.
     pub(super) fn full_ratio(&self) -> Option<f64> {
-        self.ratio().filter(|_| self.count == WINDOW)
+        self.ratio().filter(|_| self.last.len() == WINDOW)
     }
 }
 
@@ -57,7 +42,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_counts_the_last_ones(pushed in proptest::collection::vec(any::<bool>(), 0..3 * WINDOW)) {
-            let mut window = Window::new();
+            let mut window = Window::default();
             for &reused in &pushed {
                 window.push(reused);
             }
