@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::shared::{FIRST_REPORT, Place, Shared};
+use super::shared::{FIRST_REPORT, Place, Shared, later};
 use crate::client::{Client, Error};
 use crate::sys::sigbus;
 
@@ -57,13 +57,6 @@ fn run(shared: &Shared) {
         state = shared.lock();
         state.report_at = Some(later(report_pause));
     }
-}
-
-/// An interval from now; a very long one may be anything.
-fn later(interval: Duration) -> Instant {
-    let now = Instant::now();
-    now.checked_add(interval)
-        .unwrap_or_else(|| now + Duration::from_secs(1 << 30))
 }
 
 /// Asks the server over this connection whether both live, and tells it the pool's totals.

@@ -374,14 +374,18 @@ pub(super) enum Place {
     Back { index: usize, since: Instant },
 }
 
+/// So long from now; a very long time may be anything.
+pub(super) fn later(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(time)
+        .unwrap_or_else(|| now + Duration::from_secs(1 << 30))
+}
+
 /// A connection for a user.
 pub(super) fn get(shared: &Arc<Shared>, timeout: Duration) -> Result<PooledConnection, Error> {
     // The connection may go through shared memory, and be another thread's work.
     sigbus::let_in_once();
-    let begin = Instant::now();
-    let deadline = begin
-        .checked_add(timeout)
-        .unwrap_or_else(|| begin + Duration::from_secs(1 << 30));
+    let deadline = later(timeout);
     // Each turn but the last closes a connection that turned out to be broken.
     let client = loop {
         let next = shared.lock().next(shared.config.max_connections);

@@ -1,7 +1,7 @@
 //! One thread that waits for a connection.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::client::Client;
 
@@ -36,7 +36,7 @@ impl Waiter {
         let limit = deadline.saturating_duration_since(Instant::now());
         let (mut slot, _) = self
             .filled
-            .wait_timeout_while(self.slot(), limit.min(LIMIT_MAX), |slot| slot.is_none())
+            .wait_timeout_while(self.slot(), limit, |slot| slot.is_none())
             .unwrap_or_else(PoisonError::into_inner);
         slot.take()
     }
@@ -50,6 +50,3 @@ impl Waiter {
         slot.take().expect("waited for it")
     }
 }
-
-/// Longer waits overflow some systems' clocks.
-const LIMIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
