@@ -61,7 +61,7 @@ fn run(shared: &Shared) {
 
 /// Asks the server over this connection whether both live, and tells it the pool's totals.
 fn is_healthy(shared: &Shared, client: &Client) -> bool {
-    let report = shared.report(true).expect("asked for always");
+    let report = shared.report();
     let answered = || match client.heartbeat(&report.encode(), CHECK_LIMIT) {
         // A server or a client that takes very little is well all the same.
         Err(Error::TooLarge { .. }) => client.heartbeat(&[], CHECK_LIMIT),
@@ -101,7 +101,7 @@ fn check_idle(shared: &Shared) {
 /// Tells the server the totals. A server that was busy with its figures drops a report, so this
 /// one is made even if nothing is new, unless a check has just told it.
 fn report(shared: &Shared, just_checked: bool) {
-    if shared.report(!just_checked).is_none() {
+    if just_checked && shared.is_reported() {
         return;
     }
     let Some(client) = shared.borrow_any(BORROW_LIMIT) else {

@@ -273,17 +273,20 @@ impl Shared {
         }
     }
 
-    /// The totals for the server, if it has not heard them yet.
-    pub(super) fn report(&self, always: bool) -> Option<PoolReport> {
-        let state = self.lock();
-        let Totals {
-            acquired, reused, ..
-        } = state.totals;
-        (always || state.reported != (acquired, reused)).then_some(PoolReport {
+    /// The totals for the server.
+    pub(super) fn report(&self) -> PoolReport {
+        let totals = self.lock().totals;
+        PoolReport {
             pool_id: self.id,
-            acquired,
-            reused,
-        })
+            acquired: totals.acquired,
+            reused: totals.reused,
+        }
+    }
+
+    /// Whether the server has heard the totals.
+    pub(super) fn is_reported(&self) -> bool {
+        let state = self.lock();
+        state.reported == (state.totals.acquired, state.totals.reused)
     }
 
     /// A health check, or a report, was made.
@@ -331,12 +334,12 @@ impl Shared {
         // As in `get`.
         sigbus::let_in_once();
         let idle = std::mem::take(&mut self.lock().idle);
-        if let Some(report) = self.report(false)
-            && let Some(newest) = idle.last()
+        if let Some(newest) = idle.last()
+            && !self.is_reported()
             && newest.client.is_alive()
         {
             // Best effort: a server that is gone needs no report.
-            let _ = newest.client.heartbeat(&report.encode(), GOODBYE);
+            let _ = newest.client.heartbeat(&self.report().encode(), GOODBYE);
         }
         self.lock().open -= idle.len();
     }
