@@ -32,7 +32,7 @@ pub(super) enum Phase {
 
 /// The socket of a connection, and what the io_uring does with it.
 pub(super) struct TcpState {
-    /// `None` once given to the driver for closing.
+    /// `None` over shared memory. Otherwise it stays for as long as the connection.
     pub(super) fd: Option<OwnedFd>,
     /// A receive is armed: an event will tell of its end.
     pub(super) receiving: bool,
@@ -70,7 +70,6 @@ impl Waiting {
 }
 
 pub(super) struct Connection {
-    /// Without a descriptor on a shared-memory connection.
     pub(super) tcp: TcpState,
     /// `None` on a TCP connection.
     pub(super) shm: Option<ShmState>,

@@ -154,37 +154,26 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        let out = &mut connection.out;
-        let total = std::mem::take(&mut out.sending_bytes);
-        match result {
-            Ok(sent) if sent < total => {
-                let from = buffer.len() - total + sent;
-                out.sending_bytes = total - sent;
+        let total = connection.out.sending_bytes;
+        let left = match result {
+            Ok(sent) => {
                 // The peer has read something, so it gets a new deadline.
                 connection.deadline_ns = 0;
-                match connection.tcp.fd.as_ref() {
-                    Some(fd) => self.driver.send(key, fd.as_raw_fd(), buffer, from),
-                    None => out.sending_bytes = 0,
-                }
+                total - sent
             }
-            Ok(_) => {
-                connection.deadline_ns = 0;
-                self.dispatcher.pool().give(buffer);
-            }
-            Err(libc::EINTR | libc::EAGAIN) => {
-                let from = buffer.len() - total;
-                match connection.tcp.fd.as_ref() {
-                    Some(fd) => {
-                        out.sending_bytes = total;
-                        self.driver.send(key, fd.as_raw_fd(), buffer, from);
-                    }
-                    None => self.dispatcher.pool().give(buffer),
-                }
-            }
+            Err(libc::EINTR | libc::EAGAIN) => total,
             Err(_) => {
-                self.dispatcher.pool().give(buffer);
                 connection.phase = Phase::Closing;
+                0
             }
+        };
+        connection.out.sending_bytes = left;
+        match connection.tcp.fd.as_ref().filter(|_| left > 0) {
+            Some(fd) => {
+                let from = buffer.len() - left;
+                self.driver.send(key, fd.as_raw_fd(), buffer, from);
+            }
+            None => self.dispatcher.pool().give(buffer),
         }
         self.touch(key);
     }
