@@ -78,7 +78,6 @@ impl Worker {
         }
         self.count_encoded(key);
         self.flush(key, alone);
-        self.wake_client(key);
         self.advance(key);
         self.pause_or_receive(key);
         self.watch_time(key);
@@ -98,9 +97,9 @@ impl Worker {
         }
     }
 
-    /// Sends what is encoded. If this is the only connection to be settled (`alone`), by a `send`: one
-    /// system call, as entering the io_uring would be, with the result known at once. Several share one
-    /// `io_uring_enter`.
+    /// Sends what is encoded. Over shared memory the client is woken, if it sleeps and there are answers or room
+    /// for it. Over TCP, if this is the only connection to be settled (`alone`), by a `send`: one system call, as
+    /// entering the io_uring would be, with the result known at once. Several share one `io_uring_enter`.
     fn flush(&mut self, key: Key, alone: bool) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
@@ -112,6 +111,9 @@ impl Worker {
             out.flush_to_ring(self.dispatcher.pool());
             if out.buffered_bytes() < before {
                 connection.deadline_ns = 0;
+            }
+            if let Some(ends) = &mut connection.out.ends {
+                ends.wake_peer();
             }
             return;
         }

@@ -472,18 +472,6 @@ impl Worker {
         self.dispatcher.pool().take()
     }
 
-    /// Wakes the client if it sleeps and there are answers or room for it.
-    #[inline]
-    pub(super) fn wake_client(&mut self, key: Key) {
-        let Some(connection) = self.connections.get_mut(key) else {
-            return;
-        };
-        let Some(ends) = &mut connection.out.ends else {
-            return;
-        };
-        ends.wake_peer();
-    }
-
     /// The client's process has ended, or (`ended` false) the watch on it was taken away.
     pub(super) fn client_exited(&mut self, key: Key, ended: bool) {
         let Some(connection) = self.connections.get_mut(key) else {
