@@ -12,7 +12,7 @@ use super::cut_off;
 use super::handler::{Handler, HandlerTable, Origin, Outcome, Request, RequestParts, Responder};
 use super::inbox::Inbox;
 use super::outgoing::Outgoing;
-use super::session::{Decision, Rules, same_secret};
+use super::session::{Decision, same_secret};
 use super::vec_pool::VecPool;
 use crate::config::SMALL_FRAME_BYTES;
 use crate::stats::{Transport, WorkerStats};
@@ -169,10 +169,7 @@ impl Dispatcher {
 
     #[inline(always)]
     fn decide(&self, connection: &Connection, header: &Header, served: bool) -> Decision {
-        let rules = Rules {
-            draining: self.draining,
-        };
-        connection.session.decide(header, rules, served)
+        connection.session.decide(header, served, self.draining)
     }
 
     #[inline(always)]

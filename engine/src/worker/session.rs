@@ -14,12 +14,6 @@ pub(super) struct Session {
     pub(super) peer_message_bytes_max: u32,
 }
 
-/// What holds for all connections of the server at the moment.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Rules {
-    pub(super) draining: bool,
-}
-
 /// What to do with a frame whose header and CRC are good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
@@ -65,22 +59,22 @@ impl Session {
             && self.is_admitted()
     }
 
-    /// Decides about one frame. `served`: there is a handler for its type.
+    /// Decides about one frame. `served`: there is a handler for its type. `draining`: the server stops.
     ///
     /// The decision about a plain request is inlined, so that it need not be passed through memory.
     #[inline(always)]
-    pub(super) fn decide(&self, header: &Header, rules: Rules, served: bool) -> Decision {
+    pub(super) fn decide(&self, header: &Header, served: bool, draining: bool) -> Decision {
         // Requests that the protocol itself answers have DISCONNECT or a lower type.
         let plain = header.flags == Flags::REQUEST && header.msg_type > msg_type::DISCONNECT;
-        if plain && served && self.is_admitted() && !rules.draining {
+        if plain && served && self.is_admitted() && !draining {
             Decision::Dispatch
         } else {
-            self.decide_other(header, rules, served)
+            self.decide_other(header, served, draining)
         }
     }
 
     #[inline(never)]
-    fn decide_other(&self, header: &Header, rules: Rules, served: bool) -> Decision {
+    fn decide_other(&self, header: &Header, served: bool, draining: bool) -> Decision {
         let request = header.flags.contains(Flags::REQUEST);
         // A server never asks, so no answer can be meant for it. And an ERROR that is no request is never
         // answered, or two sides could send errors to each other for ever.
@@ -100,7 +94,7 @@ impl Session {
             }
             msg_type::HANDSHAKE if self.is_handshake(header) => Decision::Handshake,
             _ if !served => Decision::Error(ErrorCode::UnknownType, UNKNOWN_TYPE),
-            _ if rules.draining => Decision::Error(ErrorCode::ShuttingDown, SHUTTING_DOWN),
+            _ if draining => Decision::Error(ErrorCode::ShuttingDown, SHUTTING_DOWN),
             _ => Decision::Dispatch,
         }
     }
@@ -125,8 +119,6 @@ pub(super) fn same_secret(given: &[u8], wanted: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    const OPEN: Rules = Rules { draining: false };
-
     fn header(flags: Flags, msg_type: u16) -> Header {
         Header::new(flags, msg_type, 7, 0)
     }
@@ -143,14 +135,13 @@ mod tests {
         let session = session(ProtocolVersion::V2);
         for msg_type in [1, msg_type::ECHO, 0x1234] {
             let header = header(Flags::REQUEST, msg_type);
-            assert_eq!(session.decide(&header, OPEN, true), Decision::Dispatch);
+            assert_eq!(session.decide(&header, true, false), Decision::Dispatch);
             assert!(matches!(
-                session.decide(&header, OPEN, false),
+                session.decide(&header, false, false),
                 Decision::Error(ErrorCode::UnknownType, _)
             ));
-            let draining = Rules { draining: true };
             assert!(matches!(
-                session.decide(&header, draining, true),
+                session.decide(&header, true, true),
                 Decision::Error(ErrorCode::ShuttingDown, _)
             ));
         }
@@ -160,14 +151,13 @@ mod tests {
     fn answers_and_one_way_errors_are_never_answered() {
         let mut session = session(ProtocolVersion::V2);
         session.authenticate_by_ns = 1;
-        let rules = Rules { draining: true };
         for (flags, msg_type) in [
             (Flags::RESPONSE, msg_type::ECHO),
             (Flags::RESPONSE, msg_type::ERROR),
             (Flags::NONE, msg_type::ERROR),
         ] {
             assert_eq!(
-                session.decide(&header(flags, msg_type), rules, false),
+                session.decide(&header(flags, msg_type), false, true),
                 Decision::Ignore
             );
         }
@@ -175,7 +165,6 @@ mod tests {
 
     #[test]
     fn only_a_handshake_opens_a_guarded_server() {
-        let rules = OPEN;
         let mut session = session(ProtocolVersion::V2);
         session.authenticate_by_ns = 1;
         for msg_type in [
@@ -185,22 +174,22 @@ mod tests {
             0x999,
         ] {
             assert!(matches!(
-                session.decide(&header(Flags::REQUEST, msg_type), rules, true),
+                session.decide(&header(Flags::REQUEST, msg_type), true, false),
                 Decision::Refuse(Refusal::NotAuthenticated)
             ));
         }
         let hello = header(Flags::REQUEST, msg_type::HANDSHAKE);
-        assert_eq!(session.decide(&hello, rules, false), Decision::Handshake);
+        assert_eq!(session.decide(&hello, false, false), Decision::Handshake);
         session.authenticate_by_ns = 0;
         let echo = header(Flags::REQUEST, msg_type::ECHO);
-        assert_eq!(session.decide(&echo, rules, true), Decision::Dispatch);
+        assert_eq!(session.decide(&echo, true, false), Decision::Dispatch);
         // Version 1 has no handshake, so there is no way in for it.
         let legacy = Session {
             version: Some(ProtocolVersion::V1),
             ..Session::new(1)
         };
         assert!(matches!(
-            legacy.decide(&hello, rules, false),
+            legacy.decide(&hello, false, false),
             Decision::Refuse(Refusal::NotAuthenticated)
         ));
     }
@@ -208,7 +197,7 @@ mod tests {
     #[test]
     fn the_protocol_serves_its_own_types() {
         let session = session(ProtocolVersion::V2);
-        let decide = |flags, msg_type| session.decide(&header(flags, msg_type), OPEN, false);
+        let decide = |flags, msg_type| session.decide(&header(flags, msg_type), false, false);
         assert_eq!(
             decide(Flags::REQUEST, msg_type::HEARTBEAT),
             Decision::Heartbeat
