@@ -278,12 +278,8 @@ impl Dispatcher {
             }
             Decision::Heartbeat => {
                 if let Some(report) = PoolReport::decode(payload) {
-                    let PoolReport {
-                        pool_id,
-                        acquired,
-                        reused,
-                    } = report;
-                    self.shared.registry.pool_report(pool_id, acquired, reused);
+                    let registry = &self.shared.registry;
+                    registry.pool_report(report.pool_id, report.acquired, report.reused);
                 }
                 self.answer(connection, header, header.msg_type, payload);
                 self.answered_inline[connection.transport().index()] += 1;
