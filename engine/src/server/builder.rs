@@ -148,7 +148,7 @@ impl ServerBuilder {
     pub fn start(self) -> Result<Server, ServerError> {
         self.check()?;
         let features = features()?;
-        let listener = match &self.address {
+        let mut listener = match &self.address {
             None => None,
             Some(address) => {
                 let address = resolve(address)?;
@@ -214,7 +214,6 @@ impl ServerBuilder {
             threads: Vec::with_capacity(workers),
             shm: None,
         };
-        let mut listener = listener;
         let pin = self.pin.unwrap_or(self.idle == IdleMode::Spin) && workers < cpus.len();
         // Relaxed: a number that nobody else has.
         let before = PINNED.fetch_add(if pin { workers } else { 0 }, Ordering::Relaxed);

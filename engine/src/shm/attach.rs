@@ -407,7 +407,7 @@ impl<P: Placement> AttachServer<P> {
             .word32(AT_SERVER_BYTES_MAX)
             .store(self.max_message_bytes, Ordering::Relaxed);
         segment.word64(AT_LIFE).store(life, Ordering::Relaxed);
-        // Release: pairs with the acquire in `join`.
+        // Release: pairs with the acquire in `join::attach`.
         segment
             .word64(layout::AT_MAGIC)
             .store(layout::MAGIC, Ordering::Release);

@@ -20,7 +20,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::slots::{SLOT_BYTES, SLOTS, Slot};
+use super::slots::{SLOT_BYTES, SLOTS, SLOTS_AT, Slot};
 use super::{doorbell, leftovers};
 use crate::sys::segment::{self, Segment};
 use crate::sys::{futex, process, record_lock};
@@ -46,7 +46,6 @@ pub(crate) const READY_BITS: usize = 1024;
 const SERVER_LIFE: u64 = u64::MAX;
 // All connections of the largest server, and its control segment, can be mapped.
 const _: () = assert!(WORKERS_MAX * READY_BITS < segment::MAPPED_MAX);
-const SLOTS_AT: usize = 2 * 4096;
 const CONTROL_BYTES: usize = SLOTS_AT + SLOTS * SLOT_BYTES;
 
 /// Why shared memory cannot be used.
@@ -164,7 +163,7 @@ impl Control {
             source,
         };
         // It gets its name when it is filled in and locked, so that nobody sees it half made.
-        let (segment, file) =
+        let (mut segment, file) =
             Segment::create_unnamed(CONTROL_BYTES, CONTROL_BYTES).map_err(not_made)?;
         lock(&file).map_err(not_made)?;
         record_lock::hold_byte(&file, SERVER_LIFE).map_err(not_made)?;
@@ -180,7 +179,14 @@ impl Control {
             match segment::publish(&file, &name) {
                 Ok(()) => {
                     leftovers::remove(&name);
-                    return Ok(Control::owned(segment, file, name, header));
+                    segment.keep_length(file);
+                    return Ok(Control {
+                        segment,
+                        path: segment::path(&name),
+                        name,
+                        owned: true,
+                        header,
+                    });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(not_made(error)),
@@ -210,17 +216,6 @@ impl Control {
             path,
             reason: "others keep replacing it".into(),
         })
-    }
-
-    fn owned(mut segment: Segment, file: File, name: String, header: ControlHeader) -> Control {
-        segment.keep_length(file);
-        Control {
-            segment,
-            path: segment::path(&name),
-            name,
-            owned: true,
-            header,
-        }
     }
 
     /// Repairs what another process has done to the server's segment: makes the file as long as it was, writes the
@@ -408,7 +403,15 @@ impl Control {
     }
 
     pub(super) fn slot(&self, index: usize) -> Slot<'_> {
-        Slot::new(&self.segment, SLOTS_AT, index)
+        Slot::new(&self.segment, index)
+    }
+
+    /// For the server: removes the segment's name, so that no client finds it any more.
+    pub(crate) fn remove(&self) {
+        // Only if it is ours: a successor may have made a new segment under the same name.
+        if self.owned && segment::is_at(&self.path, self.segment.identity()) {
+            let _ = segment::unlink(&self.name);
+        }
     }
 }
 
@@ -448,16 +451,6 @@ impl ControlHeader {
             start_ticks: segment.word64(AT_START_TICKS).load(Ordering::Relaxed),
             nonce: segment.word64(AT_NONCE).load(Ordering::Relaxed),
         })
-    }
-}
-
-impl Control {
-    /// For the server: removes the segment's name, so that no client finds it any more.
-    pub(crate) fn remove(&self) {
-        // Only if it is ours: a successor may have made a new segment under the same name.
-        if self.owned && segment::is_at(&self.path, self.segment.identity()) {
-            let _ = segment::unlink(&self.name);
-        }
     }
 }
 

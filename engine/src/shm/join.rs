@@ -167,10 +167,7 @@ impl Claim<'_> {
         // Ends with an answer, the server's end, or the deadline.
         loop {
             let state = self.slot.state();
-            if is_done() {
-                return Ok(None);
-            }
-            if !state.is_same_turn(self.state) {
+            if is_done() || !state.is_same_turn(self.state) {
                 return Ok(None);
             }
             if state != self.state {

@@ -17,6 +17,8 @@ use crate::sys::segment::Segment;
 /// Clients that may be attaching at a time.
 pub(super) const SLOTS: usize = 64;
 pub(super) const SLOT_BYTES: usize = 128;
+/// Where in the control segment the first one lies.
+pub(super) const SLOTS_AT: usize = 2 * 4096;
 const AT_CODE: usize = 16;
 const AT_NAME_BYTES: usize = 20;
 const AT_NAME: usize = 24;
@@ -79,10 +81,9 @@ pub(super) struct Slot<'a> {
 }
 
 impl<'a> Slot<'a> {
-    /// The slot `index` of those that begin at `slots_at`.
-    pub(super) fn new(segment: &'a Segment, slots_at: usize, index: usize) -> Slot<'a> {
+    pub(super) fn new(segment: &'a Segment, index: usize) -> Slot<'a> {
         assert!(index < SLOTS);
-        let at = slots_at + index * SLOT_BYTES;
+        let at = SLOTS_AT + index * SLOT_BYTES;
         Slot { segment, at }
     }
 

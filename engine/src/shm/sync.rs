@@ -1,5 +1,5 @@
-//! What [`super::ring`], [`super::ends`] and [`super::doorbell`] share memory and sleep with. The loom
-//! models compile the same files with substitutes for these.
+//! What [`super::producer`], [`super::consumer`], [`super::ends`] and [`super::doorbell`] share memory and sleep
+//! with. The loom models compile the same files with substitutes for these.
 
 pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
