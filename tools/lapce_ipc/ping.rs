@@ -17,6 +17,8 @@ const WARM_UP: u64 = 1_000;
 /// The bar is redrawn after this many answers, to stay out of the measurement's way.
 const REDRAW: u64 = 8_192;
 
+const OTHER_BYTES: Error = Error::InvalidRequest("an answer's bytes differ from its request's");
+
 #[derive(Args)]
 pub struct PingArguments {
     /// HOST:PORT, shm: or shm:INSTANCE
@@ -177,9 +179,7 @@ impl Run<'_> {
                 .call_into(msg_type::ECHO, self.payload, &mut answer)?;
             let took = start.elapsed();
             if answer != self.payload {
-                return Err(Error::InvalidRequest(
-                    "an answer's bytes differ from its request's",
-                ));
+                return Err(OTHER_BYTES);
             }
             if measured {
                 self.record(took, done);
@@ -209,19 +209,11 @@ impl Run<'_> {
                 done += 1;
                 match answer.result {
                     Ok(payload) if payload == self.payload => {}
-                    Ok(_) => {
-                        wrong = Some(Error::InvalidRequest(
-                            "an answer's bytes differ from its request's",
-                        ));
-                    }
+                    Ok(_) => wrong = Some(OTHER_BYTES),
                     Err(error) => wrong = Some(error),
                 }
                 if measured {
-                    let nanos = start.elapsed().as_nanos() as u64;
-                    self.latency.saturating_record(nanos);
-                    if done % REDRAW == 0 {
-                        self.bar.set_position(done);
-                    }
+                    self.record(start.elapsed(), done);
                 }
             })?;
             if let Some(error) = wrong.take() {

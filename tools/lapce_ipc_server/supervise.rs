@@ -28,7 +28,7 @@ const CHORES: Duration = Duration::from_secs(5);
 const COMFORTABLE_BYTES: u64 = 2_500_000;
 
 /// Runs until a signal ends it.
-pub fn run(config: Config, mut source: Source) -> Result<(), String> {
+pub fn run(mut config: Config, mut source: Source) -> Result<(), String> {
     let draining = Arc::new(AtomicBool::new(false));
     let mut signals =
         watch(&draining).map_err(|error| format!("signals cannot be watched: {error}"))?;
@@ -64,7 +64,6 @@ pub fn run(config: Config, mut source: Source) -> Result<(), String> {
     notify::send("READY=1");
     start_housekeeper(handle.clone(), signals.handle());
 
-    let mut config = config;
     for signal in signals.forever() {
         if signal != SIGHUP {
             break;
