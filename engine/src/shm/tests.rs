@@ -18,8 +18,6 @@ use super::consumer::Consumer;
 use super::ends::Ends;
 use super::layout::{ALIGN, CAPACITY, SEGMENT_BYTES, TO_CLIENT, TO_SERVER};
 use super::producer::Producer;
-use crate::client::Client;
-use crate::server::Server;
 use crate::sys::segment::{self, Segment};
 use crate::wire::{self, Flags, Header, msg_type};
 
@@ -320,36 +318,5 @@ fn whatever_is_in_memory_nothing_is_read_outside() {
                 rx.advance(&record);
             }
         }
-    }
-}
-
-#[test]
-fn large_messages_go_through_in_pieces() {
-    let instance = instance();
-    let _server = Server::builder().shm(&instance).start().unwrap();
-    let client = Client::connect(&format!("shm:{instance}")).unwrap();
-    for length in [RECORD_MAX - 24, RECORD_MAX, 200_000, 1 << 20, 10 << 20] {
-        let payload = pattern(length, 4);
-        assert_eq!(client.call(msg_type::ECHO, &payload).unwrap(), payload);
-    }
-}
-
-#[test]
-fn sleeping_sides_are_woken() {
-    for idle in [
-        crate::config::IdleMode::Park,
-        crate::config::IdleMode::Adaptive,
-    ] {
-        let instance = instance();
-        let server = Server::builder().idle(idle).shm(&instance).start().unwrap();
-        let client = Client::builder()
-            .idle(idle)
-            .connect(&format!("shm:{instance}"))
-            .unwrap();
-        for round in 0..3000 {
-            let payload = pattern(round % 200, round);
-            assert_eq!(client.call(msg_type::ECHO, &payload).unwrap(), payload);
-        }
-        server.stop();
     }
 }

@@ -130,37 +130,6 @@ fn without_reconnecting_everything_fails_with_what_became_of_it() {
 }
 
 #[test]
-fn a_server_that_is_gone_is_waited_for_until_the_timeout() {
-    let mut peer = Peer::serve(|mut stream| {
-        let frame = stream.next().unwrap();
-        stream.answer(&frame);
-    });
-    let address = peer.address().to_owned();
-    let client = Client::builder()
-        .timeout(Duration::from_secs(30))
-        .shm_upgrade(false)
-        .connect(&address)
-        .unwrap();
-    client.call(APP, b"x").unwrap();
-    peer.stop();
-    while client.is_connected() {
-        std::thread::yield_now();
-    }
-    let back = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(60));
-        Peer::serve_at(&address, |_, mut stream| {
-            while let Some(frame) = stream.next() {
-                stream.answer(&frame);
-            }
-        })
-    });
-    std::thread::sleep(Duration::from_millis(10));
-    assert_eq!(client.call(APP, b"back").unwrap(), b"back");
-    drop(client);
-    drop(back.join().unwrap());
-}
-
-#[test]
 fn a_pool_does_not_hand_out_what_has_ended() {
     let peer = Peer::serve_numbered(|number, mut stream| {
         if number == 0 {

@@ -358,16 +358,3 @@ fn what_a_killed_server_left_of_connections_is_removed() {
     let link = std::fs::remove_file(link).is_ok();
     assert_eq!((left, kept, link), ([false; 3], [true; 4], true));
 }
-
-#[test]
-fn no_server_is_said_in_the_guides_words() {
-    let error = Client::connect("shm:nobody_is_here")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with(
-            "Failed to open shared memory: /dev/shm/lapce_ipc_v2_nobody_is_here_control\n"
-        ),
-        "{error}"
-    );
-}
