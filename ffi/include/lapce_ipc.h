@@ -594,8 +594,8 @@ int lapce_ipc_reply_part(lapce_ipc_responder *responder, const void *payload, si
  * has ended. The request's payload does not outlive the handler: copy what is needed. */
 int lapce_ipc_detach(lapce_ipc_responder *responder, lapce_ipc_responder **later);
 
-/* 1 if the requester of a detached responder can no longer be reached, so that the work may as well stop;
- * 0 if it can, as far as is known. The responder is still to be ended. */
+/* 1 if the requester of a detached responder can no longer be reached, or has cancelled the request, so that
+ * the work may as well stop; else 0, as far as is known. The responder is still to be ended. */
 int lapce_ipc_is_gone(lapce_ipc_responder *responder);
 
 /* Writes the requester's address, or "shm", and a 0 after its end; as lapce_ipc_server_address. Only in
