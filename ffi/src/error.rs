@@ -96,7 +96,6 @@ pub(crate) fn code_of(error: &Error) -> c_int {
         Error::Unread { .. } => -libc::ENOBUFS,
         Error::PoolExhausted { .. } | Error::NotSent { .. } => -libc::EAGAIN,
         Error::Unavailable { .. } => -libc::ENOTCONN,
-        Error::Closed => -libc::ESHUTDOWN,
         _ => -libc::EIO,
     }
 }
