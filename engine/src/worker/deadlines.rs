@@ -77,7 +77,6 @@ impl Worker {
 
     /// Looks at the deadlines of all connections.
     pub(super) fn sweep(&mut self) {
-        let draining = self.drain_deadline_ns;
         // If the process was stopped or the machine slept, the peers' bytes may have arrived meanwhile:
         // all deadlines are postponed, so that those bytes are taken first.
         let late_ns = self.now_ns.saturating_sub(self.next_sweep_ns);
@@ -87,7 +86,7 @@ impl Worker {
             0
         };
         self.next_sweep_ns = self.now_ns
-            + if draining.is_some() {
+            + if self.drain_deadline_ns.is_some() {
                 SWEEP_DRAIN_NS
             } else {
                 SWEEP_NS
@@ -99,13 +98,13 @@ impl Worker {
         let mut keys = std::mem::take(&mut self.keys);
         self.connections.keys(&mut keys);
         for &key in &keys {
-            self.sweep_one(key, draining, excused_ns);
+            self.sweep_one(key, excused_ns);
         }
         self.keys = keys;
         self.swept = self.needs_sweeps();
     }
 
-    fn sweep_one(&mut self, key: Key, draining: Option<u64>, excused_ns: u64) {
+    fn sweep_one(&mut self, key: Key, excused_ns: u64) {
         let now_ns = self.now_ns;
         let Some(connection) = self.connections.get_mut(key) else {
             return;
@@ -151,7 +150,7 @@ impl Worker {
                 return self.touch(key);
             }
         }
-        let Some(drain_deadline_ns) = draining else {
+        let Some(drain_deadline_ns) = self.drain_deadline_ns else {
             return;
         };
         let connection = self.connections.get_mut(key).expect("looked up above");

@@ -168,13 +168,7 @@ pub(super) struct ReplyTo {
     pub(super) transport: Transport,
 }
 
-impl ReplyTo {
-    pub(super) fn flags(&self, last: bool) -> Flags {
-        answer_flags(self.priority, last)
-    }
-}
-
-fn answer_flags(priority: bool, last: bool) -> Flags {
+pub(super) fn answer_flags(priority: bool, last: bool) -> Flags {
     let mut flags = Flags::RESPONSE;
     if priority {
         flags = flags | Flags::PRIORITY;

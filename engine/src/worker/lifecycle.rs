@@ -2,6 +2,7 @@
 //! receiving is paused or resumed (backpressure), what it holds is charged to the budget, and it is closed
 //! when it has ended. And how draining begins.
 
+use std::io::ErrorKind::{Interrupted, WouldBlock};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
@@ -128,8 +129,7 @@ impl Worker {
         if alone {
             match socket::send_now(fd, &out.staged) {
                 Ok(sent) => from = sent,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.kind(), WouldBlock | Interrupted) => {}
                 Err(_) => {
                     connection.phase = Phase::Closing;
                     return;

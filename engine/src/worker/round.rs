@@ -4,6 +4,7 @@ use super::Worker;
 use super::batch::{Chunk, Item, Run};
 use super::connection::{Connection, Phase, Waiting};
 use super::deferred::{Answer, Body};
+use super::handler::answer_flags;
 use super::inbox::Message;
 use crate::stats::Transport;
 use crate::sys::clock;
@@ -108,7 +109,7 @@ impl Worker {
                 Body::Part(payload) | Body::Last(payload) => out.frame(
                     pool,
                     to.version,
-                    to.flags(last),
+                    answer_flags(to.priority, last),
                     to.msg_type,
                     to.msg_id,
                     payload,
