@@ -388,24 +388,16 @@ impl<P: Placement> AttachServer<P> {
         let life = random();
         let name = connection_name(&self.control.name, life);
         let (segment, file) = Segment::create(&name, layout::SEGMENT_BYTES, layout::PAGE)?;
-        segment
-            .word32(AT_VERSION)
-            .store(layout::VERSION, Ordering::Relaxed);
-        segment
-            .word32(AT_CAPACITY)
-            .store(layout::CAPACITY as u32, Ordering::Relaxed);
-        segment
-            .word32(AT_SERVER_PID)
-            .store(std::process::id(), Ordering::Relaxed);
-        segment
-            .word32(AT_WORKER)
-            .store(worker as u32, Ordering::Relaxed);
-        segment
-            .word32(AT_READY_BIT)
-            .store(ready_bit as u32, Ordering::Relaxed);
-        segment
-            .word32(AT_SERVER_BYTES_MAX)
-            .store(self.max_message_bytes, Ordering::Relaxed);
+        for (at, value) in [
+            (AT_VERSION, layout::VERSION),
+            (AT_CAPACITY, layout::CAPACITY as u32),
+            (AT_SERVER_PID, std::process::id()),
+            (AT_WORKER, worker as u32),
+            (AT_READY_BIT, ready_bit as u32),
+            (AT_SERVER_BYTES_MAX, self.max_message_bytes),
+        ] {
+            segment.word32(at).store(value, Ordering::Relaxed);
+        }
         segment.word64(AT_LIFE).store(life, Ordering::Relaxed);
         // Release: pairs with the acquire in `join::attach`.
         segment

@@ -417,19 +417,16 @@ impl Control {
 
 impl ControlHeader {
     fn write(&self, segment: &Segment) {
-        segment.word32(AT_VERSION).store(VERSION, Ordering::Relaxed);
-        segment
-            .word32(AT_BYTES)
-            .store(CONTROL_BYTES as u32, Ordering::Relaxed);
-        segment
-            .word32(AT_SERVER_PID)
-            .store(self.server_pid, Ordering::Relaxed);
-        segment
-            .word64(AT_START_TICKS)
-            .store(self.start_ticks, Ordering::Relaxed);
-        segment
-            .word64(AT_NONCE)
-            .store(self.nonce, Ordering::Relaxed);
+        for (at, value) in [
+            (AT_VERSION, VERSION),
+            (AT_BYTES, CONTROL_BYTES as u32),
+            (AT_SERVER_PID, self.server_pid),
+        ] {
+            segment.word32(at).store(value, Ordering::Relaxed);
+        }
+        for (at, value) in [(AT_START_TICKS, self.start_ticks), (AT_NONCE, self.nonce)] {
+            segment.word64(at).store(value, Ordering::Relaxed);
+        }
         // Release: pairs with the acquire in `read`: whoever sees the magic sees the rest.
         segment.word64(0).store(MAGIC, Ordering::Release);
     }
