@@ -90,16 +90,17 @@ impl<T> Handles<T> {
     /// Keeps a value and returns its handle. Drops it if there are too many `what`.
     pub(crate) fn insert(&self, value: T, what: &str) -> Result<u64, Fault> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let all_used = places.used as usize == CHUNKS * CHUNK_SLOTS;
         // Free places are used again late, and the oldest first, so that stale handles are recognised for long.
-        let reuse = places.free.len() > CHUNK_SLOTS / 2;
-        let place = match places.free.pop_front() {
-            Some(place) if reuse || places.used as usize == CHUNKS * CHUNK_SLOTS => place,
-            other => {
-                places.free.extend(other);
-                if places.used as usize == CHUNKS * CHUNK_SLOTS {
-                    drop(places);
-                    return Err(Fault::Other(-libc::EMFILE, format!("too many {what}")));
-                }
+        let reuse = all_used || places.free.len() > CHUNK_SLOTS / 2;
+        let free = if reuse { places.free.pop_front() } else { None };
+        let place = match free {
+            Some(place) => place,
+            None if all_used => {
+                drop(places);
+                return Err(Fault::Other(-libc::EMFILE, format!("too many {what}")));
+            }
+            None => {
                 let place = places.used;
                 if (place as usize).is_multiple_of(CHUNK_SLOTS) {
                     let chunk: Box<[Slot<T>]> = (0..CHUNK_SLOTS)
