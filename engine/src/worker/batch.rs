@@ -229,8 +229,8 @@ impl Worker {
                 None => match ProtocolVersion::detect(first) {
                     Some(version) => {
                         connection.session.version = Some(version);
-                        if version == ProtocolVersion::V1 {
-                            self.legacy_client_came(key);
+                        if let (ProtocolVersion::V1, Some(peer)) = (version, connection.peer) {
+                            self.shared.registry.legacy_client(peer.ip());
                         }
                         continue;
                     }
@@ -339,16 +339,6 @@ impl Worker {
         let Some(mut joined) = cut else { return chunk };
         joined.extend_from_slice(self.batch.bytes(chunk, &self.driver));
         self.batch.add_chunk(Chunk::Owned(joined))
-    }
-
-    fn legacy_client_came(&mut self, key: Key) {
-        let peer = self
-            .connections
-            .get(key)
-            .and_then(|connection| connection.peer);
-        if let Some(peer) = peer {
-            self.shared.registry.legacy_client(peer.ip());
-        }
     }
 
     /// Refuses a version 1 connection where those are not served: in version 1, and with the request's id,
