@@ -33,12 +33,6 @@ impl WaitPolicy {
         self.wait_ns = self.wait_ns - self.wait_ns / 8 + nanos.min(PAUSE_NS) / 8;
     }
 
-    /// Something came so soon that the clock was not looked at.
-    #[inline]
-    pub(super) fn waited_little(&mut self) {
-        self.waited(0);
-    }
-
     /// Whether waiting begins with spinning.
     #[inline]
     pub(super) fn spins(&self) -> bool {
