@@ -48,7 +48,7 @@ impl Worker {
     /// is ever hot.
     pub(super) fn take_hot(&mut self) -> bool {
         let Some(key) = self.hot else { return false };
-        let fd = match self.connections.get(key) {
+        let fd = match self.connections.get_mut(key) {
             Some(connection) if connection.tcp.receiving && !connection.tcp.stopping => {
                 connection.tcp.fd.as_ref().map(AsRawFd::as_raw_fd)
             }

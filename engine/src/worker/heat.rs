@@ -178,22 +178,16 @@ impl Worker {
 
     /// Makes hot rings cold that had nothing for a while.
     pub(super) fn cool_old_rings(&mut self) {
-        self.now_ns = clock::now_ns();
+        let now_ns = clock::now_ns();
+        self.now_ns = now_ns;
+        let is_old = |link: &mut ShmState| now_ns.saturating_sub(link.last_record_ns) >= HOT_NS;
         let mut index = 0;
         // A ring that becomes cold leaves the list.
         for _ in 0..self.rings.hot.len() {
             let Some(&key) = self.rings.hot.get(index) else {
                 return;
             };
-            let old = match self
-                .connections
-                .get(key)
-                .and_then(|connection| connection.shm.as_ref())
-            {
-                Some(link) => self.now_ns.saturating_sub(link.last_record_ns) >= HOT_NS,
-                None => true,
-            };
-            if !old || !self.cool(key, true) {
+            if !self.link(key).is_none_or(is_old) || !self.cool(key, true) {
                 index += 1;
             }
         }

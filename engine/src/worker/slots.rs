@@ -56,15 +56,6 @@ impl<T> Slots<T> {
         }
     }
 
-    pub(super) fn get(&self, key: Key) -> Option<&T> {
-        let slot = self.slots.get(key.index as usize)?;
-        if slot.generation == key.generation {
-            slot.value.as_ref()
-        } else {
-            None
-        }
-    }
-
     pub(super) fn remove(&mut self, key: Key) -> Option<T> {
         let slot = self.slots.get_mut(key.index as usize)?;
         if slot.generation != key.generation {
@@ -100,7 +91,7 @@ mod tests {
         assert_eq!(slots.remove(first), Some("first"));
         let second = slots.insert("second");
         assert_eq!(first.index, second.index);
-        assert!(slots.get_mut(first).is_none() && slots.get(first).is_none());
+        assert!(slots.get_mut(first).is_none());
         assert_eq!(slots.remove(first), None);
         assert_eq!(slots.get_mut(second).copied(), Some("second"));
         assert_eq!(slots.len(), 1);
