@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use super::shm::{ShmOffer, ShmService};
+use super::shm::ShmService;
 use super::{Server, ServerError, ServerHandle};
 use crate::config::{IdleMode, Limits, check_token};
 use crate::process::wait_for_port;
@@ -203,11 +203,10 @@ impl ServerBuilder {
             ready_bits: (0..workers).map(|_| ReadyBits::new()).collect(),
         });
         shared.set_idle_mode(self.idle);
-        let offer = control.clone().map(ShmOffer::new);
         let handle = ServerHandle {
             shared: shared.clone(),
             local_addr,
-            shm: offer.clone(),
+            control: control.clone(),
         };
         let mut server = Server {
             handle,
@@ -254,10 +253,10 @@ impl ServerBuilder {
                 Err(_) => return Err(ServerError::Thread(io::Error::other("a worker panicked"))),
             }
         }
-        if let Some(offer) = offer {
+        if let Some(control) = control {
             let handle = server.handle();
             let failed = move || handle.fail("the thread that attaches clients");
-            server.shm = Some(ShmService::start(offer, shared, failed)?);
+            server.shm = Some(ShmService::start(control, shared, failed)?);
         }
         Ok(server)
     }

@@ -14,9 +14,10 @@ use std::time::Duration;
 
 pub use builder::ServerBuilder;
 pub use error::ServerError;
-use shm::{ShmOffer, ShmService};
+use shm::ShmService;
 
 use crate::config::IdleMode;
+use crate::shm::Control;
 use crate::stats::Snapshot;
 use crate::worker::Shared;
 
@@ -50,7 +51,7 @@ pub struct Server {
 pub struct ServerHandle {
     shared: Arc<Shared>,
     local_addr: Option<SocketAddr>,
-    shm: Option<ShmOffer>,
+    control: Option<Arc<Control>>,
 }
 
 impl Server {
@@ -69,8 +70,8 @@ impl Server {
     /// The path of the control segment by which clients find its shared memory; `None` if it
     /// offers none.
     pub fn shm_path(&self) -> Option<String> {
-        let offer = self.handle.shm.as_ref();
-        offer.map(|offer| offer.control.path.clone())
+        let control = self.handle.control.as_ref();
+        control.map(|control| control.path.clone())
     }
 
     /// The statistics so far, merged over all workers. Costs the workers nothing.
@@ -149,8 +150,8 @@ impl ServerHandle {
     /// Begins a graceful stop, as [`Server::stop`] does, and returns at once. From here on no client gets a new
     /// connection, over either transport.
     pub fn begin_stop(&self) {
-        if let Some(offer) = &self.shm {
-            offer.withdraw();
+        if let Some(control) = &self.control {
+            control.withdraw();
         }
         for inbox in &self.shared.inboxes {
             inbox.ask_to_drain();

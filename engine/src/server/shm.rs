@@ -1,45 +1,20 @@
 //! The server's shared memory: the control segment and the thread that attaches clients.
 
-use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 
 use super::ServerError;
-use crate::shm::{self, AttachServer, Control, Placement, ReadyBits, ServerEnd};
+use crate::shm::{AttachServer, Control, Lives, Placement, ReadyBits, ServerEnd};
 use crate::sys::sigbus;
 use crate::worker::{Message, Shared};
 
 /// Stack of the attach thread.
 const STACK_BYTES: usize = 64 * 1024;
 
-/// A control segment that is offered, until it is withdrawn.
-#[derive(Clone)]
-pub(super) struct ShmOffer {
-    pub(super) control: Arc<Control>,
-    withdrawn: Arc<AtomicBool>,
-}
-
-impl ShmOffer {
-    pub(super) fn new(control: Arc<Control>) -> ShmOffer {
-        ShmOffer {
-            control,
-            withdrawn: Arc::new(AtomicBool::new(false)),
-        }
-    }
-
-    /// Takes the name away, and has nobody attached from now on. Does not wait.
-    pub(super) fn withdraw(&self) {
-        // In this order, so that the thread which looks after the name does not miss it.
-        shm::stop(&self.control, &self.withdrawn);
-        self.control.remove();
-    }
-}
-
 /// The thread that attaches clients.
 pub(super) struct ShmService {
-    offer: ShmOffer,
+    control: Arc<Control>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -85,18 +60,17 @@ impl Placement for Workers {
 
 impl ShmService {
     pub(super) fn start(
-        offer: ShmOffer,
+        control: Arc<Control>,
         shared: Arc<Shared>,
         failed: impl FnOnce() + Send + 'static,
     ) -> Result<Self, ServerError> {
         let server = AttachServer {
-            control: offer.control.clone(),
+            control: control.clone(),
             workers: shared.inboxes.len(),
             max_message_bytes: shared.limits.max_message_bytes,
             placement: Workers(shared),
-            stop: offer.withdrawn.clone(),
-            is_full: Cell::new(false),
-            lives: shm::Lives::default(),
+            is_full: false,
+            lives: Lives::default(),
         };
         let thread = std::thread::Builder::new()
             .name("lapce-ipc-attach".into())
@@ -109,14 +83,14 @@ impl ShmService {
             })
             .map_err(ServerError::Thread)?;
         Ok(ShmService {
-            offer,
+            control,
             thread: Some(thread),
         })
     }
 
-    /// Withdraws the offer, and waits for the thread.
+    /// Withdraws the control segment, and waits for the thread.
     pub(super) fn stop(&mut self) {
-        self.offer.withdraw();
+        self.control.withdraw();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {

@@ -6,9 +6,8 @@
 //! finds out by that lock which process it is, watches it, removes the segment's name and delivers the connection to
 //! a worker.
 
-use std::cell::{Cell, RefCell};
 use std::fs::File;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -127,29 +126,28 @@ struct Life {
 /// All such connections, and when they were last checked.
 #[derive(Debug, Default)]
 pub(crate) struct Lives {
-    all: RefCell<Vec<Life>>,
-    looked: Cell<Option<Instant>>,
+    all: Vec<Life>,
+    looked: Option<Instant>,
 }
 
 impl Lives {
-    fn add(&self, life: Life) {
-        let mut lives = self.all.borrow_mut();
-        if lives.len() == lives.capacity() {
-            lives.retain(|life| life.segment.strong_count() > 0);
+    fn add(&mut self, life: Life) {
+        if self.all.len() == self.all.capacity() {
+            self.all.retain(|life| life.segment.strong_count() > 0);
         }
-        lives.push(life);
+        self.all.push(life);
     }
 
     /// Ends the connections whose clients have left them, unless that was checked within `at_most_every`. Returns
     /// whether there were any.
-    fn look_after(&self, control: &Control, at_most_every: Duration) -> bool {
-        let looked = self.looked.get();
-        if looked.is_some_and(|looked| looked.elapsed() < at_most_every) {
+    fn look_after(&mut self, control: &Control, at_most_every: Duration) -> bool {
+        let recent = |looked: Instant| looked.elapsed() < at_most_every;
+        if self.looked.is_some_and(recent) {
             return false;
         }
         let mut any = false;
-        self.looked.set(Some(Instant::now()));
-        self.all.borrow_mut().retain(|life| {
+        self.looked = Some(Instant::now());
+        self.all.retain(|life| {
             let Some(segment) = life.segment.upgrade() else {
                 return false;
             };
@@ -167,17 +165,16 @@ impl Lives {
     }
 }
 
-/// Makes connections until told to stop.
+/// Makes connections until the control segment is withdrawn.
 pub(crate) struct AttachServer<P> {
     pub(crate) control: Arc<Control>,
     pub(crate) placement: P,
     /// How many workers there are.
     pub(crate) workers: usize,
-    pub(crate) stop: Arc<AtomicBool>,
     /// The longest payload that the server accepts.
     pub(crate) max_message_bytes: u32,
     /// The last client was refused because there is no place, and the log has said so.
-    pub(crate) is_full: Cell<bool>,
+    pub(crate) is_full: bool,
     pub(crate) lives: Lives,
 }
 
@@ -189,48 +186,43 @@ fn is_shortage(error: &std::io::Error) -> bool {
         .is_some_and(|code| shortages.contains(&code))
 }
 
-/// Has the thread of an [`AttachServer`] end: at once, or at the latest after [`LOOK`].
-pub(crate) fn stop(control: &Control, stop: &AtomicBool) {
-    stop.store(true, Ordering::Release);
-    control.call_server();
-}
-
 impl<P: Placement> AttachServer<P> {
-    /// Runs on a thread of its own.
-    pub(crate) fn run(self) {
+    /// Runs on a thread of its own. Ends at once when the segment is withdrawn, or at the latest after [`LOOK`].
+    pub(crate) fn run(mut self) {
+        let control = self.control.clone();
         let mut watches: Vec<Watch> = (0..SLOTS).map(|_| Watch::default()).collect();
         let mut told = None;
         // Unbounded by design: ends when the server stops. It never sleeps for long, since any client may overwrite
         // the word that it sleeps on.
         loop {
             // Acquire: pairs with the release in `Control::call_server`.
-            let calls = self.control.attach_word().load(Ordering::Acquire);
-            if self.stop.load(Ordering::Acquire) {
+            let calls = control.attach_word().load(Ordering::Acquire);
+            if control.is_withdrawn() {
                 break;
             }
-            let wrong = self.control.look_after(self.workers);
+            let wrong = control.look_after(self.workers);
             // A server that stops removes the name itself, which is nothing to complain of.
             if wrong != told
                 && let Some(wrong) = wrong
-                && !self.stop.load(Ordering::Acquire)
+                && !control.is_withdrawn()
             {
-                log::error!("{}: {wrong}", self.control.path);
+                log::error!("{}: {wrong}", control.path);
             }
             told = wrong;
-            self.lives.look_after(&self.control, LIVES_LOOK);
+            self.lives.look_after(&control, LIVES_LOOK);
             for (index, watch) in watches.iter_mut().enumerate() {
-                self.serve_slot(self.control.slot(index), watch);
+                self.serve_slot(control.slot(index), watch);
             }
-            futex::wait(self.control.attach_word(), calls, Some(LOOK));
+            futex::wait(control.attach_word(), calls, Some(LOOK));
         }
         for (index, watch) in watches.iter_mut().enumerate() {
-            let slot = self.control.slot(index);
+            let slot = control.slot(index);
             self.abandon(slot, slot.state(), watch);
         }
     }
 
     /// Does what a slot needs: makes a connection, delivers one, or frees a slot whose client has stopped.
-    fn serve_slot(&self, slot: Slot<'_>, watch: &mut Watch) {
+    fn serve_slot(&mut self, slot: Slot<'_>, watch: &mut Watch) {
         let state = slot.state();
         let stage = state.stage();
         let is_over = |pending: &mut Pending| {
@@ -280,8 +272,8 @@ impl<P: Placement> AttachServer<P> {
 
     /// Refuses a connection because there is no place or memory for it. The log says why, once until a connection is
     /// made again.
-    fn refuse_for_want(&self, slot: Slot<'_>, state: State, why: &str) {
-        if !self.is_full.replace(true) {
+    fn refuse_for_want(&mut self, slot: Slot<'_>, state: State, why: &str) {
+        if !std::mem::replace(&mut self.is_full, true) {
             log::warn!("shared-memory connections are refused: {why}");
         }
         let any_left = self.lives.look_after(&self.control, SHORTAGE_LOOK);
@@ -299,7 +291,7 @@ impl<P: Placement> AttachServer<P> {
     }
 
     /// Makes a connection for a client that requests one.
-    fn make(&self, slot: Slot<'_>, state: State, watch: &mut Watch) {
+    fn make(&mut self, slot: Slot<'_>, state: State, watch: &mut Watch) {
         let Some(worker) = self.placement.place() else {
             return self.refuse_for_want(slot, state, "limits.max_connections is reached");
         };
@@ -326,7 +318,7 @@ impl<P: Placement> AttachServer<P> {
 
     /// Delivers a connection to its worker, if the client's process can be watched. Otherwise its end would not be
     /// noticed, and its place would be lost.
-    fn deliver(&self, slot: Slot<'_>, state: State, pending: Pending) {
+    fn deliver(&mut self, slot: Slot<'_>, state: State, pending: Pending) {
         // The holder is asked for again after the pidfd is open: if the process still holds the lock, its pid has not
         // become another's in between.
         let client = record_lock::holder(&pending.file).and_then(|pid| {
@@ -338,7 +330,7 @@ impl<P: Placement> AttachServer<P> {
         });
         match client {
             Ok(pidfd) => {
-                self.is_full.set(false);
+                self.is_full = false;
                 // Both sides have it mapped, so it needs no name. From here on a crash leaves no file behind.
                 let _ = segment::unlink(&pending.name);
                 // The slot alone proves nothing to the client, since any process of the user may write there.

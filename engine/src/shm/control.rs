@@ -18,7 +18,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::slots::{SLOT_BYTES, SLOTS, SLOTS_AT, Slot};
 use super::{doorbell, leftovers};
@@ -129,6 +129,8 @@ pub(crate) struct Control {
     /// This is the server's. Its file is kept open and holds the lock which proves that the server lives, and its
     /// name is removed at the end.
     owned: bool,
+    /// For the server: nobody is to be attached any more.
+    withdrawn: AtomicBool,
     header: ControlHeader,
 }
 
@@ -185,6 +187,7 @@ impl Control {
                         path: segment::path(&name),
                         name,
                         owned: true,
+                        withdrawn: AtomicBool::new(false),
                         header,
                     });
                 }
@@ -286,6 +289,7 @@ impl Control {
             path,
             name: name.to_owned(),
             owned: false,
+            withdrawn: AtomicBool::new(false),
             header,
         };
         let lives = header.server_lives().map_err(|error| ShmError::Unusable {
@@ -406,8 +410,22 @@ impl Control {
         Slot::new(&self.segment, index)
     }
 
+    /// For the server: takes the segment's name away, and has nobody attached from now on. Does not wait.
+    pub(crate) fn withdraw(&self) {
+        // Before the name, so that the thread which looks after that does not miss it. Release: pairs with the
+        // acquire in `is_withdrawn`.
+        self.withdrawn.store(true, Ordering::Release);
+        self.call_server();
+        self.remove();
+    }
+
+    pub(super) fn is_withdrawn(&self) -> bool {
+        // Acquire: pairs with the release in `withdraw`.
+        self.withdrawn.load(Ordering::Acquire)
+    }
+
     /// For the server: removes the segment's name, so that no client finds it any more.
-    pub(crate) fn remove(&self) {
+    fn remove(&self) {
         // Only if it is ours: a successor may have made a new segment under the same name.
         if self.owned && segment::is_at(&self.path, self.segment.identity()) {
             let _ = segment::unlink(&self.name);
