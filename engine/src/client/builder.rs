@@ -202,9 +202,14 @@ impl ClientBuilder {
     /// server's own [`Error::Remote`] if it refuses the auth token, or [`Error::InvalidRequest`] naming the
     /// setting that is out of its range.
     pub fn connect(self, address: &str) -> Result<Client, Error> {
+        self.connect_within(address, Duration::MAX)
+    }
+
+    /// As [`ClientBuilder::connect`], within `limit` if that is shorter than the connect timeout.
+    pub(crate) fn connect_within(self, address: &str, limit: Duration) -> Result<Client, Error> {
         let address = Address::parse(address)?;
         self.check()?;
-        Ok(Client::new(Inner::connect(self.options, address)?))
+        Ok(Client::new(Inner::connect(self.options, address, limit)?))
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
@@ -225,19 +230,6 @@ impl ClientBuilder {
             return Ok(());
         };
         Err(Error::InvalidRequest(wrong))
-    }
-
-    /// As [`ClientBuilder::connect`], within `limit` if that is shorter than the connect timeout.
-    pub(crate) fn connect_within(
-        mut self,
-        address: &str,
-        limit: Duration,
-    ) -> Result<Client, Error> {
-        let usual = self.options.connect_timeout;
-        self.options.connect_timeout = usual.min(limit);
-        let client = self.connect(address)?;
-        client.set_connect_timeout(usual);
-        Ok(client)
     }
 }
 

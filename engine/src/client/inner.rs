@@ -2,6 +2,8 @@
 //! answers. [`super::send`] sends, [`super::receive`] takes what comes, [`super::loss`] deals with lost
 //! connections, [`super::reconnect`] makes new ones.
 
+use std::time::Duration;
+
 use hdrhistogram::Histogram;
 
 use super::address::Address;
@@ -67,8 +69,12 @@ pub(super) struct Inner {
 }
 
 impl Inner {
-    pub(super) fn connect(options: Options, address: Address) -> Result<Inner, Error> {
-        let mut deadline = Deadline::after(options.connect_timeout);
+    pub(super) fn connect(
+        options: Options,
+        address: Address,
+        limit: Duration,
+    ) -> Result<Inner, Error> {
+        let mut deadline = Deadline::after(options.connect_timeout.min(limit));
         let Opened { channel, peer } = connect::open(&options, &address, deadline.at_ns())?;
         Ok(Inner {
             flights: Flights::new(options.max_inflight),

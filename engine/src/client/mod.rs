@@ -583,10 +583,6 @@ impl Client {
         self.inner.borrow().round_trips.clone()
     }
 
-    fn set_connect_timeout(&self, timeout: Duration) {
-        self.inner.borrow_mut().options.connect_timeout = timeout;
-    }
-
     /// Whether the connection of a client with nothing in flight is up. What has arrived and nobody waits for
     /// is dropped, since the connection's end may come after it.
     pub(crate) fn is_alive(&self) -> bool {
