@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -112,7 +112,7 @@ impl Watch {
         }
         if self.connection != Some(connection) {
             self.leave_ring();
-            *self.lock() = Some(Arc::new(link.sleeper()?));
+            *self.shared.sleeper() = Some(Arc::new(link.sleeper()?));
             self.connection = Some(connection);
         }
         if self.thread.is_none() {
@@ -152,15 +152,10 @@ impl Watch {
     /// Lets go of a connection that was lost.
     fn leave_ring(&mut self) {
         if self.connection.take().is_some()
-            && let Some(before) = self.lock().take()
+            && let Some(before) = self.shared.sleeper().take()
         {
             before.wake();
         }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Sleeper>>> {
-        let sleeper = &self.shared.sleeper;
-        sleeper.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -173,7 +168,7 @@ impl Drop for Watch {
         futex::wake(&self.shared.state, 1);
         // It may sleep on the ring's word instead, or be about to: then it sees STOP when it is woken, or at
         // the latest after SLEEP_MAX.
-        if let Some(sleeper) = &*self.lock() {
+        if let Some(sleeper) = &*self.shared.sleeper() {
             sleeper.wake();
         }
         let _ = thread.join();
@@ -187,11 +182,17 @@ impl std::fmt::Debug for Watch {
 }
 
 impl Shared {
-    fn disarm(&self) {
-        // It fails if the thread has told already, or the watch was not armed.
-        let _ = self
+    fn sleeper(&self) -> MutexGuard<'_, Option<Arc<Sleeper>>> {
+        self.sleeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever moves the state away from ARMED acts: the client by working, the thread by telling. False if the
+    /// other has, or the watch was not armed.
+    fn disarm(&self) -> bool {
+        let armed = self
             .state
             .compare_exchange(ARMED, OFF, Ordering::AcqRel, Ordering::Relaxed);
+        armed.is_ok()
     }
 
     /// Ends when the watch is dropped.
@@ -216,22 +217,8 @@ impl Shared {
                 }
             }
             // A statement of its own, so that the lock is not held during the sleep.
-            let sleeper = self
-                .sleeper
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
-            let Some(sleeper) = sleeper else {
-                continue;
-            };
-            if !sleeper.sleep(SLEEP_MAX) {
-                continue;
-            }
-            // Whoever moves the state away from ARMED acts: the client by working, this thread by telling.
-            let told = self
-                .state
-                .compare_exchange(ARMED, OFF, Ordering::AcqRel, Ordering::Relaxed);
-            if told.is_ok() {
+            let sleeper = self.sleeper().clone();
+            if sleeper.is_some_and(|sleeper| sleeper.sleep(SLEEP_MAX)) && self.disarm() {
                 (self.tell)();
             }
         }
