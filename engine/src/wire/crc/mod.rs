@@ -73,18 +73,8 @@ pub fn append(crc: u32, bytes: &[u8]) -> u32 {
     !unsafe { kernel::run::<false>(std::ptr::null_mut(), bytes.as_ptr(), bytes.len(), !crc) }
 }
 
-/// Copies `src` to `dst` and returns `append(crc, src)`, in one pass.
-///
-/// # Panics
-/// If the lengths differ.
-#[inline]
-pub fn copy(dst: &mut [u8], src: &[u8], crc: u32) -> u32 {
-    assert_eq!(dst.len(), src.len(), "copy between unequal lengths");
-    // SAFETY: both are slices of this length, and a mutable one overlaps no other.
-    unsafe { copy_raw(dst.as_mut_ptr(), src.as_ptr(), src.len(), crc) }
-}
-
-/// As [`copy`], for memory that another process may be reading or writing at the same time.
+/// Copies `len` bytes from `src` to `dst` and returns `append(crc, src)`, in one pass; for memory that another process
+/// may be reading or writing at the same time.
 ///
 /// Each byte is read once: the CRC is that of the bytes that end up in `dst`, whatever another
 /// process does to `src` meanwhile. No reference to either side is formed.

@@ -341,12 +341,6 @@ fn frames_by_every_kernel() {
 }
 
 #[test]
-#[should_panic(expected = "unequal lengths")]
-fn copy_refuses_unequal_lengths() {
-    copy(&mut [0; 3], &[0; 4], 0);
-}
-
-#[test]
 #[should_panic(expected = "a CRC for every frame")]
 fn frame_batch_refuses_too_few_places() {
     frame_batch(&[&HEARTBEAT, &HEARTBEAT], &mut [0]);
