@@ -10,21 +10,6 @@ fn header_for(flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) -> Heade
     Header::new(flags, msg_type, msg_id, length)
 }
 
-/// Writes a frame to the start of `out`, copying the payload and computing the CRC in one pass,
-/// and returns its length.
-///
-/// # Panics
-/// If `out` is shorter than the frame.
-#[cfg(test)]
-pub fn encode(out: &mut [u8], flags: Flags, msg_type: u16, msg_id: u64, payload: &[u8]) -> usize {
-    crc::frame_copy(
-        out,
-        &header_for(flags, msg_type, msg_id, payload).to_bytes(),
-        payload,
-    );
-    HEADER_BYTES + payload.len()
-}
-
 /// What stays in the first-level cache from the sum to the copy.
 const PIECE_BYTES: usize = 16 * 1024;
 

@@ -35,8 +35,6 @@ pub use error::{
     ERROR_TEXT_BYTES_MAX, ErrorCode, Refusal, decode_error_payload, encode_error_payload,
 };
 pub use flags::Flags;
-#[cfg(test)]
-pub use frame::encode;
 pub use frame::{VERIFY_BATCH, encode_to, verify, verify_batch};
 pub(crate) use frame::{check_crc, good_row};
 pub use handshake::{Hello, capability};

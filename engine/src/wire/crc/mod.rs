@@ -5,7 +5,7 @@
 //! `append(crc32c(a), b)` is the CRC of `a` followed by `b`. The kernels work on the register
 //! inside, its complement, called `state` there.
 //!
-//! Per frame there is one call into a kernel ([`frame_crc`], [`frame_copy`]): code for a processor
+//! Per frame there is one call into a kernel ([`frame_crc`], [`frame_append`]): code for a processor
 //! feature cannot be inlined into code without it, so the call cannot be saved, only not repeated.
 
 mod batch;
@@ -200,23 +200,4 @@ unsafe fn append_parts(
 pub unsafe fn frame_copy_raw(header: Words, dst: *mut u8, src: *const u8, len: usize) -> u32 {
     // SAFETY: the caller's promises are the kernel's.
     !unsafe { kernel::frame::<true>(header, dst, src, len) }
-}
-
-/// Writes a whole frame to the start of `dst`: `header` with its CRC put in, then `payload`.
-/// Returns the CRC.
-///
-/// # Panics
-/// If `dst` is shorter than the frame.
-#[inline]
-pub fn frame_copy(dst: &mut [u8], header: &[u8; HEADER_BYTES], payload: &[u8]) -> u32 {
-    let (head, rest) = dst.split_at_mut(HEADER_BYTES);
-    let rest = &mut rest[..payload.len()];
-    // SAFETY: `rest` has the payload's length, and a mutable slice overlaps no other.
-    let crc = unsafe {
-        let rest = rest.as_mut_ptr();
-        frame_copy_raw(header_words(header), rest, payload.as_ptr(), payload.len())
-    };
-    head.copy_from_slice(header);
-    head[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-    crc
 }
