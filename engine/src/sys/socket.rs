@@ -82,6 +82,22 @@ fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> 
     .map(drop)
 }
 
+/// To close the socket resets its connection.
+#[cfg(test)]
+pub(crate) fn reset_when_closed(fd: RawFd) -> io::Result<()> {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    let bytes = size_of::<libc::linger>() as libc::socklen_t;
+    // SAFETY: reads one linger of ours.
+    check(unsafe {
+        let value = std::ptr::from_ref(&linger).cast();
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, value, bytes)
+    } as isize)
+    .map(drop)
+}
+
 /// Sets TCP_NODELAY, so that small messages are sent at once, and keep-alive, so that it is noticed if the peer's
 /// machine is gone without a word: switched off, or behind a router that has forgotten the connection. (When only
 /// the process ends, its kernel closes the connection.)

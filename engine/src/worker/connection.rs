@@ -42,6 +42,9 @@ pub(super) struct TcpState {
     pub(super) starved: bool,
     /// Something was received since the receive was armed.
     pub(super) served: bool,
+    /// When to look whether the peer has reset it, of which its receive may not tell: see
+    /// [`super::deadlines`]. 0: not.
+    pub(super) reset_look_ns: u64,
 }
 
 /// A client that says it accepts less than this is treated as if it accepted this much: streams to it
@@ -151,6 +154,7 @@ impl Connection {
                 stopping: false,
                 starved: false,
                 served: false,
+                reset_look_ns: 0,
             },
             shm: None,
             peer,

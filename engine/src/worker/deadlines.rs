@@ -22,7 +22,10 @@ const LATE_NS: u64 = 10 * SWEEP_NS;
 pub(super) const PROGRESS_BYTES: u64 = 1024;
 /// While answers are owed to a peer that has closed its sending side, how often it is looked whether the
 /// peer still exists.
-const RESET_LOOK_NS: u64 = 1_000_000_000;
+///
+/// And how long after the last bytes of a peer to which nothing was sent since: a reset that arrives right behind
+/// them, while its multishot receive is armed, may never be reported (seen on Linux 6.18). A send would fail.
+pub(super) const RESET_LOOK_NS: u64 = 1_000_000_000;
 
 impl Worker {
     /// Sets the deadline for what the connection's peer must do next, if anything.
@@ -56,7 +59,9 @@ impl Worker {
             }
             _ => None,
         };
-        self.timed |= !connection.session.is_admitted() || connection.reserved_bytes > 0;
+        self.timed |= !connection.session.is_admitted()
+            || connection.reserved_bytes > 0
+            || connection.tcp.reset_look_ns != 0;
         if connection.has_waiting() && !connection.out.waits_for_reader(outgoing_bytes_max) {
             // Nothing is received while earlier bytes wait for their turn: that time is not the peer's.
             connection.reserved_at_ns = self.now_ns;
@@ -111,6 +116,19 @@ impl Worker {
         };
         let quiet = !std::mem::take(&mut connection.active);
         connection.excuse(excused_ns, now_ns);
+        let tcp = &mut connection.tcp;
+        if tcp.reset_look_ns != 0 {
+            self.timed = true;
+            if now_ns >= tcp.reset_look_ns {
+                tcp.reset_look_ns = 0;
+                let fd = tcp.fd.as_ref().map(AsRawFd::as_raw_fd);
+                if tcp.receiving && !tcp.stopping && fd.is_some_and(socket::is_reset) {
+                    // The receive that is armed after it takes what has arrived, then reports the reset.
+                    tcp.stopping = true;
+                    self.driver.stop_receiving(key);
+                }
+            }
+        }
         if connection.deadline_ns != 0 {
             self.timed = true;
             if now_ns >= connection.deadline_ns {

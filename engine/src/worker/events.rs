@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Phase, Waiting};
+use super::deadlines::RESET_LOOK_NS;
 use crate::stats::{Direction, Transport};
 use crate::uring::{Event, Key, Received};
 
@@ -115,6 +116,7 @@ impl Worker {
             .bytes(Transport::Tcp, Direction::In, bytes.len() as u64);
         connection.active = true;
         connection.tcp.served = true;
+        connection.tcp.reset_look_ns = self.now_ns + RESET_LOOK_NS;
         connection.progress_bytes += bytes.len() as u64;
         let refused = |waiting: &Waiting| waiting.refusal.is_some();
         if !connection.takes_requests() || connection.waiting.as_deref().is_some_and(refused) {

@@ -124,6 +124,8 @@ impl Worker {
         let Some(fd) = connection.tcp.fd.as_ref().map(AsRawFd::as_raw_fd) else {
             return;
         };
+        // It would tell of a reset.
+        connection.tcp.reset_look_ns = 0;
         let mut from = 0;
         out.seal();
         if alone {
