@@ -79,8 +79,6 @@ fn start(workers: usize, streams: &Arc<Streams>) -> Server {
         .workers(workers)
         .limits(Limits {
             drain_ms: 200,
-            // With a lock around all and the budget used up, threads and handlers may wait for so long.
-            send_stall_ms: 5000,
             ..Limits::default()
         })
         .handler(WORK, move |_: Request<'_>, responder: Responder<'_>| {

@@ -184,10 +184,7 @@ impl ServerBuilder {
             })),
         };
         let room = Arc::new(Room::new(self.limits.max_buffered_bytes));
-        let inbox = |worker| {
-            let given_up_ns_min = self.limits.send_stall_ns();
-            Arc::new(Inbox::new(doorbell(worker), room.clone(), given_up_ns_min))
-        };
+        let inbox = |worker| Arc::new(Inbox::new(doorbell(worker), room.clone()));
         let inboxes = (0..workers).map(inbox).collect();
         let shared = Arc::new(Shared {
             limits: self.limits,

@@ -15,7 +15,7 @@ use crate::wire::ErrorCode;
 /// answer wait (backpressure).
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
 /// They do not wait for the reader if its worker has not looked into its inbox for so long. Longer than
-/// [`FULL_NS_MAX`]: a long stream takes much of the budget then.
+/// [`FULL_NS_MAX`]: who does not read would get more with every slow handler.
 const BEHIND_NS_MAX: u64 = 100_000_000;
 
 /// What a connection shares with the threads that prepare answers for it.
@@ -76,9 +76,10 @@ impl std::error::Error for Gone {}
 ///
 /// Another thread had better not hold such a lock meanwhile: the handler waits for it, and its worker serves nobody.
 /// So that this ends, a thread does not wait for a worker that has stood still for 10 ms, or 100 ms if it waits for
-/// the requester. What it sends is kept in memory, for each worker up to
-/// [`crate::ipc::Limits::max_buffered_bytes`]; beyond that it waits for `send_stall_ms`, and then the request ends with
-/// HANDLER_FAILED.
+/// the requester: what it sends is kept in memory then, up to 100 kB for each millisecond that the worker has stood
+/// still. Over all workers that is about half of [`crate::ipc::Limits::max_buffered_bytes`], or less if readers leave
+/// answers unread. When that is used up it waits until the worker has stood still for a second; then its requests that
+/// somebody answers end with HANDLER_FAILED, until it goes on.
 ///
 /// Dropped without an answer, it answers HANDLER_FAILED, unless no answer is due: to a one-way message, or to
 /// a part of a request that is a stream.
@@ -185,7 +186,7 @@ impl Deferred {
 
     fn send_no_room(&self) -> Result<(), Gone> {
         let text = match self.inbox.is_given_up() {
-            true => "the server has stood still for longer than send_stall_ms: see its log",
+            true => "the server has stood still for longer than a second: see its log",
             false => "answers that were not read passed max_buffered_bytes: read faster",
         };
         let _ = self.send(Body::Error(ErrorCode::HandlerFailed, text.into()));
@@ -219,7 +220,10 @@ impl Deferred {
             };
             match self.inbox.patience(silence_ns_max) {
                 Patience::Left => {}
-                Patience::Over => return Ok(true),
+                Patience::Over => {
+                    self.inbox.goes_on();
+                    return Ok(true);
+                }
                 Patience::Lost => return Ok(false),
             }
             std::thread::sleep(Duration::from_micros(pause_us));

@@ -144,6 +144,7 @@ impl Dispatcher {
             // Each pass handles at least one frame, or ends the loop.
             while done * frame_bytes < bytes.len()
                 && connection.out.unsent_bytes() <= outgoing_bytes_max
+                && (done == 0 || !self.inbox.is_pressed())
             {
                 let frames = bytes[done * frame_bytes..].chunks_exact(frame_bytes);
                 let limits = (arrived_ns, outgoing_bytes_max);
@@ -154,7 +155,10 @@ impl Dispatcher {
         }
         let mut done = 0;
         for frame in bytes.chunks_exact(frame_bytes) {
-            if !connection.takes_requests() || connection.out.unsent_bytes() > outgoing_bytes_max {
+            if !connection.takes_requests()
+                || connection.out.unsent_bytes() > outgoing_bytes_max
+                || done > 0 && self.inbox.is_pressed()
+            {
                 break;
             }
             let header = accepted_header(version, frame);
@@ -377,7 +381,7 @@ impl Dispatcher {
                     handler.handle(Request::new(&request), Responder::new(&request, out));
                     answered += self.settled(out.outcome);
                 }
-                if out.unsent_bytes() > outgoing_bytes_max {
+                if out.unsent_bytes() > outgoing_bytes_max || self.inbox.is_pressed() {
                     break;
                 }
             }

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 
@@ -19,11 +18,19 @@ use crate::uring::DoorbellMemory;
 
 /// How many messages may wait. Who finds the queue full waits, see [`Inbox::send`].
 const CAPACITY: usize = 512;
-/// Nobody waits for a place in the inbox of a worker that has not looked into it for so long, while the budget has
-/// room: its handler may wait for a lock of the one who waits.
+/// Nobody waits for a place in the inbox of a worker that has not looked into it for so long: its handler may wait for
+/// a lock of the one who waits.
 pub(super) const FULL_NS_MAX: u64 = 10_000_000;
-/// The log tells of one that has not for so long: no handler should take it.
+/// But what is sent nevertheless grows no faster than this for each millisecond without a look: a tenth of what the
+/// worker takes in that time. If only its handlers are slow, what it finds then keeps nobody else waiting.
+const BYTES_PER_MS: u64 = 100_000;
+/// With so much beyond its queue, a worker looks before more than one handler has run for each connection: what they
+/// send, and what is sent meanwhile, would use up the budget in one round.
+const PRESSING_BYTES: usize = 1024 * 1024;
+/// The log tells of one that has not for so long: handlers should be quicker.
 const TOLD_NS_MIN: u64 = 100_000_000;
+/// If the budget is used up, those who wait give up after this long without a look.
+const GIVEN_UP_NS_MIN: u64 = 1_000_000_000;
 
 /// When the log may say again that a worker was not waited for.
 static NOT_WAITED_FOR: Rarely = Rarely::new();
@@ -90,10 +97,6 @@ fn with_own(ask: impl FnOnce(&Inbox) -> bool) -> bool {
     asked.unwrap_or(false)
 }
 
-fn lock(messages: &Mutex<VecDeque<Message>>) -> MutexGuard<'_, VecDeque<Message>> {
-    messages.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// What other threads ask of a worker.
 #[derive(Debug)]
 pub(crate) enum Message {
@@ -128,29 +131,29 @@ pub(super) enum Patience {
     Left,
     /// It sends nevertheless.
     Over,
-    /// It gives up: the worker is silent, and the budget is used up.
+    /// It gives up: the worker has long been silent, with the budget used up.
     Lost,
 }
 
 /// The way into a worker.
 pub(crate) struct Inbox {
     queue: ArrayQueue<Message>,
-    /// What the worker took out of its queue to make room: older than what is in the queue now. Nobody else
-    /// locks it before the worker has ended, so the worker never waits for the lock.
-    set_aside: Mutex<VecDeque<Message>>,
-    /// Its length.
-    set_aside_count: AtomicUsize,
-    /// What others sent while the queue was full: newer than what is in the queue. Bounded, since they wait until
-    /// this is empty: a worker before its handlers run again, a thread before it sends another part or answer. If
-    /// the worker is silent, it is bounded by the budget: see [`Inbox::patience`].
+    /// What was sent while the queue was full: newer than what is in the queue. Bounded, since others wait until this
+    /// is empty: a worker before its handlers run again, a thread before it sends another part or answer. If the
+    /// worker is silent, it is bounded by the budget: see [`Inbox::patience`].
     overflow: Mutex<VecDeque<Message>>,
     /// Its length. While it is not 0, what comes goes behind it.
     overflow_count: AtomicUsize,
-    /// How much memory both take.
-    beyond_bytes: AtomicUsize,
+    /// How much memory that takes, with what the worker has taken from there and not settled.
+    overflow_bytes: AtomicUsize,
+    /// The latter alone. Only the worker uses it.
+    taken_bytes: AtomicUsize,
     /// The worker is to take all there is in its next round. Since it last asked, its handlers have sent something, or
     /// those of others more than the queue takes, or somebody has gone on without waiting.
     takes_all: AtomicBool,
+    /// There is much in the overflow, or in another's to which the worker's handlers have sent: it is to look into its
+    /// inbox soon, or to wait.
+    is_pressed: AtomicBool,
     /// The worker's handlers have sent more to others than there was room for: it is to wait for them.
     has_overflowed_others: AtomicBool,
     doorbell: Doorbell,
@@ -161,30 +164,27 @@ pub(crate) struct Inbox {
     /// The worker was asked whether it runs, and has not shown it yet.
     pinged: AtomicBool,
     silence: Silence,
-    /// A worker that is silent for longer is given up, if the budget is used up.
-    given_up_ns_min: u64,
     room: Arc<Room>,
     /// Connections that this worker serves or is about to serve.
     load: AtomicU64,
 }
 
 impl Inbox {
-    pub(crate) fn new(doorbell: Doorbell, room: Arc<Room>, given_up_ns_min: u64) -> Inbox {
+    pub(crate) fn new(doorbell: Doorbell, room: Arc<Room>) -> Inbox {
         Inbox {
             queue: ArrayQueue::new(CAPACITY),
-            set_aside: Mutex::default(),
-            set_aside_count: AtomicUsize::new(0),
             overflow: Mutex::default(),
             overflow_count: AtomicUsize::new(0),
-            beyond_bytes: AtomicUsize::new(0),
+            overflow_bytes: AtomicUsize::new(0),
+            taken_bytes: AtomicUsize::new(0),
             takes_all: AtomicBool::new(false),
+            is_pressed: AtomicBool::new(false),
             has_overflowed_others: AtomicBool::new(false),
             doorbell,
             closed: AtomicBool::new(false),
             drain_asked: AtomicBool::new(false),
             pinged: AtomicBool::new(false),
             silence: Silence::default(),
-            given_up_ns_min,
             room,
             load: AtomicU64::new(0),
         }
@@ -208,27 +208,19 @@ impl Inbox {
     ///
     /// It does not wait: the sender may hold a lock for which handlers wait, of this worker or another. What is
     /// too much for the queue goes to the overflow. A worker waits after its handlers, in
-    /// [`Inbox::wait_for_others`], a thread before it sends a part or an answer, in `Deferred::has_room`. (What
+    /// `Worker::wait_for_others`, a thread before it sends a part or an answer, in `Deferred::has_room`. (What
     /// else threads send is bounded by the answers that are owed, and by the connections.)
     pub(crate) fn send(self: &Arc<Self>, message: Message) -> Result<(), Message> {
         if self.is_closed() {
             return Err(message);
         }
-        let mut message = message;
-        // Ends when there is room, which the worker itself makes.
-        loop {
-            // Acquire: pairs with the release in `push_overflow` and `take_overflow`.
-            if self.overflow_count.load(Ordering::Acquire) == 0 {
-                match self.queue.push(message) {
-                    Ok(()) => break,
-                    Err(back) => message = back,
-                }
-            }
-            if !self.is_own() {
-                self.push_overflow(message);
-                break;
-            }
-            self.make_room();
+        // Acquire: pairs with the release in `push_overflow` and `take_overflow`.
+        let pushed = match self.overflow_count.load(Ordering::Acquire) {
+            0 => self.queue.push(message),
+            _ => Err(message),
+        };
+        if let Err(message) = pushed {
+            self.push_overflow(message);
         }
         self.empty_if_closed();
         if self.is_own() {
@@ -253,9 +245,13 @@ impl Inbox {
     }
 
     /// For those who wait for the worker, to be asked again and again. They wait while it looks into its inbox at
-    /// least so often.
+    /// least so often. If it does not, they go on, one by one: by [`BYTES_PER_MS`], and within the budget.
     #[cold]
     pub(super) fn patience(self: &Arc<Self>, silence_ns_max: u64) -> Patience {
+        // It is not waited for anew because others were meanwhile.
+        if self.is_given_up() {
+            return Patience::Lost;
+        }
         let now_ns = clock::now_ns();
         let silence_ns = self.silence.lasts_ns(now_ns);
         if silence_ns >= silence_ns_max / 2 && self.is_empty() {
@@ -268,43 +264,62 @@ impl Inbox {
         if silence_ns >= TOLD_NS_MIN && NOT_WAITED_FOR.due(now_ns).is_some() {
             let ms = TOLD_NS_MIN / 1_000_000;
             log::warn!(
-                "a handler has not returned for {ms} ms, while others wait to answer over its worker: does it wait for a lock that one of them holds?"
+                "a worker's handlers have taken {ms} ms, while others wait to answer over it: is one slow, or does it wait for a lock that one of them holds?"
             );
         }
-        if !self
-            .room
-            .is_overdrawn_by(self.beyond_bytes.load(Ordering::Relaxed))
-        {
-            // Release: as in `push_overflow`.
-            self.takes_all.store(true, Ordering::Release);
-            if self.overflow_count.load(Ordering::Relaxed) == 0 {
-                // So that what comes goes behind it, where it is counted.
-                self.push_overflow(Message::Ping);
+        if self.room.is_overdrawn_by(0) {
+            if silence_ns < GIVEN_UP_NS_MIN {
+                return Patience::Left;
             }
-            return Patience::Over;
+            self.silence.give_up(GIVEN_UP_NS_MIN);
+            return Patience::Lost;
         }
-        if silence_ns < self.given_up_ns_min {
-            return Patience::Left;
+        let bytes_max = BYTES_PER_MS * silence_ns / 1_000_000;
+        match self.overflow_bytes.load(Ordering::Relaxed) as u64 <= bytes_max {
+            true => Patience::Over,
+            false => Patience::Left,
         }
-        self.silence.give_up(self.given_up_ns_min);
-        Patience::Lost
+    }
+
+    /// For a thread that sends nevertheless.
+    #[cold]
+    pub(super) fn goes_on(self: &Arc<Self>) {
+        // Release: as in `push_overflow`.
+        self.takes_all.store(true, Ordering::Release);
+        if !self.is_overfull() {
+            // So that what comes goes behind it, where it is counted.
+            self.push_overflow(Message::Ping);
+        }
     }
 
     #[cold]
     fn push_overflow(self: &Arc<Self>, message: Message) {
-        self.beyond_bytes
-            .fetch_add(message.bytes(), Ordering::Relaxed);
-        let mut overflow = lock(&self.overflow);
+        let bytes = message.bytes();
+        let before = self.overflow_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.room.expect(bytes as u64);
+        let mut overflow = self.overflow();
         overflow.push_back(message);
         // Release: pairs with the acquire in `send`.
         self.overflow_count.store(overflow.len(), Ordering::Release);
         drop(overflow);
-        let is_on_worker = with_own(|own| {
-            // Relaxed: the same thread asks.
-            own.has_overflowed_others.store(true, Ordering::Relaxed);
-            true
+        let presses = before + bytes > PRESSING_BYTES;
+        let press = |inbox: &Inbox| {
+            if presses {
+                // Relaxed: a worker that sees it late looks late.
+                inbox.is_pressed.store(true, Ordering::Relaxed);
+            }
+        };
+        press(self);
+        let is_others = with_own(|own| {
+            let is_others = !std::ptr::eq(own, &**self);
+            if is_others {
+                press(own);
+                // Relaxed: the same thread asks.
+                own.has_overflowed_others.store(true, Ordering::Relaxed);
+            }
+            is_others
         });
-        if !is_on_worker {
+        if !is_others {
             return;
         }
         // Release: pairs with the acquire in `count_at_once`.
@@ -321,7 +336,7 @@ impl Inbox {
         if self.overflow_count.load(Ordering::Acquire) == 0 {
             return None;
         }
-        let mut overflow = lock(&self.overflow);
+        let mut overflow = self.overflow();
         // The queue may have been filled since the caller found it empty, and what is in it is older.
         if let Some(message) = self.queue.pop() {
             return Some(message);
@@ -329,70 +344,76 @@ impl Inbox {
         let message = overflow.pop_front()?;
         // Release: as in `push_overflow`.
         self.overflow_count.store(overflow.len(), Ordering::Release);
-        self.beyond_bytes
-            .fetch_sub(message.bytes(), Ordering::Relaxed);
+        self.taken_bytes
+            .fetch_add(message.bytes(), Ordering::Relaxed);
         Some(message)
     }
 
-    /// For the worker, while no handler runs: waits until the others have taken what was too much for their
-    /// queues. Meanwhile it makes room in its own inbox, so that no two wait for each other.
+    /// For the worker, between two handlers: whether it had better do other things first.
+    #[inline(always)]
+    pub(super) fn is_pressed(&self) -> bool {
+        self.is_pressed.load(Ordering::Relaxed)
+    }
+
+    /// For the worker: what it has taken is charged to the budget, and it looks or waits next.
     #[inline]
-    pub(super) fn wait_for_others(&self) {
-        if self.has_overflowed_others.load(Ordering::Relaxed) {
-            self.wait_for_overflowed();
+    pub(super) fn has_settled(&self) {
+        if self.is_pressed() {
+            self.is_pressed.store(false, Ordering::Relaxed);
+        }
+        let taken = self.taken_bytes.load(Ordering::Relaxed);
+        if taken > 0 {
+            self.taken_bytes.fetch_sub(taken, Ordering::Relaxed);
+            self.overflow_bytes.fetch_sub(taken, Ordering::Relaxed);
+            self.room.no_longer_expect(taken as u64);
         }
     }
 
+    /// For the worker, while no handler runs: whether it is to wait until others have taken what its handlers have
+    /// sent them and was too much for their queues.
+    #[inline]
+    pub(super) fn waits_for_others(&self) -> bool {
+        self.has_overflowed_others.load(Ordering::Relaxed) && self.waits_for_overflowed()
+    }
+
     #[cold]
-    fn wait_for_overflowed(&self) {
-        self.has_overflowed_others.store(false, Ordering::Relaxed);
-        for other in OVERFLOWED.take() {
-            let mut pause_us = 1;
-            // Ends when the other worker's handlers have returned and it takes its messages, or with that worker;
-            // or if they do not return.
-            while other.overflow_count.load(Ordering::Acquire) > 0
-                && !other.is_closed()
-                && other.patience(FULL_NS_MAX) == Patience::Left
-            {
-                self.make_room();
-                other.doorbell.ring();
-                std::thread::sleep(Duration::from_micros(pause_us));
-                pause_us = (pause_us * 2).min(1_000);
-            }
-        }
+    fn waits_for_overflowed(&self) -> bool {
+        let waits = OVERFLOWED.with_borrow_mut(|all| {
+            // Until the other worker's handlers have returned and it has taken its messages, or it has ended; or if
+            // they do not return.
+            all.retain(|other| {
+                let waits = other.is_overfull()
+                    && !other.is_closed()
+                    && other.patience(FULL_NS_MAX) == Patience::Left;
+                if waits {
+                    other.doorbell.ring();
+                }
+                waits
+            });
+            !all.is_empty()
+        });
+        self.has_overflowed_others.store(waits, Ordering::Relaxed);
+        waits
     }
 
     /// For the worker: how many messages there are, if it is to take all of them in this round; else 0.
     pub(super) fn count_at_once(&self) -> usize {
         // Relaxed: what comes meanwhile is for the next time.
-        let set_aside = self.set_aside_count.load(Ordering::Relaxed);
-        if !self.takes_all.load(Ordering::Relaxed) && set_aside == 0 {
+        if !self.takes_all.load(Ordering::Relaxed) {
             return 0;
         }
         // Acquire: pairs with the release in `push_overflow`.
         self.takes_all.swap(false, Ordering::Acquire);
-        set_aside + self.queue.len() + self.overflow_count.load(Ordering::Relaxed)
+        self.queue.len() + self.overflow_count.load(Ordering::Relaxed)
+    }
+
+    fn overflow(&self) -> MutexGuard<'_, VecDeque<Message>> {
+        self.overflow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether this thread is the inbox's worker.
     fn is_own(&self) -> bool {
         with_own(|own| std::ptr::eq(own, self))
-    }
-
-    /// For the worker: sets aside what is in its queue, and what was too much for that.
-    fn make_room(&self) {
-        let mut set_aside = lock(&self.set_aside);
-        // As many as there are now; those that come meanwhile stay.
-        for _ in 0..self.queue.len() + self.overflow_count.load(Ordering::Relaxed) {
-            let Some(message) = self.queue.pop().or_else(|| self.take_overflow()) else {
-                break;
-            };
-            self.beyond_bytes
-                .fetch_add(message.bytes(), Ordering::Relaxed);
-            set_aside.push_back(message);
-        }
-        self.set_aside_count
-            .store(set_aside.len(), Ordering::Relaxed);
     }
 
     /// As [`Inbox::send`], but returns the message when the queue is full.
@@ -438,36 +459,16 @@ impl Inbox {
 
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
-            && self.set_aside_count.load(Ordering::Relaxed) == 0
-            && self.overflow_count.load(Ordering::Relaxed) == 0
+        self.queue.is_empty() && self.overflow_count.load(Ordering::Relaxed) == 0
     }
 
     pub(super) fn take(&self) -> Option<Message> {
-        self.take_set_aside()
-            .or_else(|| self.queue.pop())
-            .or_else(|| self.take_overflow())
-    }
-
-    /// Called by the worker; after its end by whoever empties the inbox, perhaps several at once.
-    fn take_set_aside(&self) -> Option<Message> {
-        if self.set_aside_count.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        let mut set_aside = lock(&self.set_aside);
-        let message = set_aside.pop_front()?;
-        self.set_aside_count
-            .store(set_aside.len(), Ordering::Relaxed);
-        self.beyond_bytes
-            .fetch_sub(message.bytes(), Ordering::Relaxed);
-        Some(message)
+        self.queue.pop().or_else(|| self.take_overflow())
     }
 
     /// For the worker: gives back what a burst has left.
     pub(super) fn release_memory(&self) {
-        for messages in [&self.set_aside, &self.overflow] {
-            lock(messages).shrink_to_fit();
-        }
+        self.overflow().shrink_to_fit();
     }
 
     /// The worker has ended.

@@ -54,6 +54,7 @@ impl Worker {
             self.settle(self.touched[index], alone);
         }
         self.touched.clear();
+        self.inbox.has_settled();
     }
 
     fn settle(&mut self, key: Key, alone: bool) {

@@ -27,6 +27,8 @@ pub(crate) struct Room {
     held_bytes: AtomicU64,
     /// Those among them that are charged.
     charged_bytes: AtomicU64,
+    /// Answers that wait in the workers' inboxes beyond what their queues take: to be charged.
+    expected_bytes: AtomicU64,
     /// The length of `queue`, so that it need not be locked to see that nobody waits.
     waiters: AtomicUsize,
     /// First come, first served. Bounded by the number of connections: each waits once.
@@ -39,6 +41,7 @@ impl Room {
             bytes_max,
             held_bytes: AtomicU64::new(0),
             charged_bytes: AtomicU64::new(0),
+            expected_bytes: AtomicU64::new(0),
             waiters: AtomicUsize::new(0),
             queue: Mutex::new(VecDeque::new()),
         }
@@ -102,10 +105,22 @@ impl Room {
     /// Whether the budget would be exceeded by answers, with so many bytes of them that are not charged yet: not
     /// while they have less than half of it, or who uploads would decide whose answers are dropped.
     pub(super) fn is_overdrawn_by(&self, bytes: usize) -> bool {
-        let bytes = bytes as u64;
         // Relaxed: a little more or less does not matter.
+        let expected = self.expected_bytes.load(Ordering::Relaxed);
+        // Twice, for what its worker takes at once is in memory as a message and encoded.
+        let bytes = (2 * expected).max(bytes as u64);
         self.held_bytes.load(Ordering::Relaxed) + bytes > self.bytes_max
             && self.charged_bytes.load(Ordering::Relaxed) + bytes > self.bytes_max / 2
+    }
+
+    /// Counts answers that will be charged.
+    pub(super) fn expect(&self, bytes: u64) {
+        self.expected_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// They are charged now, or nobody wants them any more.
+    pub(super) fn no_longer_expect(&self, bytes: u64) {
+        self.expected_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Counts bytes of answers that are held already, even beyond the budget.

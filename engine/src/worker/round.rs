@@ -1,5 +1,7 @@
 //! One round of the worker's loop: take what all sources have, handle it, send the answers.
 
+use std::time::Duration;
+
 use super::Worker;
 use super::batch::{Chunk, Item, Run};
 use super::connection::{Connection, Phase, Waiting};
@@ -35,13 +37,13 @@ impl Worker {
             worked = true;
         }
         self.handle_batch();
-        self.inbox.wait_for_others();
         if self.drain_asked_anew() {
             self.start_draining();
             worked = true;
         }
         // Before the sweep: what was just done may have been what a deadline is for.
         self.settle_touched();
+        self.wait_for_others();
         self.arm_starved();
         if self.needs_sweeps() && self.now_ns >= self.next_sweep_ns {
             self.sweep();
@@ -82,6 +84,21 @@ impl Worker {
         }
         self.inbox.pong();
         true
+    }
+
+    /// Handles nothing more until others have taken what this worker's handlers have sent them and was too much for
+    /// their queues. Meanwhile it takes what they send, so that no two wait for each other.
+    fn wait_for_others(&mut self) {
+        let mut pause_us = 1;
+        // Bounded: see `Inbox::patience`.
+        while self.inbox.waits_for_others() {
+            self.driver.turn();
+            std::thread::sleep(Duration::from_micros(pause_us));
+            pause_us = (pause_us * 2).min(1_000);
+            self.now_ns = clock::now_ns();
+            self.take_messages();
+            self.settle_touched();
+        }
     }
 
     /// Encodes an answer that came from another thread, unless nobody wants it any more.
