@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use lapce_ai::ipc::{Client, Error, ErrorCode, Server};
-use support::PATIENCE;
+use support::*;
 
 const HELD: u16 = 0x0100;
 
@@ -91,4 +91,21 @@ fn a_client_that_goes_on_asking_does_not_put_the_end_off() {
         assert!(took < Duration::from_secs(2), "{took:?}");
         assert!(asking.join().unwrap() > 0, "it is told for a while");
     }
+}
+
+/// The next server cannot begin before this one has ended.
+#[test]
+fn an_idle_client_does_not_put_the_end_off() {
+    let quickest = (0..5).map(|_| {
+        let server = server().start().unwrap();
+        // It is answered, and then neither reads nor sends.
+        let mut peer = Peer::connect(address(&server));
+        peer.send(&echo(1, b"x"));
+        peer.expect_echo(1, b"x");
+        let begin = Instant::now();
+        server.stop();
+        begin.elapsed()
+    });
+    // A connection that might still be reset is given 200 ms.
+    assert!(quickest.min().unwrap() < Duration::from_millis(150));
 }

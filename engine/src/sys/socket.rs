@@ -193,6 +193,15 @@ pub(crate) fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
+/// Whether the peer's kernel has acknowledged all that was sent, the end included if that was sent: what the peer
+/// has not read yet is in its own memory.
+pub(crate) fn is_acknowledged(fd: RawFd) -> bool {
+    let mut waiting_bytes: i32 = 0;
+    // SAFETY: TIOCOUTQ (SIOCOUTQ) writes one i32, of ours.
+    let result = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut waiting_bytes) };
+    result == 0 && waiting_bytes == 0
+}
+
 /// Whether the peer has reset the connection, or both sides have ended it: for a connection whose end was read
 /// already, so that nothing is received from it any more.
 pub(crate) fn is_reset(fd: RawFd) -> bool {
@@ -226,7 +235,10 @@ pub(crate) fn raise_fd_limit() -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
     use std::net::TcpStream;
+    use std::os::fd::AsRawFd;
+    use std::time::Instant;
 
     fn option(fd: RawFd, level: i32, option: i32) -> i32 {
         let (mut value, mut bytes) = (-1_i32, size_of::<i32>() as libc::socklen_t);
@@ -237,6 +249,26 @@ mod tests {
         };
         assert_eq!(result, 0);
         value
+    }
+
+    #[test]
+    fn what_the_peer_has_no_room_for_is_not_acknowledged() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (socket, _) = listener.accept().unwrap();
+        let fd = socket.as_raw_fd();
+        assert!(is_acknowledged(fd));
+        while send_now(fd, &[7; 65_536]).is_ok() {}
+        assert!(!is_acknowledged(fd));
+        shutdown_write(fd).unwrap();
+        assert!(!is_acknowledged(fd));
+        let mut all = Vec::new();
+        (&peer).read_to_end(&mut all).unwrap();
+        let begin = Instant::now();
+        while !is_acknowledged(fd) {
+            assert!(begin.elapsed() < Duration::from_secs(20));
+            std::thread::yield_now();
+        }
     }
 
     #[test]

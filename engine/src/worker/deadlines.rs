@@ -176,7 +176,13 @@ impl Worker {
             // It began to linger before the server drained, with more time than there is now.
             connection.deadline_ns = connection.deadline_ns.min(now_ns + LINGER_DRAIN_NS);
         }
-        if now_ns >= drain_deadline_ns {
+        // A peer that has sent nothing since, and has all that it was sent, loses nothing by a reset: an idle client,
+        // which does not look at its connection, does not hold up the next start.
+        let fd = connection.tcp.fd.as_ref().map(AsRawFd::as_raw_fd);
+        let needs_no_linger = connection.phase == Phase::Lingering
+            && connection.discarded_bytes == 0
+            && fd.is_some_and(socket::is_acknowledged);
+        if now_ns >= drain_deadline_ns || needs_no_linger {
             connection.phase = Phase::Closing;
         } else if connection.phase == Phase::Open
             && (quiet || now_ns >= self.refusing_until_ns)
