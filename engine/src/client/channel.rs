@@ -19,9 +19,9 @@ use std::io;
 pub(super) use received::Incoming;
 
 use super::link::Link;
-use super::long::{self, Lent, LongAnswer};
+use super::long::{self, LongAnswer};
 use super::shm::Held;
-use crate::shm::{RECORD_MAX, Reservation};
+use crate::shm::{LongFrame, RECORD_MAX, Reservation};
 use crate::wire::{self, Flags, HEADER_BYTES, Header, ProtocolVersion, Scanned, Unsealed, legacy};
 
 /// The receive buffer's usual size. It grows while a longer frame arrives.
@@ -66,9 +66,9 @@ pub(super) struct Channel {
     /// The bytes between `start` and `end` are one frame whose CRC was checked as it was received.
     good_frame: bool,
     /// The frame that is being sent from its caller's memory. Then nothing is queued.
-    lent: Option<Lent>,
+    lent: Option<LongFrame>,
     /// The frame at the front of `out`, if a part of it was sent from its caller's memory: its CRC comes last.
-    begun: Option<Lent>,
+    begun: Option<LongFrame>,
     /// The long answer that is being gathered. Then nothing else is received.
     long: Option<LongAnswer>,
     /// The payload of the last long answer; its memory is used for the next.
@@ -199,7 +199,7 @@ impl Channel {
         let can = self.takes_lent(payload.len()) && self.out.is_empty();
         if can {
             let header = Header::new(flags, msg_type, msg_id, payload.len() as u32);
-            self.lent = Some(Lent::new(header));
+            self.lent = Some(LongFrame::new(header));
         }
         can
     }
@@ -217,7 +217,7 @@ impl Channel {
         let (Some(lent), Link::Shm(link)) = (&mut self.lent, &mut self.link) else {
             return Ok(true);
         };
-        let all = link.send_lent(lent, payload)?;
+        let all = link.send_long(lent, payload)?;
         if all {
             self.sent_before += lent.frame_bytes() as u64;
             self.lent = None;
@@ -229,14 +229,14 @@ impl Channel {
     pub(super) fn give_back(&mut self, payload: &[u8]) {
         let Some(lent) = self.lent.take() else { return };
         debug_assert!(self.out.is_empty());
-        long::encode(&mut self.out, &lent.header, payload);
-        self.out_sent = lent.sent;
-        self.begun = (lent.sent > 0).then_some(lent);
+        long::encode(&mut self.out, &lent.header(), payload);
+        self.out_sent = lent.sent_bytes();
+        self.begun = (self.out_sent > 0).then_some(lent);
     }
 
     /// The frame that is being sent from the caller's memory, and where it begins in the stream.
     pub(super) fn lent(&self) -> Option<(u64, Header)> {
-        Some((self.next_begins_at(), self.lent?.header))
+        Some((self.next_begins_at(), self.lent?.header()))
     }
 
     /// Room in the ring into which a payload can be written, if there is a ring and nothing is queued.
@@ -303,8 +303,8 @@ impl Channel {
         self.seal();
         if let (Some(begun), Link::Shm(link)) = (&mut self.begun, &mut self.link) {
             let payload = &self.out[HEADER_BYTES..begun.frame_bytes()];
-            let all = link.send_lent(begun, payload)?;
-            self.out_sent = begun.sent;
+            let all = link.send_long(begun, payload)?;
+            self.out_sent = begun.sent_bytes();
             if !all {
                 return Ok(false);
             }

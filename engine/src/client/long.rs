@@ -6,7 +6,6 @@
 use super::Error;
 use super::deadline::Deadline;
 use super::inner::{Inner, Keep, timeout};
-use crate::shm::{CRC_BYTES, Piece, RECORD_MAX};
 use crate::sys::clock;
 use crate::wire::{self, HEADER_BYTES, Header, Refusal, check_crc, crc, make_room};
 
@@ -46,58 +45,6 @@ impl LongAnswer {
     pub(super) fn finish(self) -> Result<(Header, Vec<u8>), Refusal> {
         check_crc(self.header.crc32, self.sum)?;
         Ok((self.header, self.payload))
-    }
-}
-
-/// A frame on its way out, whose payload is in its caller's memory. Its CRC is computed on the way.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Lent {
-    /// Without the CRC.
-    pub(super) header: Header,
-    /// Bytes of the frame that are sent.
-    pub(super) sent: usize,
-    /// Their CRC.
-    sum: u32,
-}
-
-impl Lent {
-    pub(super) fn new(header: Header) -> Lent {
-        let (sent, sum) = (0, 0);
-        Lent { header, sent, sum }
-    }
-
-    pub(super) fn frame_bytes(&self) -> usize {
-        HEADER_BYTES + self.header.length as usize
-    }
-
-    /// What is to be sent next; `None` if all is sent.
-    pub(super) fn piece<'a>(&self, payload: &'a [u8]) -> Option<Piece<'a>> {
-        let (header, room) = match self.sent {
-            0 => (Some(self.header), RECORD_MAX - HEADER_BYTES),
-            _ => (None, RECORD_MAX),
-        };
-        let rest = &payload[self.sent.saturating_sub(HEADER_BYTES)..];
-        if rest.is_empty() {
-            return None;
-        }
-        let is_last = rest.len() + CRC_BYTES <= room;
-        // At least a byte is left for the last piece, which completes the frame.
-        let bytes = match is_last {
-            true => rest.len(),
-            false => room.min(rest.len() - 1),
-        };
-        Some(Piece {
-            header,
-            payload: &rest[..bytes],
-            sum: self.sum,
-            is_last,
-        })
-    }
-
-    /// This piece is sent, and `sum` is the CRC with it.
-    pub(super) fn pushed(&mut self, piece: &Piece<'_>, sum: u32) {
-        self.sent += piece.header.map_or(0, |_| HEADER_BYTES) + piece.payload.len();
-        self.sum = sum;
     }
 }
 
@@ -194,29 +141,6 @@ mod tests {
                 }
                 (_, other) => panic!("{other:?}"),
             }
-        }
-    }
-
-    #[test]
-    fn each_piece_fits_a_record_and_the_last_completes_the_frame() {
-        let begins = RECORD_MAX - HEADER_BYTES + 1;
-        for length in (begins..begins + 40).chain(begins + RECORD_MAX - 40..begins + RECORD_MAX) {
-            let payload = vec![7; length];
-            let mut lent = Lent::new(Header::new(Flags::REQUEST, 1, 2, length as u32));
-            let mut sent = 0;
-            let mut is_last = false;
-            while let Some(piece) = lent.piece(&payload) {
-                assert!(!is_last);
-                is_last = piece.is_last;
-                assert_eq!(piece.header.is_some(), sent == 0);
-                let head = piece.header.map_or(0, |_| HEADER_BYTES);
-                let end = if is_last { CRC_BYTES } else { 0 };
-                assert!(!piece.payload.is_empty());
-                assert!(head + piece.payload.len() + end <= RECORD_MAX, "{length}");
-                sent += piece.payload.len();
-                lent.pushed(&piece, 0);
-            }
-            assert!(is_last && sent == length && lent.sent == lent.frame_bytes());
         }
     }
 }

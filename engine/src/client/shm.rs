@@ -4,8 +4,8 @@
 use std::io;
 use std::time::Duration;
 
-use super::long::{Lent, LongAnswer};
-use crate::shm::{ClientEnd, Corrupt, RECORD_MAX, Record, Reservation, Sleeper};
+use super::long::LongAnswer;
+use crate::shm::{ClientEnd, Corrupt, LongFrame, RECORD_MAX, Record, Reservation, Sleeper};
 use crate::sys::{clock, futex};
 use crate::wire::{HEADER_BYTES, Header};
 
@@ -166,26 +166,19 @@ impl ShmLink {
         Ok(sent)
     }
 
-    /// Puts what fits of a lent frame into the ring. True if nothing is left.
-    pub(super) fn send_lent(&mut self, lent: &mut Lent, payload: &[u8]) -> io::Result<bool> {
+    /// Puts what fits of a long frame, whose payload this is, into the ring. True if nothing is left.
+    pub(super) fn send_long(&mut self, frame: &mut LongFrame, payload: &[u8]) -> io::Result<bool> {
         if self.gone {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         let ends = &mut self.end.ends;
-        let before = lent.sent;
-        // Bounded by the ring's room.
-        while let Some(piece) = lent.piece(payload) {
-            let Some(sum) = ends.tx.push_piece(&piece, ends.rx.position()) else {
-                break;
-            };
-            lent.pushed(&piece, sum);
-        }
-        self.was_full = lent.sent == before;
+        let ack = ends.rx.position();
+        self.was_full = frame.push(&mut ends.tx, ack, frame.rest(payload)) == 0;
         if !self.was_full {
             self.end.wake_server();
             self.taken_since_told = 0;
         }
-        Ok(lent.sent == lent.frame_bytes())
+        Ok(frame.is_sent())
     }
 
     /// Takes what is there of a long answer out of the ring. Returns how many bytes; 0 means that the server

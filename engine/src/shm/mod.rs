@@ -5,8 +5,8 @@
 //!
 //! - [`layout`] and [`sizes`] say where everything lies in a segment. [`ring`] is what both sides of a ring
 //!   agree on; [`producer`] and [`consumer`] are the sides. [`ends`] has both rings as one process sees them,
-//!   and how it sleeps and is woken. [`mod@copy`] copies bytes in and out; [`reserve`] lets a program write a
-//!   payload in place.
+//!   and how it sleeps and is woken. [`mod@copy`] copies bytes in and out; [`long_frame`] sends what is
+//!   longer than a record; [`reserve`] lets a program write a payload in place.
 //! - [`control`] is the segment that all clients of a server share: by its name they find the server, in its
 //!   [`slots`] they ask for a connection, and by its [`doorbell`]s they wake workers. [`attach`] is the server's
 //!   side of making a connection, [`mod@join`] the client's. [`leftovers`] removes what a killed server left.
@@ -24,6 +24,7 @@ mod ends;
 mod join;
 mod layout;
 mod leftovers;
+mod long_frame;
 #[cfg(all(test, loom))]
 mod loom_models;
 mod producer;
@@ -41,6 +42,6 @@ pub(crate) use control::{Control, DoorbellWord, ShmError, WORKERS_MAX};
 pub(crate) use ends::Ends;
 pub(crate) use join::{ClientEnd, Sleeper, join};
 pub(crate) use layout::RECORD_MAX;
-pub(crate) use producer::Piece;
+pub(crate) use long_frame::LongFrame;
 pub(crate) use reserve::Reservation;
-pub(crate) use ring::{CRC_BYTES, Corrupt};
+pub(crate) use ring::Corrupt;

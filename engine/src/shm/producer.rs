@@ -7,6 +7,7 @@ use super::copy::{copy_in, copy_payload_in, copy_summed_in, goes_as_string};
 use super::layout::{
     ALIGN, CAPACITY, FLAG_WANTS_ROOM, Place, RECORD_MAX, RingPlaces, WORD, record_bytes,
 };
+use super::long_frame::Piece;
 use super::ring::{
     ACK_SHIFT, CRC_BYTES, ENDS_WITH_CRC, LINE, NEXT_WRAPS, SKIP, Stamped, ack_of, is_two_lines,
     stamp_of,
@@ -24,17 +25,6 @@ const ASK_BYTES_MIN: usize = 512;
 /// a long message's are on their way at once, and two places hold two. (1 MiB, one in flight: 2 % less time;
 /// 256 KiB 10 %; 16 KiB, far, 10 %.)
 const TURN_BYTES_MAX: usize = 16 * 1024;
-
-/// A piece of a frame that is longer than a record. The frame's CRC follows the last one.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Piece<'a> {
-    /// The frame's header, before its first piece. (The CRC in it does not count.)
-    pub(crate) header: Option<Header>,
-    pub(crate) payload: &'a [u8],
-    /// The CRC of the pieces before it.
-    pub(crate) sum: u32,
-    pub(crate) is_last: bool,
-}
 
 /// Writes records.
 #[derive(Debug)]
@@ -337,7 +327,7 @@ impl Producer {
     }
 
     /// As [`Producer::push`], for a piece of a frame, whose CRC is computed in the same pass.
-    pub(crate) fn push_piece(&mut self, piece: &Piece<'_>, ack: u64) -> Option<u32> {
+    pub(super) fn push_piece(&mut self, piece: &Piece<'_>, ack: u64) -> Option<u32> {
         let head = piece.header.map_or(0, |_| HEADER_BYTES);
         let end = head + piece.payload.len();
         let length = end + if piece.is_last { CRC_BYTES } else { 0 };

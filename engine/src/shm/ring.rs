@@ -35,7 +35,7 @@ pub(super) const LENGTH_MASK: u64 = (1 << 23) - 1;
 /// frame's header was 0.
 pub(super) const ENDS_WITH_CRC: u64 = 1 << 23;
 /// Bytes of such a CRC.
-pub(crate) const CRC_BYTES: usize = size_of::<u32>();
+pub(super) const CRC_BYTES: usize = size_of::<u32>();
 /// Set in every commit word.
 const COMMITTED: u64 = 1 << 24;
 /// The next record is at the ring's start.

@@ -28,7 +28,7 @@ fn instance() -> String {
     format!("u{}_{next}", std::process::id())
 }
 
-fn ring() -> (Producer, Consumer, Arc<Segment>) {
+pub(super) fn ring() -> (Producer, Consumer, Arc<Segment>) {
     let name = format!("lapce_ipc_v2_{}_ring", instance());
     let (segment, _) = Segment::create(&name, SEGMENT_BYTES, 0).unwrap();
     segment::unlink(&name).unwrap();

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::super::Control;
 use super::super::ends::Ends;
 use super::super::layout::{TO_CLIENT, TO_SERVER};
+use super::super::long_frame::Piece;
 use super::super::slots::{Slot, Stage, State, UNSEEN};
-use super::super::{Control, Piece};
 use super::pattern;
 use super::scene::{PATIENCE, Scene, answer, frame, until};
 use crate::config::Limits;

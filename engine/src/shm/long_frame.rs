@@ -1,0 +1,138 @@
+//! A frame that is longer than a record, on its way into a ring: piece by piece, with its CRC behind the last
+//! piece (see [`super::ring`]).
+
+use super::layout::RECORD_MAX;
+use super::producer::Producer;
+use super::ring::CRC_BYTES;
+use crate::wire::{HEADER_BYTES, Header};
+
+/// How far such a frame is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LongFrame {
+    /// Without the CRC.
+    header: Header,
+    /// How many of the frame's bytes are in the ring.
+    sent_bytes: usize,
+    /// Their CRC.
+    sum: u32,
+}
+
+/// What goes into one record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece<'a> {
+    /// The frame's header, before its first piece. (The CRC in it does not count.)
+    pub(super) header: Option<Header>,
+    pub(super) payload: &'a [u8],
+    /// The CRC of the pieces before it.
+    pub(super) sum: u32,
+    pub(super) is_last: bool,
+}
+
+impl LongFrame {
+    /// A frame of which nothing is sent yet. Header and payload are longer than RECORD_MAX.
+    pub(crate) fn new(header: Header) -> LongFrame {
+        let frame = LongFrame {
+            header,
+            sent_bytes: 0,
+            sum: 0,
+        };
+        assert!(frame.frame_bytes() > RECORD_MAX);
+        frame
+    }
+
+    pub(crate) fn header(&self) -> Header {
+        self.header
+    }
+
+    pub(crate) fn frame_bytes(&self) -> usize {
+        HEADER_BYTES + self.header.length as usize
+    }
+
+    pub(crate) fn sent_bytes(&self) -> usize {
+        self.sent_bytes
+    }
+
+    pub(crate) fn is_sent(&self) -> bool {
+        self.sent_bytes == self.frame_bytes()
+    }
+
+    /// What `payload` has that is not sent yet.
+    pub(crate) fn rest<'a>(&self, payload: &'a [u8]) -> &'a [u8] {
+        &payload[self.sent_bytes.saturating_sub(HEADER_BYTES)..]
+    }
+
+    /// Puts into the ring what fits of the payload's rest, which is all that is not sent yet. Returns how many
+    /// bytes of it.
+    pub(crate) fn push(&mut self, tx: &mut Producer, ack: u64, rest: &[u8]) -> usize {
+        debug_assert_eq!(
+            self.sent_bytes.max(HEADER_BYTES) + rest.len(),
+            self.frame_bytes()
+        );
+        let mut pushed = 0;
+        // Bounded by the ring's room.
+        while let Some(piece) = self.piece(&rest[pushed..]) {
+            let Some(sum) = tx.push_piece(&piece, ack) else {
+                break;
+            };
+            pushed += piece.payload.len();
+            self.sent_bytes += piece.header.map_or(0, |_| HEADER_BYTES) + piece.payload.len();
+            self.sum = sum;
+        }
+        pushed
+    }
+
+    /// The next piece, of a payload's rest.
+    fn piece<'a>(&self, rest: &'a [u8]) -> Option<Piece<'a>> {
+        let (header, room) = match self.sent_bytes {
+            0 => (Some(self.header), RECORD_MAX - HEADER_BYTES),
+            _ => (None, RECORD_MAX),
+        };
+        let is_last = rest.len() + CRC_BYTES <= room;
+        // At least a byte is left for the last piece, which completes the frame.
+        let bytes = match is_last {
+            true => rest.len(),
+            false => room.min(rest.len() - 1),
+        };
+        (bytes > 0).then(|| Piece {
+            header,
+            payload: &rest[..bytes],
+            sum: self.sum,
+            is_last,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::ring;
+    use super::*;
+    use crate::wire::{Flags, crc, msg_type};
+
+    #[test]
+    fn each_piece_fits_a_record_and_the_last_completes_the_frame() {
+        let begins = RECORD_MAX - HEADER_BYTES + 1;
+        let (mut tx, mut rx, _) = ring();
+        for length in (begins..begins + 40).chain(begins + RECORD_MAX - 40..begins + RECORD_MAX) {
+            let payload: Vec<u8> = (0..length).map(|at| (at / 3) as u8).collect();
+            let header = Header::new(Flags::REQUEST, msg_type::ECHO, 7, length as u32);
+            let mut frame = LongFrame::new(header);
+            let (mut bytes, mut crc) = (Vec::new(), None);
+            while crc.is_none() {
+                frame.push(&mut tx, 0, frame.rest(&payload));
+                let record = rx.next().unwrap().unwrap();
+                assert!(record.frame_bytes() > 0, "{length}");
+                let before = bytes.len();
+                rx.copy(&record, &mut bytes);
+                bytes.truncate(before + record.frame_bytes());
+                crc = rx.crc_at_end(&record);
+                rx.advance(&record);
+                rx.publish();
+            }
+            assert!(frame.is_sent() && rx.next().unwrap().is_none());
+            assert_eq!(frame.sent_bytes(), bytes.len());
+            assert!(bytes[HEADER_BYTES..] == payload, "{length}");
+            assert_eq!(bytes[..HEADER_BYTES], header.to_bytes());
+            assert_eq!(crc, Some(crc::frame_crc(&header.to_bytes(), &payload)));
+        }
+    }
+}
