@@ -41,6 +41,11 @@ impl LongAnswer {
         self.sum = append(&mut self.payload, self.sum);
     }
 
+    /// The CRC did not come in the header, but behind the payload.
+    pub(super) fn put_crc(&mut self, crc: u32) {
+        self.header.crc32 = crc;
+    }
+
     /// The complete answer, if its CRC is right.
     pub(super) fn finish(self) -> Result<(Header, Vec<u8>), Refusal> {
         check_crc(self.header.crc32, self.sum)?;

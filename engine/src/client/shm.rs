@@ -191,20 +191,23 @@ impl ShmLink {
         while answer.missing_bytes() > 0 && taken < BATCH_BYTES {
             let (record, from) = match self.half_taken.take() {
                 Some(half) => half,
-                None => match ends.rx.next().map_err(corrupt)? {
+                None => match ends.rx.next_piece().map_err(corrupt)? {
                     Some(record) => (record, 0),
                     None => break,
                 },
             };
-            let count = (record.length - from).min(answer.missing_bytes());
+            let count = (record.frame_bytes() - from).min(answer.missing_bytes());
             let to = from + count;
             answer.append(count, |buffer, sum| {
                 ends.rx.copy_summed(&record, from..to, buffer, sum)
             });
             taken += count;
-            if to < record.length {
+            if to < record.frame_bytes() {
                 self.half_taken = Some((record, to));
                 break;
+            }
+            if let Some(crc) = ends.rx.crc_at_end(&record) {
+                answer.put_crc(crc);
             }
             let ack = ends.rx.advance(&record);
             ends.tx.acknowledged(ack);
@@ -247,6 +250,11 @@ impl ShmLink {
             let (record, from) = match self.half_taken.take() {
                 Some(half) => half,
                 None => match ends.rx.next().map_err(corrupt)? {
+                    // The end of a long answer, whose header is to be looked at first: `receive_long` takes it.
+                    Some(record) if record.ends_with_crc() && taken > 0 => break,
+                    Some(record) if record.ends_with_crc() => {
+                        return Err(corrupt(Corrupt("a CRC where no long answer ends")));
+                    }
                     Some(record) => (record, 0),
                     None => break,
                 },

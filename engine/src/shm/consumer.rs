@@ -138,6 +138,17 @@ impl Consumer {
         Err(Corrupt("skips without end"))
     }
 
+    /// As [`Consumer::next`], while a long frame is gathered. The record has at least a byte of frames.
+    #[inline]
+    pub(crate) fn next_piece(&mut self) -> Result<Option<Record>, Corrupt> {
+        match self.next()? {
+            Some(record) if record.frame_bytes() == 0 => {
+                Err(Corrupt("a CRC without a frame's end"))
+            }
+            record => Ok(record),
+        }
+    }
+
     /// The address of the data of the next record: valid for all of its length.
     #[inline]
     fn data(&self, record: &Record) -> *const u8 {
@@ -270,9 +281,8 @@ impl Consumer {
 
     /// The CRC with which the record ends, if it does.
     pub(crate) fn crc_at_end(&self, record: &Record) -> Option<u32> {
-        let mut crc = [0; CRC_BYTES];
-        let is_there = record.ends_with_crc && record.length >= CRC_BYTES;
-        is_there.then(|| {
+        record.ends_with_crc.then(|| {
+            let mut crc = [0; CRC_BYTES];
             self.copy_part(record.frame_bytes(), record, &mut crc);
             u32::from_le_bytes(crc)
         })

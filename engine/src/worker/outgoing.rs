@@ -13,7 +13,7 @@ use super::deferred::ConnectionShared;
 use super::handler::Outcome;
 use super::owed::Owed;
 use super::vec_pool::VecPool;
-use crate::shm::{Ends, RECORD_MAX};
+use crate::shm::{Ends, LongFrame, RECORD_MAX};
 use crate::wire::{
     self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, Unsealed, legacy, msg_type,
 };
@@ -48,6 +48,9 @@ pub(crate) struct Outgoing {
     lately_bytes: usize,
     /// The ring was full when it was last tried in this round.
     pub(super) ring_full: bool,
+    /// The frame of whose payload the front of `staged` is the rest, up to this byte: the frame's beginning is in
+    /// the ring already (shared memory only).
+    begun: Option<(LongFrame, usize)>,
     /// What comes after `staged`, in further buffers, so that long frames are not copied when one buffer
     /// would grow (shared memory only). Empty while `staged` is empty.
     behind: VecDeque<Vec<u8>>,
@@ -155,6 +158,7 @@ impl Outgoing {
     pub(super) fn forget(&mut self) {
         self.staged = Vec::new();
         self.staged_sent = 0;
+        self.begun = None;
         self.unsealed.forget();
         self.behind = VecDeque::new();
         self.behind_bytes = 0;
@@ -280,9 +284,39 @@ impl Outgoing {
         if version == ProtocolVersion::V1 {
             return self.legacy_frame(pool, flags, msg_type, msg_id, payload);
         }
+        let header = Header::new(flags, msg_type, msg_id, payload.len() as u32);
+        if self.begins_long(pool, header, payload) {
+            return;
+        }
         self.encode(pool, HEADER_BYTES + payload.len(), |to| {
             wire::encode_to(to, flags, msg_type, msg_id, payload);
         });
+    }
+
+    /// Puts what fits of a long frame into the ring, if there is one and nothing waits, and only the rest behind:
+    /// the client reads the first pieces while the next are written, straight from where the payload is. False if
+    /// nothing was done.
+    fn begins_long(&mut self, pool: &mut VecPool, header: Header, payload: &[u8]) -> bool {
+        if HEADER_BYTES + payload.len() <= RECORD_MAX || !self.staged.is_empty() {
+            return false;
+        }
+        let Some(ends) = &mut self.ends else {
+            return false;
+        };
+        let mut frame = LongFrame::new(header);
+        let pushed = frame.push(&mut ends.tx, ends.rx.position(), payload);
+        if pushed == 0 {
+            return false;
+        }
+        self.encoded_bytes += frame.frame_bytes() as u64;
+        let rest = frame.rest(payload);
+        if !rest.is_empty() {
+            self.staged = pool.take_for(rest.len());
+            wire::append(&mut self.staged, rest);
+            self.begun = Some((frame, rest.len()));
+            self.flush_to_ring(pool);
+        }
+        true
     }
 
     /// In version 1 a request has one answer, and a client would take the first part of a stream for all of
@@ -399,6 +433,14 @@ impl Outgoing {
         for _ in 0..2 {
             // Bounded by the ring's room; each pass sends a piece or takes the next buffer.
             loop {
+                if let Some((frame, end)) = &mut self.begun {
+                    let rest = &self.staged[self.staged_sent..*end];
+                    self.staged_sent += frame.push(&mut ends.tx, ends.rx.position(), rest);
+                    if !frame.is_sent() {
+                        break;
+                    }
+                    self.begun = None;
+                }
                 let rest = &self.staged[self.staged_sent..];
                 let piece = &rest[..rest.len().min(RECORD_MAX)];
                 if !piece.is_empty() {

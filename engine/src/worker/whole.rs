@@ -22,14 +22,14 @@ impl Worker {
         let Some(ends) = &mut connection.out.ends else {
             return false;
         };
-        let (mut taken, mut frame_bytes) = (0, 0);
+        let mut taken = 0;
         let mut corrupt = None;
-        // Bounded by ROUND_BYTES: each pass takes a record of at least one byte.
+        // Bounded by ROUND_BYTES.
         while taken < ROUND_BYTES {
             let Some(missing) = assembler.missing_bytes() else {
                 break;
             };
-            let record = match ends.rx.next() {
+            let record = match ends.rx.next_piece() {
                 Ok(Some(record)) if record.frame_bytes() <= missing => record,
                 Ok(Some(record)) if record.ends_with_crc() && taken == 0 => {
                     corrupt = Some(Corrupt("a CRC in the middle of a frame"));
@@ -52,14 +52,13 @@ impl Worker {
             ends.tx.acknowledged(ack);
             // At once: the client waits for this room.
             ends.rx.publish();
-            taken += record.length;
-            frame_bytes += bytes;
+            taken += bytes;
         }
         if let Some(error) = corrupt {
             self.close_corrupt(key, error);
             return true;
         }
-        if taken > 0 && connection.took(&self.stats, frame_bytes, self.now_ns) {
+        if taken > 0 && connection.took(&self.stats, taken, self.now_ns) {
             self.handle_if_complete(key);
         }
         taken > 0
