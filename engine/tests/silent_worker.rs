@@ -5,9 +5,9 @@ mod support;
 
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{Deferred, ErrorCode, Limits, Request, Responder, Server};
+use lapce_ai::ipc::{Deferred, ErrorCode, Limits, Request, Responder, Server, Transport};
 use support::*;
 
 /// A budget that a test can use up.
@@ -335,4 +335,48 @@ fn a_worker_does_not_wait_for_a_handler_of_another() {
     // What the inbox takes, 512, and half of the budget.
     let bytes = taken.iter().sum::<u64>() as usize * PART_BYTES;
     assert!((12 << 20..16 << 20).contains(&bytes), "{bytes} in 12 MiB");
+}
+
+/// What such a worker's handlers took before is in its statistics, though it reads the clock anew while it waits.
+#[test]
+fn a_wait_for_another_worker_does_not_make_its_handlers_seem_quick() {
+    const PUBLISH: u16 = 0x0101;
+    const STOP: u16 = 0x0102;
+    const TOOK: Duration = Duration::from_millis(20);
+    let kept = Kept::default();
+    let (goes_on, stopped) = mpsc::channel::<()>();
+    let stopped = Mutex::new(stopped);
+    let server = keeping(&kept)
+        .workers(2)
+        .handler(STOP, move |_: Request<'_>, _: Responder<'_>| {
+            let _ = stopped.lock().unwrap().recv();
+        })
+        .handler(PUBLISH, {
+            let kept = kept.clone();
+            move |_: Request<'_>, responder: Responder<'_>| {
+                std::thread::sleep(TOOK);
+                // More than the inbox takes.
+                for _ in 0..1000 {
+                    kept.lock().unwrap()[0].stream_part(b"").unwrap();
+                }
+                responder.reply(b"");
+            }
+        })
+        .start()
+        .unwrap();
+    // Dropped before the server, which waits for the handler.
+    let goes_on = goes_on;
+    // Connections are spread over the workers in turn.
+    let [mut subscriber, mut publisher] = [(); 2].map(|()| Peer::connect(address(&server)));
+    subscriber.send(&request(WORK, 1, b""));
+    eventually("it is served", || kept.lock().unwrap().len() == 1);
+    subscriber.send(&frame(0, STOP, 0, b""));
+    publisher.send(&request(PUBLISH, 1, b""));
+    publisher.receive();
+    publisher.expect_alive();
+    let longest_ns = || server.stats().latency(Transport::Tcp).max();
+    eventually("it is counted", || longest_ns() > 0);
+    assert!(u128::from(longest_ns()) >= TOOK.as_nanos());
+    drop(goes_on);
+    kept.lock().unwrap().clear();
 }

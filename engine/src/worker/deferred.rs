@@ -157,7 +157,7 @@ impl Deferred {
     /// Within a handler it does not wait. There, once more than [`crate::ipc::Limits::max_buffered_bytes`] are
     /// buffered over all connections, and more than half of that are answers, the stream of a requester that is
     /// more than 1 MiB behind ends with HANDLER_FAILED. So a handler may hand on to many what it gets, and the
-    /// slowest reader does not cost all memory.
+    /// slowest reader does not cost all memory. What one round sends beyond 512 parts counts twice.
     ///
     /// # Errors
     /// [`Gone`]: nobody gets the rest of the stream, so it may as well end.

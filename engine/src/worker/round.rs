@@ -43,13 +43,14 @@ impl Worker {
         }
         // Before the sweep: what was just done may have been what a deadline is for.
         self.settle_touched();
+        // Before time passes that is none of theirs.
+        self.record_latencies();
         self.wait_for_others();
         self.arm_starved();
         if self.needs_sweeps() && self.now_ns >= self.next_sweep_ns {
             self.sweep();
             self.settle_touched();
         }
-        self.record_latencies();
         // What waits for the next round must not sleep until an event comes.
         worked || !self.resumed.is_empty() || !self.starved.is_empty()
     }
@@ -98,6 +99,8 @@ impl Worker {
             self.now_ns = clock::now_ns();
             self.take_messages();
             self.settle_touched();
+            // Requests may have come meanwhile.
+            self.round_was_long = true;
         }
     }
 
