@@ -5,7 +5,7 @@ use crate::wire::{Header, STEP_BYTES, crc};
 /// From here on a frame's payload goes into a ring as a string, where that is fast.
 const PAYLOAD_STRING_MIN: usize = 1024;
 /// The same of bytes that are summed already. Answers in a row stay below it: their lines come back soon.
-const STRING_MIN: usize = 16 * 1024;
+const STRING_MIN: usize = 12 * 1024;
 
 /// Copies `length` bytes in steps: see [`STEP_BYTES`].
 ///
@@ -39,7 +39,7 @@ pub(super) unsafe fn copy_in(bytes: &[u8], to: *mut u8) {
     }
 }
 
-/// As [`copy_in`], with the CRC: `sum` is that of what came before, and the result that of both.
+/// As [`copy_in`], of a piece of a frame, with the CRC: `sum` is that of what came before, and the result that of both.
 ///
 /// # Safety
 /// As [`copy_in`].
@@ -47,7 +47,7 @@ pub(super) unsafe fn copy_in(bytes: &[u8], to: *mut u8) {
 pub(super) unsafe fn copy_summed_in(bytes: &[u8], to: *mut u8, sum: u32) -> u32 {
     // SAFETY: the caller's promise. The bytes are private: read twice, they are the same.
     unsafe {
-        if goes_as_string(bytes.len()) {
+        if bytes.len() >= PAYLOAD_STRING_MIN && strings_are_fast() {
             let sum = crc::append(sum, bytes);
             copy_string(bytes, to);
             sum

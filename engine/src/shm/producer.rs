@@ -24,7 +24,7 @@ const ASK_BYTES_MIN: usize = 512;
 /// After a record that takes more than this, the producer does not turn back before the ring's end: several of
 /// a long message's are on their way at once, and two places hold two. (1 MiB, one in flight: 2 % less time;
 /// 256 KiB 10 %; 16 KiB, far, 10 %.)
-const TURN_BYTES_MAX: usize = 16 * 1024;
+const TURN_BYTES_MAX: usize = 12 * 1024;
 
 /// Writes records.
 #[derive(Debug)]
@@ -139,10 +139,11 @@ impl Producer {
     /// Leads the consumer to the place that [`Producer::plan`] found for a record of at least this length, by a
     /// SKIP word if need be, and clears the place of the next record. Returns the record's commit word.
     #[inline(always)]
-    pub(super) fn settle(&mut self, at: Place, length: usize, ack: u64) -> u64 {
+    pub(super) fn settle(&mut self, at: Place, length: usize, ack: u64, may_turn: bool) -> u64 {
         let bytes = record_bytes(length);
         let after = self.places.after(at, bytes);
-        let turns = turns_from(at, bytes, after).is_some_and(|from| self.consumed >= from);
+        let from = turns_from(at, bytes, after).filter(|_| may_turn);
+        let turns = from.is_some_and(|from| self.consumed >= from);
         let (next, flags) = match turns {
             true => (self.places.next_lap(at), stamp_of(at) | NEXT_WRAPS),
             false => (after, stamp_of(at)),
@@ -254,7 +255,7 @@ impl Producer {
     #[inline(always)]
     fn place(&mut self, length: usize, ack: u64) -> Option<(Place, u64)> {
         let at = self.plan(length)?;
-        Some((at, self.settle(at, length, ack)))
+        Some((at, self.settle(at, length, ack, true)))
     }
 
     /// Commits the record whose data are written.
@@ -331,7 +332,9 @@ impl Producer {
         let head = piece.header.map_or(0, |_| HEADER_BYTES);
         let end = head + piece.payload.len();
         let length = end + if piece.is_last { CRC_BYTES } else { 0 };
-        let (at, mut word) = self.place(length, ack)?;
+        let at = self.plan(length)?;
+        // Not to the ring's start, as after other long records: see `TURN_BYTES_MAX`.
+        let mut word = self.settle(at, length, ack, false);
         let data = self.data(at, length);
         let mut sum = piece.sum;
         // SAFETY: `data` is valid for the parts of the record (checked); private memory does not overlap the

@@ -114,7 +114,7 @@ impl Producer {
         let payload_bytes = header.length as usize;
         let crc = reservation.frame_crc(&header.to_bytes(), payload_bytes);
         let length = HEADER_BYTES + payload_bytes;
-        let word = self.settle(reservation.at, length, ack);
+        let word = self.settle(reservation.at, length, ack, true);
         let data = self.data(reservation.at, length);
         // SAFETY: `data` is valid for a header and more.
         unsafe { write_head(data, header.to_words(), crc) };
