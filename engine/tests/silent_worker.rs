@@ -380,3 +380,56 @@ fn a_wait_for_another_worker_does_not_make_its_handlers_seem_quick() {
     drop(goes_on);
     kept.lock().unwrap().clear();
 }
+
+/// How long a worker does nothing else after a handler of it has sent much to one that does not look.
+fn pause_after_much() -> Duration {
+    const PUBLISH: u16 = 0x0101;
+    const STOP: u16 = 0x0102;
+    // More than its queue takes.
+    const SUBSCRIBERS: usize = 1000;
+    let kept = Kept::default();
+    let (goes_on, stopped) = mpsc::channel::<()>();
+    let stopped = Mutex::new(stopped);
+    let publish = {
+        let kept = kept.clone();
+        move |_: Request<'_>, responder: Responder<'_>| {
+            for to in kept.lock().unwrap().iter_mut() {
+                let _ = to.stream_part(vec![1; 24 * 1024]);
+            }
+            responder.reply(b"");
+        }
+    };
+    let server = keeping(&kept)
+        .workers(2)
+        .handler(STOP, move |_: Request<'_>, _: Responder<'_>| {
+            let _ = stopped.lock().unwrap().recv();
+        })
+        .handler(PUBLISH, publish)
+        .start()
+        .unwrap();
+    let [mut subscriber, mut publisher] = [(); 2].map(|()| Peer::connect(address(&server)));
+    subscriber.expect_alive();
+    publisher.expect_alive();
+    for id in 1..=SUBSCRIBERS as u64 {
+        subscriber.send(&request(WORK, id, b""));
+    }
+    eventually("all are kept", || kept.lock().unwrap().len() == SUBSCRIBERS);
+    subscriber.send(&frame(0, STOP, 0, b""));
+    std::thread::sleep(Duration::from_millis(20));
+    publisher.send(&request(PUBLISH, 1, b""));
+    publisher.receive();
+    let begin = Instant::now();
+    publisher.expect_alive();
+    let pause = begin.elapsed();
+    drop(goes_on);
+    kept.lock().unwrap().clear();
+    pause
+}
+
+/// It has other clients, who would wait with it. The pace at which threads may go on, by which it would be 120 ms and more, is
+/// not its own.
+#[test]
+fn a_worker_goes_on_soon_however_much_it_has_sent() {
+    let quickest = (0..3).map(|_| pause_after_much()).min().unwrap();
+    assert!(quickest < Duration::from_millis(100), "{quickest:?}");
+}

@@ -218,7 +218,7 @@ impl Deferred {
                 true => (BEHIND_NS_MAX, 5_000),
                 false => (FULL_NS_MAX, 1_000),
             };
-            match self.inbox.patience(silence_ns_max) {
+            match self.inbox.patience(silence_ns_max, true) {
                 Patience::Left => {}
                 Patience::Over => {
                     self.inbox.goes_on();

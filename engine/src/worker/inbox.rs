@@ -245,9 +245,10 @@ impl Inbox {
     }
 
     /// For those who wait for the worker, to be asked again and again. They wait while it looks into its inbox at
-    /// least so often. If it does not, they go on, one by one: by [`BYTES_PER_MS`], and within the budget.
+    /// least so often. If it does not, they go on, within the budget; threads one by one, by [`BYTES_PER_MS`]
+    /// (`is_paced`). A worker has other clients, who would wait with it.
     #[cold]
-    pub(super) fn patience(self: &Arc<Self>, silence_ns_max: u64) -> Patience {
+    pub(super) fn patience(self: &Arc<Self>, silence_ns_max: u64, is_paced: bool) -> Patience {
         // It is not waited for anew because others were meanwhile.
         if self.is_given_up() {
             return Patience::Lost;
@@ -275,7 +276,7 @@ impl Inbox {
             return Patience::Lost;
         }
         let bytes_max = BYTES_PER_MS * silence_ns / 1_000_000;
-        match self.overflow_bytes.load(Ordering::Relaxed) as u64 <= bytes_max {
+        match !is_paced || self.overflow_bytes.load(Ordering::Relaxed) as u64 <= bytes_max {
             true => Patience::Over,
             false => Patience::Left,
         }
@@ -384,7 +385,7 @@ impl Inbox {
             all.retain(|other| {
                 let waits = other.is_overfull()
                     && !other.is_closed()
-                    && other.patience(FULL_NS_MAX) == Patience::Left;
+                    && other.patience(FULL_NS_MAX, false) == Patience::Left;
                 if waits {
                     other.doorbell.ring();
                 }
