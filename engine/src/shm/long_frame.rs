@@ -2,7 +2,7 @@
 //! piece (see [`super::ring`]).
 
 use super::layout::{RECORD_MAX, WORD};
-use super::producer::Producer;
+use super::producer::{Piece, Producer};
 use super::ring::CRC_BYTES;
 use crate::wire::{HEADER_BYTES, Header};
 
@@ -22,17 +22,6 @@ pub(crate) struct LongFrame {
     sent_bytes: usize,
     /// Their CRC.
     sum: u32,
-}
-
-/// What goes into one record.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Piece<'a> {
-    /// The frame's header, before its first piece. (The CRC in it does not count.)
-    pub(super) header: Option<Header>,
-    pub(super) payload: &'a [u8],
-    /// The CRC of the pieces before it.
-    pub(super) sum: u32,
-    pub(super) is_last: bool,
 }
 
 impl LongFrame {

@@ -7,7 +7,6 @@ use super::copy::{copy_in, copy_payload_in, copy_summed_in, goes_as_string};
 use super::layout::{
     ALIGN, CAPACITY, FLAG_WANTS_ROOM, Place, RECORD_MAX, RingPlaces, WORD, record_bytes,
 };
-use super::long_frame::Piece;
 use super::ring::{
     ACK_SHIFT, CRC_BYTES, ENDS_WITH_CRC, LINE, NEXT_WRAPS, SKIP, Stamped, ack_of, is_two_lines,
     stamp_of,
@@ -25,6 +24,18 @@ const ASK_BYTES_MIN: usize = 512;
 /// a long message's are on their way at once, and two places hold two. (1 MiB, one in flight: 2 % less time;
 /// 256 KiB 10 %; 16 KiB, far, 10 %.)
 const TURN_BYTES_MAX: usize = 12 * 1024;
+
+/// What goes into one record of a frame that is longer than a record: see [`super::ring`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Piece<'a> {
+    /// The frame's header, before its first piece. (The CRC in it does not count.)
+    pub(super) header: Option<Header>,
+    pub(super) payload: &'a [u8],
+    /// The CRC of the pieces before it.
+    pub(super) sum: u32,
+    /// The CRC follows it.
+    pub(super) is_last: bool,
+}
 
 /// Writes records.
 #[derive(Debug)]

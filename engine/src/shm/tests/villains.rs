@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::super::Control;
 use super::super::ends::Ends;
 use super::super::layout::{TO_CLIENT, TO_SERVER};
-use super::super::long_frame::Piece;
+use super::super::producer::Piece;
 use super::super::slots::{Slot, Stage, State, UNSEEN};
 use super::pattern;
 use super::scene::{PATIENCE, Scene, answer, frame, until};
