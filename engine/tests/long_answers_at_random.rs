@@ -12,8 +12,9 @@ use lapce_ai::ipc::{
 };
 use support::*;
 
-/// How much fits a record of a ring, with the header.
+/// How much fits a record of a ring, with the header, and a piece of a frame that is longer.
 const RECORD_BYTES: usize = 32 * 1024 - 8;
+const PIECE_BYTES: usize = 8 * 1024 - 8;
 const MESSAGE_BYTES_MAX: usize = 10 << 20;
 const REQUESTS: u64 = 150;
 
@@ -27,25 +28,19 @@ const PANICS_AFTERWARDS: u8 = 6;
 const REQUEST_AND_REST: u8 = 7;
 const KINDS: u8 = 8;
 
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(1);
-        u64::from_le_bytes(pattern(self.0, 24)[16..].try_into().unwrap()) % below
-    }
-
-    /// Some short, some about as long as one or several records.
+    /// Some short, some about as long as one or several records or pieces.
     fn length(&mut self) -> usize {
-        match self.next(16) {
-            0..5 => self.next(200) as usize,
-            5..7 => self.next(30_000) as usize,
+        match self.below(16) {
+            0..5 => self.below(200) as usize,
+            5..7 => self.below(30_000) as usize,
             7..13 => {
-                let records = 1 + [0, 0, 0, 1, 2, 6, 7, 8][self.next(8) as usize];
-                records * RECORD_BYTES - 60 + self.next(70) as usize
+                let records = 1 + [0, 0, 0, 1, 2, 6, 7, 8][self.below(8) as usize];
+                let bytes = [RECORD_BYTES, PIECE_BYTES][self.below(2) as usize];
+                records * bytes - 60 + self.below(70) as usize
             }
-            13..15 => self.next(700_000) as usize,
-            _ if self.next(20) == 0 => MESSAGE_BYTES_MAX - self.next(2) as usize,
+            13..15 => self.below(700_000) as usize,
+            _ if self.below(20) == 0 => MESSAGE_BYTES_MAX - self.below(2) as usize,
             _ => 1 << 20,
         }
     }
@@ -60,16 +55,16 @@ struct Wish {
 
 impl Wish {
     fn random(random: &mut Random) -> Wish {
-        let kind = match random.next(2) {
+        let kind = match random.below(2) {
             0 => REPLY,
-            _ => random.next(u64::from(KINDS)) as u8,
+            _ => random.below(u64::from(KINDS)) as u8,
         };
         let parts = match kind {
-            STREAM_PARTS | DEFERRED_STREAM | ERROR_BEHIND_PART => 1 + random.next(4),
+            STREAM_PARTS | DEFERRED_STREAM | ERROR_BEHIND_PART => 1 + random.below(4),
             _ => 1,
         };
         let lengths = (0..parts).map(|_| random.length()).collect();
-        let seed = random.next(1 << 40);
+        let seed = random.below(1 << 40);
         Wish {
             kind,
             seed,
@@ -209,7 +204,7 @@ fn check(all: &mut AllAwaited, id: u64, last: bool, result: Result<&[u8], &Error
 
 /// Takes what is there, or waits for something, or gives one up.
 fn collect(client: &Client, random: &mut Random, all: &mut AllAwaited) {
-    match random.next(16) {
+    match random.below(16) {
         0 => {
             let id = *all.keys().min().unwrap();
             client.cancel(id).unwrap();
@@ -235,15 +230,15 @@ fn collect(client: &Client, random: &mut Random, all: &mut AllAwaited) {
 /// A call beside what is in flight.
 fn call(client: &Client, random: &mut Random, answer: &mut Vec<u8>) {
     let wish = Wish::random(random);
-    let request = wish.bytes(random.next(50) as usize);
+    let request = wish.bytes(random.below(50) as usize);
     let expected = match wish.kind {
         TOO_LARGE | ERROR_BEHIND_PART => None,
         REQUEST_AND_REST => Some([&request[1..], &request].concat()),
         _ => Some((0..=wish.last()).flat_map(|it| wish.part(it)).collect()),
     };
-    match random.next(4) {
+    match random.below(4) {
         0 => {
-            let limit = Duration::from_micros(random.next(2000));
+            let limit = Duration::from_micros(random.below(2000));
             match client.call_within(WORK, &request, limit) {
                 Ok(answer) => assert!(Some(answer) == expected),
                 Err(Error::Timeout { .. } | Error::NotSent { .. }) => {}
@@ -252,7 +247,7 @@ fn call(client: &Client, random: &mut Random, answer: &mut Vec<u8>) {
         }
         1 => {
             let parts = client.call_stream(WORK, &request).unwrap();
-            if random.next(4) == 0 {
+            if random.below(4) == 0 {
                 // The rest is not wanted.
                 parts.take(1).for_each(drop);
                 return;
@@ -271,7 +266,7 @@ fn call(client: &Client, random: &mut Random, answer: &mut Vec<u8>) {
 
 fn run_client(address: &str, seed: u64) {
     let mut random = Random(seed << 32);
-    let idle = [IdleMode::Spin, IdleMode::Adaptive, IdleMode::Park][random.next(3) as usize];
+    let idle = [IdleMode::Spin, IdleMode::Adaptive, IdleMode::Park][random.below(3) as usize];
     let client = Client::builder()
         .idle(idle)
         .timeout(PATIENCE)
@@ -283,21 +278,21 @@ fn run_client(address: &str, seed: u64) {
     let mut window = 1;
     for number in 0..REQUESTS {
         if number % 16 == 0 {
-            window = [1, 1, 2, 4, 16, 40][random.next(6) as usize];
-            if random.next(3) == 0 {
-                std::thread::sleep(Duration::from_millis(random.next(5)));
+            window = [1, 1, 2, 4, 16, 40][random.below(6) as usize];
+            if random.below(3) == 0 {
+                std::thread::sleep(Duration::from_millis(random.below(5)));
             }
         }
         while awaited.len() >= window {
             collect(&client, &mut random, &mut awaited);
         }
         let wish = Wish::random(&mut random);
-        let padding = match random.next(6) {
+        let padding = match random.below(6) {
             0 => random.length().min(2 << 20),
-            _ => random.next(50) as usize,
+            _ => random.below(50) as usize,
         };
         let request = wish.bytes(padding);
-        let flags = match random.next(5) {
+        let flags = match random.below(5) {
             0 => Flags::PRIORITY,
             _ => Flags::NONE,
         };
@@ -308,7 +303,7 @@ fn run_client(address: &str, seed: u64) {
             parts: 0,
         };
         awaited.insert(id, one);
-        match random.next(6) {
+        match random.below(6) {
             0 | 1 => client.flush().unwrap(),
             2 => call(&client, &mut random, &mut answer),
             _ => {}
@@ -344,8 +339,7 @@ fn start(workers: usize, instance: &str, idle: IdleMode) -> Server {
 
 #[test]
 fn each_arrives_once_whole_and_in_order() {
-    let seeds = std::env::var("LAPCE_IPC_SEEDS").map_or(6, |seeds| seeds.parse().unwrap());
-    for seed in 0..seeds {
+    for seed in 0..seeds(6) {
         let instance = format!("mixed{}_{seed}", std::process::id());
         let idle = [IdleMode::Adaptive, IdleMode::Park, IdleMode::Spin][seed as usize % 3];
         let _server = start(1 + seed as usize % 2, &instance, idle);

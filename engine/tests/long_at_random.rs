@@ -21,21 +21,18 @@ const LONGEST: usize = 200_000;
 /// The longest payload that fits into one record, and how much more fits into each after it.
 const FIRST: usize = 32_736;
 const NEXT: usize = 32_760;
+/// The same of the pieces in which longer ones go.
+const PIECE: usize = 8_160;
+const NEXT_PIECE: usize = 8_184;
 const TOKEN: &str = "long at random";
 
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 += 1;
-        u64::from_le_bytes(pattern(self.0, 8).try_into().unwrap()) % end
-    }
-
     fn length(&mut self) -> usize {
-        match self.below(4) {
+        match self.below(5) {
             0 => 8 + self.below(100) as usize,
             1 => 8 + self.below(LONGEST as u64 - 7) as usize,
             2 => LONGEST,
+            3 => PIECE + self.below(15) as usize * NEXT_PIECE - 8 + self.below(17) as usize,
             _ => FIRST + self.below(4) as usize * NEXT - 8 + self.below(17) as usize,
         }
     }
@@ -192,8 +189,7 @@ fn run(seed: u64) {
 
 #[test]
 fn each_comes_as_it_was_sent() {
-    let seeds = std::env::var("LAPCE_IPC_SEEDS").map_or(6, |seeds| seeds.parse().unwrap());
-    for seed in 0..seeds {
+    for seed in 0..seeds(6) {
         run(seed);
     }
 }

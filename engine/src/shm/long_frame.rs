@@ -4,14 +4,15 @@
 use super::layout::{RECORD_MAX, WORD};
 use super::producer::{Piece, Producer};
 use super::ring::CRC_BYTES;
-use crate::wire::{HEADER_BYTES, Header};
+use crate::wire::{HEADER_BYTES, Header, crc};
 
 /// The length of a piece's record: the reader has the first piece soon, and the last is soon done when it has come.
 /// Frames of 64 KiB take 0.8 (ECHO) and 0.63 (answer alone) of the time that they take in records of RECORD_MAX.
 const PIECE_BYTES: usize = 8 * 1024;
-/// The same while more than this is to be sent.
+/// The same while more than [`MUCH_BYTES`] are to be sent.
 const LONGER_PIECE_BYTES: usize = 16 * 1024;
-const MUCH_BYTES: usize = 128 * 1024;
+/// While more than this is to be sent, both sides have enough to do at the same time, and longer records cost less.
+pub(crate) const MUCH_BYTES: usize = 128 * 1024;
 
 /// How far such a frame is.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +21,7 @@ pub(crate) struct LongFrame {
     header: Header,
     /// How many of the frame's bytes are in the ring.
     sent_bytes: usize,
-    /// Their CRC.
+    /// The CRC of the header and what is in the ring of the payload.
     sum: u32,
 }
 
@@ -30,7 +31,7 @@ impl LongFrame {
         let frame = LongFrame {
             header,
             sent_bytes: 0,
-            sum: 0,
+            sum: crc::header_seed(&header.to_bytes()),
         };
         assert!(frame.frame_bytes() > RECORD_MAX);
         frame
@@ -49,21 +50,23 @@ impl LongFrame {
     }
 
     pub(crate) fn is_sent(&self) -> bool {
-        self.sent_bytes == self.frame_bytes()
+        self.rest_bytes() == 0
     }
 
-    /// What `payload` has that is not sent yet.
+    /// How many of the payload's bytes are not sent yet.
+    pub(crate) fn rest_bytes(&self) -> usize {
+        self.frame_bytes() - self.sent_bytes.max(HEADER_BYTES)
+    }
+
+    /// What of the payload is not sent yet.
     pub(crate) fn rest<'a>(&self, payload: &'a [u8]) -> &'a [u8] {
-        &payload[self.sent_bytes.saturating_sub(HEADER_BYTES)..]
+        &payload[payload.len() - self.rest_bytes()..]
     }
 
     /// Puts into the ring what fits of the payload's rest, which is all that is not sent yet. Returns how many
     /// bytes of it.
     pub(crate) fn push(&mut self, tx: &mut Producer, ack: u64, rest: &[u8]) -> usize {
-        debug_assert_eq!(
-            self.sent_bytes.max(HEADER_BYTES) + rest.len(),
-            self.frame_bytes()
-        );
+        debug_assert_eq!(rest.len(), self.rest_bytes());
         let mut pushed = 0;
         // Bounded by the ring's room.
         while let Some(piece) = self.piece(&rest[pushed..]) {
@@ -106,7 +109,7 @@ impl LongFrame {
 mod tests {
     use super::super::tests::ring;
     use super::*;
-    use crate::wire::{Flags, crc, msg_type};
+    use crate::wire::{Flags, msg_type};
 
     #[test]
     fn each_piece_fits_a_record_and_the_last_completes_the_frame() {

@@ -42,6 +42,6 @@ pub(crate) use control::{Control, DoorbellWord, ShmError, WORKERS_MAX};
 pub(crate) use ends::Ends;
 pub(crate) use join::{ClientEnd, Sleeper, join};
 pub(crate) use layout::RECORD_MAX;
-pub(crate) use long_frame::LongFrame;
+pub(crate) use long_frame::{LongFrame, MUCH_BYTES};
 pub(crate) use reserve::Reservation;
 pub(crate) use ring::Corrupt;

@@ -13,7 +13,7 @@ use super::ring::{
 };
 use super::sync::{AtomicU64, Ordering, Segment, fence};
 use crate::sys::prefetch;
-use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header, crc};
+use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header};
 
 /// The cache lines of a record of this length or more are prefetched for writing before it is written. Each
 /// must be taken away from the consumer, which read it in the lap before; with many small messages in flight
@@ -31,7 +31,7 @@ pub(super) struct Piece<'a> {
     /// The frame's header, before its first piece. (The CRC in it does not count.)
     pub(super) header: Option<Header>,
     pub(super) payload: &'a [u8],
-    /// The CRC of the pieces before it.
+    /// The CRC of the header and the pieces before it.
     pub(super) sum: u32,
     /// The CRC follows it.
     pub(super) is_last: bool,
@@ -347,22 +347,20 @@ impl Producer {
         // Not to the ring's start, as after other long records: see `TURN_BYTES_MAX`.
         let mut word = self.settle(at, length, ack, false);
         let data = self.data(at, length);
-        let mut sum = piece.sum;
         // SAFETY: `data` is valid for the parts of the record (checked); private memory does not overlap the
         // segment.
         unsafe {
             if let Some(header) = piece.header {
                 write_head(data, header.to_words(), 0);
-                sum = crc::header_seed(&header.to_bytes());
             }
-            sum = copy_summed_in(piece.payload, data.add(head), sum);
+            let sum = copy_summed_in(piece.payload, data.add(head), piece.sum);
             if piece.is_last {
                 copy_in(&sum.to_le_bytes(), data.add(end));
                 word |= ENDS_WITH_CRC;
             }
+            self.publish(at, word);
+            Some(sum)
         }
-        self.publish(at, word);
-        Some(sum)
     }
 
     /// Whether the consumer has moved on since this producer last looked.

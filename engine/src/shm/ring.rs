@@ -19,9 +19,9 @@
 //! **Acknowledgements ride along.** Each commit word also says how far its sender has consumed the other ring,
 //! so with requests and answers in turn the line with the consumer's position is never read.
 //!
-//! **A CRC may come last.** What a frame that is longer than a record is copied from need not be read once more
-//! before its header can be sent: its header goes first, with 0 in the place of the CRC, which is computed while
-//! the payload is copied, and goes behind it in its last record (ENDS_WITH_CRC in the commit word).
+//! **A CRC may come last.** Of a frame that is longer than a record the header goes first, with 0 in the place of
+//! the CRC. That is computed while the payload is copied, and ends the frame's last record (ENDS_WITH_CRC in the
+//! commit word). To have it in the header, all of the payload had to be read before the first byte could go.
 //!
 //! **Wrapping.** A record that does not fit into the rest of its area is preceded by a SKIP word, which says how
 //! far to skip. While the consumer keeps up, the producer turns back to the ring's start early (NEXT_WRAPS in

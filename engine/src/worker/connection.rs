@@ -2,7 +2,7 @@
 //! waits, what goes out, what it holds of the memory budget, and by when its peer must do something.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::deadlines::PROGRESS_BYTES;
 use super::outgoing::Outgoing;
@@ -45,6 +45,14 @@ pub(super) struct TcpState {
     /// When to look whether the peer has reset it, of which its receive may not tell: see
     /// [`super::deadlines`]. 0: not.
     pub(super) reset_look_ns: u64,
+}
+
+impl TcpState {
+    /// The socket's descriptor; `None` over shared memory.
+    #[inline]
+    pub(super) fn raw_fd(&self) -> Option<RawFd> {
+        self.fd.as_ref().map(AsRawFd::as_raw_fd)
+    }
 }
 
 /// A client that says it accepts less than this is treated as if it accepted this much: streams to it

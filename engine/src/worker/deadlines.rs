@@ -121,8 +121,8 @@ impl Worker {
             self.timed = true;
             if now_ns >= tcp.reset_look_ns {
                 tcp.reset_look_ns = 0;
-                let fd = tcp.fd.as_ref().map(AsRawFd::as_raw_fd);
-                if tcp.receiving && !tcp.stopping && fd.is_some_and(socket::is_reset) {
+                let is_reset = || tcp.raw_fd().is_some_and(socket::is_reset);
+                if tcp.receiving && !tcp.stopping && is_reset() {
                     // The receive that is armed after it takes what has arrived, then reports the reset.
                     tcp.stopping = true;
                     self.driver.stop_receiving(key);
@@ -178,10 +178,9 @@ impl Worker {
         }
         // A peer that has sent nothing since, and has all that it was sent, loses nothing by a reset: an idle client,
         // which does not look at its connection, does not hold up the next start.
-        let fd = connection.tcp.fd.as_ref().map(AsRawFd::as_raw_fd);
         let needs_no_linger = connection.phase == Phase::Lingering
             && connection.discarded_bytes == 0
-            && fd.is_some_and(socket::is_acknowledged);
+            && connection.tcp.raw_fd().is_some_and(socket::is_acknowledged);
         if now_ns >= drain_deadline_ns || needs_no_linger {
             connection.phase = Phase::Closing;
         } else if connection.phase == Phase::Open

@@ -51,7 +51,7 @@ impl Worker {
         let Some(key) = self.hot else { return false };
         let fd = match self.connections.get_mut(key) {
             Some(connection) if connection.tcp.receiving && !connection.tcp.stopping => {
-                connection.tcp.fd.as_ref().map(AsRawFd::as_raw_fd)
+                connection.tcp.raw_fd()
             }
             _ => None,
         };

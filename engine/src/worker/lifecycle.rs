@@ -122,7 +122,7 @@ impl Worker {
         if out.staged.is_empty() || out.sending_bytes > 0 || connection.phase == Phase::Closing {
             return;
         }
-        let Some(fd) = connection.tcp.fd.as_ref().map(AsRawFd::as_raw_fd) else {
+        let Some(fd) = connection.tcp.raw_fd() else {
             return;
         };
         // It would tell of a reset.
@@ -218,7 +218,7 @@ impl Worker {
             Phase::Closing => false,
         };
         let tcp = &mut connection.tcp;
-        let Some(fd) = tcp.fd.as_ref().map(AsRawFd::as_raw_fd) else {
+        let Some(fd) = tcp.raw_fd() else {
             return;
         };
         if wanted && !tcp.receiving && !connection.peer_ended && !tcp.starved {

@@ -13,7 +13,7 @@ use super::deferred::ConnectionShared;
 use super::handler::Outcome;
 use super::owed::Owed;
 use super::vec_pool::VecPool;
-use crate::shm::{Ends, LongFrame, RECORD_MAX};
+use crate::shm::{Ends, LongFrame, MUCH_BYTES, RECORD_MAX};
 use crate::wire::{
     self, ErrorCode, Flags, HEADER_BYTES, Header, ProtocolVersion, Unsealed, legacy, msg_type,
 };
@@ -28,11 +28,10 @@ const PIECE_BYTES_MAX: usize = 8192;
 /// run: answers in pieces make the next requests come in pieces too, which must not shrink the pieces.
 const LATELY_PARTS: usize = 64;
 
-/// What waits goes into the ring in records of this length at most, or while there is much of it in longer ones: the
-/// client soon has the first, and is soon done when the last has come. (An ECHO of 64 KiB takes 0.83 of the time that
-/// it takes with one length for all.)
+/// What waits goes into the ring in records of this length at most, or in longer ones while there are more than
+/// [`MUCH_BYTES`] of it: the client soon has the first, and is soon done when the last has come. (An ECHO of 64 KiB
+/// takes 0.83 of the time that it takes with one length for all.)
 const RECORD_BYTES: usize = RECORD_MAX / 2;
-const MUCH_BYTES: usize = 128 * 1024;
 
 /// A buffer that holds this much does not grow any further, if another can follow it in `behind`.
 const GROWS_BYTES_MAX: usize = 64 * 1024;
@@ -54,9 +53,9 @@ pub(crate) struct Outgoing {
     lately_bytes: usize,
     /// The ring was full when it was last tried in this round.
     pub(super) ring_full: bool,
-    /// The frame of whose payload the front of `staged` is the rest, up to this byte: the frame's beginning is in
-    /// the ring already (shared memory only).
-    begun: Option<(LongFrame, usize)>,
+    /// The frame of whose payload the front of `staged` is the rest: its beginning is in the ring already (shared
+    /// memory only).
+    begun: Option<LongFrame>,
     /// What comes after `staged`, in further buffers, so that long frames are not copied when one buffer
     /// would grow (shared memory only). Empty while `staged` is empty.
     behind: VecDeque<Vec<u8>>,
@@ -319,7 +318,7 @@ impl Outgoing {
         if !rest.is_empty() {
             self.staged = pool.take_for(rest.len());
             wire::append(&mut self.staged, rest);
-            self.begun = Some((frame, rest.len()));
+            self.begun = Some(frame);
             self.flush_to_ring(pool);
         }
         true
@@ -439,8 +438,8 @@ impl Outgoing {
         for _ in 0..2 {
             // Bounded by the ring's room; each pass sends a piece or takes the next buffer.
             loop {
-                if let Some((frame, end)) = &mut self.begun {
-                    let rest = &self.staged[self.staged_sent..*end];
+                if let Some(frame) = &mut self.begun {
+                    let rest = &self.staged[self.staged_sent..][..frame.rest_bytes()];
                     self.staged_sent += frame.push(&mut ends.tx, ends.rx.position(), rest);
                     if !frame.is_sent() {
                         break;

@@ -87,6 +87,21 @@ pub fn unlz4(block: &[u8], size: usize) -> Vec<u8> {
     plain
 }
 
+/// Numbers that follow from a seed.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(1);
+        u64::from_le_bytes(pattern(self.0, 24)[16..].try_into().unwrap()) % end
+    }
+}
+
+/// How many seeds a random test tries: LAPCE_IPC_SEEDS, if that is set.
+pub fn seeds(usually: u64) -> u64 {
+    std::env::var("LAPCE_IPC_SEEDS").map_or(usually, |seeds| seeds.parse().unwrap())
+}
+
 /// Bytes that differ from message to message and from place to place.
 pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;

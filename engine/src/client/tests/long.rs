@@ -21,16 +21,16 @@ const COUNTED: u16 = 0x0104;
 
 const BLOCKED: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Some that just fit a record, some that just do not, some of which the CRC just fits into the second or just
+/// Some that just fit a record, some that just do not, some of which the CRC just fits into the last piece or just
 /// does not, and the bench's.
 const LENGTHS: [usize; 9] = [
     0,
     100,
     32_736,
     32_737,
-    65_492,
-    65_493,
-    65_497,
+    65_444,
+    65_445,
+    65_449,
     300_001,
     1 << 20,
 ];

@@ -210,10 +210,11 @@ fn a_client_whose_crc_comes_last() {
     ] {
         let mut villain = scene.villain();
         let (first, second) = payload.split_at(1000);
+        let header = Header::new(Flags::REQUEST, msg_type::ECHO, 7, length);
         let mut piece = Piece {
-            header: Some(Header::new(Flags::REQUEST, msg_type::ECHO, 7, length)),
+            header: Some(header),
             payload: first,
-            sum: 0,
+            sum: wire::crc::header_seed(&header.to_bytes()),
             is_last: false,
         };
         let sum = villain.ends.tx.push_piece(&piece, 0).unwrap();
