@@ -21,12 +21,14 @@
 //! | `pool` | a pool of clients for many threads |
 //!
 //! A layer uses only the layers above it in this table (`tests/layers.rs` checks that). Beside them,
-//! `process` has what a program around a server needs, and `spare_buffers` keeps buffers for reuse.
+//! `process` has what a program around a server needs, `processor` tells whose processor this is, and
+//! `spare_buffers` keeps buffers for reuse.
 
 mod client;
 mod config;
 mod pool;
 mod process;
+mod processor;
 mod server;
 mod shm;
 mod spare_buffers;

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 /// From the ground up.
-const LAYERS: [&str; 13] = [
+const LAYERS: [&str; 14] = [
+    "processor",
     "wire",
     "sys",
     "spare_buffers",

@@ -20,6 +20,9 @@ const BATCH_VECTORS: Range<usize> = side_by_side::LEN_MAX - HEADER_BYTES + 1..LO
 const LOOP_MIN: usize = 592;
 /// Bytes folded at a time by vectors and chains together.
 const BLOCK: usize = 1024 + 256;
+/// From here on the message's loads, or its stores if it is copied, begin at a cache line: those that cross
+/// from one to the next take twice as long. (Intel: 1 MiB 0.8 of the time; 64 KiB, copied, 0.87.)
+const ALIGN_MIN: usize = 8192;
 /// Bytes left for after the last block: one fold by vectors alone and what has to follow that.
 const REST_MIN: usize = 256 + 32;
 
@@ -302,7 +305,45 @@ pub(super) unsafe fn run<const COPY: bool>(
     state: u32,
 ) -> u32 {
     // SAFETY: the caller's promises.
-    let lanes = unsafe { sum::<COPY>(dst, src, len, state) };
+    unsafe {
+        match len < ALIGN_MIN {
+            true => end(sum::<COPY>(dst, src, len, state)),
+            false => run_aligned::<COPY>(dst, src, len, state),
+        }
+    }
+}
+
+/// As [`run`], for `ALIGN_MIN` bytes and more: what lies before the first cache line, and what is left behind the last
+/// lane, apart.
+///
+/// # Safety
+/// As [`run`].
+#[inline(never)]
+#[target_feature(enable = "sse4.2,pclmulqdq,avx512f,avx512vl,vpclmulqdq")]
+unsafe fn run_aligned<const COPY: bool>(
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+    state: u32,
+) -> u32 {
+    let begin = if COPY { dst.cast_const() } else { src };
+    let before = begin.addr().wrapping_neg() % 64;
+    let behind = (len - before) % 16;
+    let at = |at: usize| (dst.wrapping_add(at), src.wrapping_add(at));
+    // SAFETY: the three parts make up `len` bytes, and the second is long.
+    unsafe {
+        let state = sse42::run::<COPY>(dst, src, before, state);
+        let (to, from) = at(before);
+        let state = end(sum::<COPY>(to, from, len - before - behind, state));
+        let (to, from) = at(len - behind);
+        sse42::below_16::<COPY>(to, from, behind, state)
+    }
+}
+
+/// The register that four lanes come to.
+#[inline]
+#[target_feature(enable = "sse4.2,avx512f,avx512vl")]
+fn end(lanes: __m512i) -> u32 {
     let half = _mm256_xor_si256(
         _mm512_castsi512_si256(lanes),
         _mm512_extracti64x4_epi64::<1>(lanes),
@@ -377,10 +418,15 @@ unsafe fn four(frames: &[&[u8]; 4], len: usize, crcs: &mut [u32; 4]) {
     ];
 }
 
-/// The CRCs of frames: four at a time if they are short, or equal and not long.
+/// The CRCs of frames: as `first` takes them, which says how many; then four at a time if they are short, or equal
+/// and not long.
 #[target_feature(enable = "sse4.2,pclmulqdq,avx512f,avx512vl,vpclmulqdq")]
-pub(super) fn batch(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) {
-    side_by_side::batch(frames, crcs, |frames, crcs| {
+pub(super) fn batch(
+    frames: &[[&[u8]; 4]],
+    crcs: &mut [[u32; 4]],
+    first: impl Fn(&[[&[u8]; 4]], &mut [[u32; 4]]) -> usize,
+) {
+    side_by_side::batch(frames, crcs, first, |frames, crcs| {
         let len = parts(frames[0]).1.len();
         if BATCH_VECTORS.contains(&len) && frames.iter().all(|frame| frame.len() == frames[0].len())
         {

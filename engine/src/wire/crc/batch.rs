@@ -44,14 +44,20 @@ impl Kernel {
         assert_eq!(frames.len(), crcs.len(), "a CRC for every frame");
         let (fours, rest) = frames.as_chunks::<4>();
         let (four_crcs, rest_crcs) = crcs.as_chunks_mut::<4>();
+        #[cfg(target_arch = "x86_64")]
+        let first = |fours: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]| match self.prefers_lanes() {
+            // SAFETY: only kernels that have the features prefer lanes.
+            true => unsafe { super::lanes::batch(fours, crcs) },
+            false => 0,
+        };
         match self {
             // SAFETY: a kernel is only ever chosen where it is available.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { super::avx512::batch(fours, four_crcs) },
+            Self::Avx512 => unsafe { super::avx512::batch(fours, four_crcs, first) },
             // SAFETY: as above; PCLMULQDQ counts as available only where SSE4.2 is.
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 | Self::Pclmul | Self::Sse42 => unsafe {
-                super::side_by_side::batch(fours, four_crcs, |four, crcs| {
+                super::side_by_side::batch(fours, four_crcs, first, |four, crcs| {
                     one_by_one(four, crcs, self);
                 });
             },
@@ -68,8 +74,13 @@ impl Kernel {
         assert!(frame_bytes >= HEADER_BYTES, "a frame has a header");
         #[cfg(target_arch = "x86_64")]
         if self.has_crc32() {
-            // SAFETY: only kernels that need SSE4.2 have its instruction.
-            let good = unsafe { super::row::good(bytes, frame_bytes, with_ids) };
+            // SAFETY: only kernels that need SSE4.2 have its instruction; and as in `batch`.
+            let good = unsafe {
+                self.prefers_lanes()
+                    .then(|| super::lanes::good(bytes, frame_bytes, with_ids))
+                    .flatten()
+                    .or_else(|| super::row::good(bytes, frame_bytes, with_ids))
+            };
             if let Some(good) = good {
                 return good;
             }
@@ -103,7 +114,12 @@ impl Kernel {
         #[cfg(target_arch = "x86_64")]
         if self.has_crc32() {
             // SAFETY: as in `count_good`.
-            let done = unsafe { super::row::seal(bytes, frame_bytes) };
+            let done = unsafe {
+                self.prefers_lanes()
+                    .then(|| super::lanes::seal(bytes, frame_bytes))
+                    .flatten()
+                    .or_else(|| super::row::seal(bytes, frame_bytes))
+            };
             if done.is_some() {
                 return;
             }

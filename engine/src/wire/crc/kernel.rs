@@ -1,7 +1,7 @@
 //! Which kernel runs: found out once, then one relaxed load and one predictable branch per call.
 
 #[cfg(target_arch = "x86_64")]
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 #[cfg(target_arch = "aarch64")]
@@ -10,6 +10,8 @@ use super::software;
 use super::{WITHOUT_CRC, Words};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512, chains, pclmul, sse42};
+#[cfg(target_arch = "x86_64")]
+use crate::processor::is_intel;
 
 /// The kernels, on every architecture. One of another architecture is never available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,10 @@ static BEST: AtomicU8 = AtomicU8::new(0);
 /// is known, and where there are no chains.
 #[cfg(target_arch = "x86_64")]
 static CHAINS_END: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+/// Rows of short frames go through lanes and not through chains. False before that is known.
+#[cfg(target_arch = "x86_64")]
+static LANES: AtomicBool = AtomicBool::new(false);
 
 /// Runs `len` bytes through `state` by the best kernel, copying them to `dst` if `COPY`.
 ///
@@ -138,6 +144,8 @@ impl Kernel {
             .unwrap_or(Self::Software);
         BEST.store(best as u8, Ordering::Relaxed);
         #[cfg(target_arch = "x86_64")]
+        LANES.store(is_intel(), Ordering::Relaxed);
+        #[cfg(target_arch = "x86_64")]
         for copying in [false, true] {
             let end = best.chains_len_max(copying).map_or(0, |max| max + 1);
             CHAINS_END[usize::from(copying)].store(end, Ordering::Relaxed);
@@ -183,6 +191,20 @@ impl Kernel {
             Self::Avx512 | Self::Avx2 | Self::Pclmul => Some(chains::LEN_MAX),
             _ => None,
         }
+    }
+
+    /// Whether [`super::lanes`] is better than chains for rows of short frames, and can be run.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn prefers_lanes(self) -> bool {
+        self.has_lanes() && LANES.load(Ordering::Relaxed)
+    }
+
+    /// Whether a processor that has this kernel can run [`super::lanes`].
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn has_lanes(self) -> bool {
+        matches!(self, Self::Avx512 | Self::Avx2)
     }
 
     #[cfg(target_arch = "x86_64")]

@@ -24,6 +24,8 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod chains;
 #[cfg(target_arch = "x86_64")]
+mod lanes;
+#[cfg(target_arch = "x86_64")]
 mod pclmul;
 #[cfg(target_arch = "x86_64")]
 mod row;
@@ -106,15 +108,16 @@ pub fn put(header: &mut [u8; HEADER_BYTES], crc: u32) {
 #[inline]
 #[must_use]
 pub fn frame_crc(header: &[u8; HEADER_BYTES], payload: &[u8]) -> u32 {
+    frame_words_crc(header_words(header), payload)
+}
+
+/// As [`frame_crc`], of a header as words.
+#[inline(always)]
+#[must_use]
+pub fn frame_words_crc(header: Words, payload: &[u8]) -> u32 {
+    let (from, length) = (payload.as_ptr(), payload.len());
     // SAFETY: as in `append`.
-    !unsafe {
-        kernel::frame::<false>(
-            header_words(header),
-            std::ptr::null_mut(),
-            payload.as_ptr(),
-            payload.len(),
-        )
-    }
+    !unsafe { kernel::frame::<false>(header, std::ptr::null_mut(), from, length) }
 }
 
 /// Appends a frame to `to`: the header, whose CRC field is 0, with its CRC put in, then the payload,

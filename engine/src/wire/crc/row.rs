@@ -27,13 +27,13 @@ macro_rules! pick {
 pub(super) use pick;
 
 #[inline(always)]
-unsafe fn word(start: *const u8, at: usize) -> u64 {
+pub(super) unsafe fn word(start: *const u8, at: usize) -> u64 {
     // SAFETY: the caller vouches for 8 bytes there; nothing is copied.
     unsafe { take_u64::<false>(std::ptr::null_mut(), start.add(at)) }
 }
 
 #[inline(always)]
-unsafe fn half(start: *const u8, at: usize) -> u32 {
+pub(super) unsafe fn half(start: *const u8, at: usize) -> u32 {
     // SAFETY: as in `word`, for 4.
     unsafe { take_u32::<false>(std::ptr::null_mut(), start.add(at)) }
 }
@@ -52,33 +52,67 @@ unsafe fn payload<const WORDS: usize>(mut state: u64, start: *const u8) -> u32 {
     !(state as u32)
 }
 
+/// What all frames of a row begin with.
+pub(super) struct Begin {
+    word: u64,
+    length: u32,
+}
+
+impl Begin {
+    /// What the first one begins with, if there is one.
+    pub(super) fn of(bytes: &[u8]) -> Option<Begin> {
+        let first = bytes.first_chunk::<HEADER_BYTES>()?.as_ptr();
+        // SAFETY: a header is there.
+        let (word, length) = unsafe { (word(first, 0), half(first, LENGTH_AT)) };
+        Some(Begin { word, length })
+    }
+
+    /// Whether a frame begins so, and has an id if it must.
+    ///
+    /// # Safety
+    /// `start` may be read for a header.
+    #[inline(always)]
+    pub(super) unsafe fn is_of(&self, start: *const u8, with_ids: bool) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let other =
+                (word(start, 0) ^ self.word) | u64::from(half(start, LENGTH_AT) ^ self.length);
+            // Both, since a jump for each costs more than what it may save.
+            (other == 0) & ((word(start, ID_AT) != 0) | !with_ids)
+        }
+    }
+}
+
 #[inline]
 #[target_feature(enable = "sse4.2")]
 fn count_good<const WORDS: usize>(bytes: &[u8], with_ids: bool) -> usize {
-    let frames = bytes.chunks_exact(const { HEADER_BYTES + 8 * WORDS });
-    let Some(first) = frames.clone().next().map(<[u8]>::as_ptr) else {
-        return 0;
-    };
-    // SAFETY: a frame has its header and words.
-    let (begin, length) = unsafe { (word(first, 0), half(first, LENGTH_AT)) };
+    match Begin::of(bytes) {
+        Some(begin) => count_more::<WORDS>(bytes, &begin, with_ids),
+        None => 0,
+    }
+}
+
+/// As [`super::count_good`], of frames behind others that began so.
+#[inline]
+#[target_feature(enable = "sse4.2")]
+pub(super) fn count_more<const WORDS: usize>(bytes: &[u8], begin: &Begin, with_ids: bool) -> usize {
     // What is the same in all is summed once.
-    let state = _mm_crc32_u64(u64::from(u32::MAX), begin);
-    let state = u64::from(_mm_crc32_u32(state as u32, length));
+    let state = _mm_crc32_u64(u64::from(u32::MAX), begin.word);
+    let state = u64::from(_mm_crc32_u32(state as u32, begin.length));
     let mut good = 0;
-    for frame in frames {
+    for frame in bytes.chunks_exact(const { HEADER_BYTES + 8 * WORDS }) {
         let start = frame.as_ptr();
-        // SAFETY: as above.
-        let (id, said, crc) = unsafe {
-            if word(start, 0) != begin || half(start, LENGTH_AT) != length {
+        // SAFETY: a frame has its header and words.
+        let (said, crc) = unsafe {
+            if !begin.is_of(start, with_ids) {
                 break;
             }
-            let id = word(start, ID_AT);
             // The CRC field counts as zero.
-            let state = _mm_crc32_u32(_mm_crc32_u64(state, id) as u32, 0);
+            let state = _mm_crc32_u32(_mm_crc32_u64(state, word(start, ID_AT)) as u32, 0);
             let crc = payload::<WORDS>(u64::from(state), start);
-            (id, half(start, CRC_AT), crc)
+            (half(start, CRC_AT), crc)
         };
-        if crc != said || with_ids && id == 0 {
+        if crc != said {
             break;
         }
         good += 1;
@@ -88,7 +122,7 @@ fn count_good<const WORDS: usize>(bytes: &[u8], with_ids: bool) -> usize {
 
 #[inline]
 #[target_feature(enable = "sse4.2")]
-fn put_in<const WORDS: usize>(bytes: &mut [u8]) {
+pub(super) fn put_in<const WORDS: usize>(bytes: &mut [u8]) {
     for frame in bytes.chunks_exact_mut(const { HEADER_BYTES + 8 * WORDS }) {
         let start = frame.as_ptr();
         // SAFETY: a frame has that length.

@@ -190,7 +190,8 @@ fn unequal(frames: &[&[u8]; 4], crcs: &mut [u32; 4]) -> bool {
     true
 }
 
-/// The CRCs of frames: four at a time while they are short, else by `others`.
+/// The CRCs of frames: as `first` takes them, which says how many; then four at a time while they are short,
+/// else by `others`.
 ///
 /// # Panics
 /// If a frame is shorter than a header.
@@ -199,11 +200,16 @@ fn unequal(frames: &[&[u8]; 4], crcs: &mut [u32; 4]) -> bool {
 pub(super) fn batch(
     frames: &[[&[u8]; 4]],
     crcs: &mut [[u32; 4]],
+    first: impl Fn(&[[&[u8]; 4]], &mut [[u32; 4]]) -> usize,
     others: impl Fn(&[&[u8]; 4], &mut [u32; 4]),
 ) {
     let mut at = 0;
     // Each turn takes at least one four.
     while at < frames.len() {
+        at += first(&frames[at..], &mut crcs[at..]);
+        if at == frames.len() {
+            break;
+        }
         match equals(&frames[at..], &mut crcs[at..]) {
             0 => {
                 if !unequal(&frames[at], &mut crcs[at]) {

@@ -16,6 +16,12 @@ fn noise(len: usize) -> Vec<u8> {
         .collect()
 }
 
+/// A CRC register's way through rows and batches by vectors, whatever processor this is: see `lanes`.
+#[cfg(target_arch = "x86_64")]
+fn has_lanes() -> bool {
+    kernels().any(Kernel::has_lanes)
+}
+
 /// Past the lengths at which any kernel changes its way, with a few turns of each loop.
 const LEN_MAX: usize = 2400;
 
@@ -281,6 +287,99 @@ fn frames_in_rows_by_every_kernel() {
                     row[at] ^= 4;
                 }
             }
+        }
+    }
+}
+
+/// As `frames_in_rows_by_every_kernel` and `frames_in_batches_by_every_kernel`, for the lanes of processors that sum
+/// so and of those that could.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn frames_in_lanes() {
+    if !has_lanes() {
+        return;
+    }
+    let guarded = Guarded::new();
+    // SAFETY: as in `frames_in_batches_by_every_kernel`.
+    let page: &mut [u8] = unsafe { std::slice::from_raw_parts_mut(guarded.0, PAGE) };
+    let noise = noise(PAGE);
+    for len in 24..=300 {
+        let (mut sealed, mut counted) = (false, false);
+        for count in 0..=13.min(PAGE / len) {
+            page.copy_from_slice(&noise);
+            let row = &mut page[PAGE - count * len..];
+            for frame in row.chunks_exact_mut(len) {
+                frame[..ID_AT].copy_from_slice(&noise[..ID_AT]);
+            }
+            let crcs: Vec<u32> = row.chunks_exact(len).map(frame_crc_bitwise).collect();
+            let frames: Vec<&[u8]> = row.chunks_exact(len).collect();
+            let (fours, _) = frames.as_chunks::<4>();
+            let mut found = vec![[0; 4]; fours.len()];
+            // SAFETY: the features are there.
+            let batched = unsafe { lanes::batch(fours, &mut found) };
+            let fours = fours.len();
+            assert_eq!(found[..batched].as_flattened(), &crcs[..4 * batched]);
+            let mut expected = row.to_vec();
+            for (frame, crc) in expected.chunks_exact_mut(len).zip(&crcs) {
+                frame[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+            }
+            // SAFETY: as above.
+            sealed = unsafe { lanes::seal(row, len) }.is_some();
+            if !sealed {
+                assert_eq!(batched, 0, "{len}");
+                break;
+            }
+            assert_eq!(batched, fours, "{len}");
+            assert_eq!(row, expected, "{count} of {len}");
+            for bad in 0..count {
+                let at = bad * len + (7 * bad + count) % len;
+                row[at] ^= 4;
+                // SAFETY: as above.
+                let good = unsafe { lanes::good(row, len, true) };
+                row[at] ^= 4;
+                counted = good.is_some();
+                assert!(good.is_none_or(|good| good == bad), "{count} of {len}");
+            }
+            // SAFETY: as above.
+            let good = unsafe { lanes::good(row, len, true) };
+            assert!(good.is_none_or(|good| good == count), "{count} of {len}");
+        }
+        let words = (len % 8 == 0).then_some((len - 24) / 8);
+        assert_eq!(
+            sealed,
+            words.is_some_and(|n| (3..=16).contains(&n)),
+            "{len}"
+        );
+        assert_eq!(
+            counted,
+            words.is_some_and(|n| (7..=16).contains(&n)),
+            "{len}"
+        );
+    }
+}
+
+/// Long messages at every place in a cache line, and of every number of odd bytes.
+#[test]
+fn long_messages_at_every_alignment() {
+    const LONG: usize = 8192;
+    let data = noise(LONG + 256);
+    for kernel in kernels() {
+        for at in 0..64 {
+            let len = LONG - 1 + at;
+            let (from, to) = (at, (at * 23 + 5) % 64);
+            let bytes = &data[from..from + len];
+            let expected = crc32c::crc32c_append(9, bytes);
+            assert_eq!(append_by(kernel, 9, bytes), expected, "{kernel:?}, {at}");
+            let mut copied = vec![0xA5; len + 64];
+            let crc = copy_by(kernel, &mut copied[to..to + len], bytes, 9);
+            assert_eq!(crc, expected, "{kernel:?}, copied, {at}");
+            assert_eq!(copied[to..to + len], *bytes, "{kernel:?}, {at}");
+            assert!(
+                copied[..to]
+                    .iter()
+                    .chain(&copied[to + len..])
+                    .all(|&byte| byte == 0xA5)
+            );
         }
     }
 }
