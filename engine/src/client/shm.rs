@@ -336,11 +336,12 @@ impl ShmLink {
     /// Polls the ring a few times. Returns whether there is a record.
     #[inline]
     pub(super) fn watch(&self) -> bool {
+        let rx = &self.end.ends.rx;
         for _ in 0..WATCH_LOOKS {
-            if self.end.ends.rx.poll() {
+            if rx.poll() {
                 return true;
             }
-            std::hint::spin_loop();
+            rx.pause();
         }
         false
     }

@@ -10,7 +10,7 @@ use super::ring::{
     is_no_commit_word, is_two_lines, stamp_of,
 };
 use super::sync::{AtomicU32, Ordering, Segment, fence};
-use crate::sys::prefetch;
+use crate::sys::{pause, prefetch};
 use crate::wire::{GoodFirst, HEADER_BYTES, HEADER_WORDS, Header, crc};
 
 /// Reads records.
@@ -26,6 +26,8 @@ pub(crate) struct Consumer {
     published: u64,
     /// The last record lay in two cache lines.
     two_lines: bool,
+    /// How often to pause between two looks at them.
+    pauses: u32,
     /// The beginning of the last good header.
     good_first: GoodFirst,
 }
@@ -63,6 +65,7 @@ impl Consumer {
             stamp: stamp_of(places.place(0)),
             published: 0,
             two_lines: false,
+            pauses: pause::between_looks(),
             good_first: GoodFirst::new(),
         }
     }
@@ -102,6 +105,15 @@ impl Consumer {
             prefetch::to_read(begin.wrapping_add(LINE));
         }
         self.has_record()
+    }
+
+    /// Waits between two calls of [`Consumer::poll`].
+    #[inline(always)]
+    pub(crate) fn pause(&self) {
+        let pauses = if self.two_lines { self.pauses } else { 1 };
+        for _ in 0..pauses {
+            std::hint::spin_loop();
+        }
     }
 
     /// The next record, if it is committed.

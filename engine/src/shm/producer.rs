@@ -12,7 +12,7 @@ use super::ring::{
     stamp_of,
 };
 use super::sync::{AtomicU64, Ordering, Segment, fence};
-use crate::sys::prefetch;
+use crate::sys::{demote, prefetch};
 use crate::wire::{HEADER_BYTES, HEADER_WORDS, Header};
 
 /// The cache lines of a record of this length or more are prefetched for writing before it is written. Each
@@ -24,6 +24,13 @@ const ASK_BYTES_MIN: usize = 512;
 /// a long message's are on their way at once, and two places hold two. (1 MiB, one in flight: 2 % less time;
 /// 256 KiB 10 %; 16 KiB, far, 10 %.)
 const TURN_BYTES_MAX: usize = 12 * 1024;
+
+/// Records of these lengths are handed over to a consumer that waits for them, line by line, once they are committed:
+/// see [`demote`]. (Granite Rapids, calls a second: 256 to 512 B 1.2 times, 1 KiB to 4 KiB 1.15, 8 KiB 1.05; of
+/// 64 B 1.1 with 4 in flight, 1.06 with 16.) Not those of two lines, which the consumer has asked for already. The lines
+/// of longer ones, and of all while several are on their way, come back to the producer so soon that it would have to
+/// fetch them from afar (1 MiB 1.6 times as long, 1 KiB with 256 in flight 0.67 times the rate).
+const HANDED_OVER: Range<usize> = 2 * LINE..8 * 1024;
 
 /// What goes into one record of a frame that is longer than a record: see [`super::ring`].
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +57,8 @@ pub(crate) struct Producer {
     ready: Ready,
     /// Which place need not be cleared.
     stamped: Stamped,
+    /// The processor can hand lines over.
+    hands_over: bool,
 }
 
 /// How the next record is to be written if it is as long as the last one. It is worked out after the last
@@ -83,6 +92,7 @@ impl Producer {
                 flags: 0,
             },
             stamped: Stamped::default(),
+            hands_over: demote::is_supported(),
         }
     }
 
@@ -215,6 +225,18 @@ impl Producer {
         }
     }
 
+    /// Tells the processor that the consumer is the next to read this record, if that is of use.
+    #[inline(always)]
+    fn hand_over(&self, at: Place, length: usize) {
+        let waited_for = self.consumed == at.position;
+        if self.hands_over && waited_for && HANDED_OVER.contains(&length) {
+            let begin = self.segment.at(at.address, WORD);
+            for line in 0..record_bytes(length).div_ceil(LINE) {
+                demote::demote(begin.wrapping_add(line * LINE));
+            }
+        }
+    }
+
     /// Prepares for a next record that takes so many bytes, expecting that the consumer keeps up.
     fn prepare(&mut self, bytes: usize) {
         let at = self.next;
@@ -299,6 +321,7 @@ impl Producer {
         // overlap the segment.
         unsafe { copy_in(bytes, data) };
         self.publish(at, word);
+        self.hand_over(at, bytes.len());
         if asks {
             // The lines of the record after the next, if both are as long as this one. Those of the next are on
             // their way already, and its first is about to be polled.
@@ -329,6 +352,7 @@ impl Producer {
             write_head(data, header.to_words(), crc);
         }
         self.publish(at, word);
+        self.hand_over(at, length);
         self.prepare(record_bytes(length));
         true
     }

@@ -3,8 +3,10 @@
 
 pub mod affinity;
 pub(crate) mod clock;
+pub(crate) mod demote;
 pub mod futex;
 pub(crate) mod memory;
+pub(crate) mod pause;
 pub mod prefetch;
 pub(crate) mod process;
 pub(crate) mod record_lock;

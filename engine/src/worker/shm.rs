@@ -234,11 +234,11 @@ impl Worker {
                     .connections
                     .get_mut(key)
                     .and_then(|connection| connection.out.ends.as_ref());
-                if ends.is_none_or(|ends| ends.rx.poll()) {
+                let Some(ends) = ends.filter(|ends| !ends.rx.poll()) else {
                     return;
-                }
+                };
+                ends.rx.pause();
             }
-            std::hint::spin_loop();
         }
     }
 
