@@ -11,12 +11,21 @@ const GAPS: u64 = 8;
 /// A longer gap than this counts as this long: it is a pause, not a sample of the traffic.
 const PAUSE_NS: u64 = 2_000_000;
 
-/// Learns the average gap between arrivals.
+/// A spin that was too short for the gap becomes this many times as long as the gap.
+const MISSED_GAPS: u64 = 2;
+
+/// Learns the average gap between arrivals, and the gaps that are longer but would have been worth a spin.
+///
+/// Those are the gaps between long messages: the pieces of one come within microseconds of each other, which makes
+/// the average short, and the next one when its client has looked at the answer. (Linux's halt polling learns in this
+/// way for how long a virtual CPU polls.)
 pub(super) struct IdlePolicy {
     mode: IdleMode,
     last_work_ns: u64,
     /// Moving average of the gaps, weight 1/8.
     gap_ns: u64,
+    /// Spin at least this long, because less was too short. Forgotten with each gap for which it is too short too.
+    missed_ns: u64,
 }
 
 impl IdlePolicy {
@@ -25,6 +34,7 @@ impl IdlePolicy {
             mode,
             last_work_ns: now_ns,
             gap_ns: PAUSE_NS,
+            missed_ns: 0,
         }
     }
 
@@ -40,6 +50,12 @@ impl IdlePolicy {
     #[inline]
     pub(super) fn worked(&mut self, now_ns: u64) {
         let gap = now_ns.saturating_sub(self.last_work_ns).min(PAUSE_NS);
+        if gap > self.spin_ns() {
+            self.missed_ns = match gap <= GAP_NS_MAX {
+                true => gap * MISSED_GAPS,
+                false => self.missed_ns / 2,
+            };
+        }
         self.gap_ns = self.gap_ns - self.gap_ns / 8 + gap / 8;
         self.last_work_ns = now_ns;
     }
@@ -55,10 +71,9 @@ impl IdlePolicy {
     }
 
     fn spin_ns(&self) -> u64 {
-        if self.gap_ns > GAP_NS_MAX {
-            SPIN_NS_MIN
-        } else {
-            (self.gap_ns * GAPS).max(SPIN_NS_MIN)
+        match self.gap_ns > GAP_NS_MAX {
+            true => SPIN_NS_MIN,
+            false => (self.gap_ns * GAPS).max(self.missed_ns).max(SPIN_NS_MIN),
         }
     }
 }
@@ -87,6 +102,30 @@ mod tests {
         let (policy, now) = after(1_000_000, IdleMode::Adaptive);
         assert!(!policy.should_sleep(now + SPIN_NS_MIN / 2));
         assert!(policy.should_sleep(now + SPIN_NS_MIN));
+    }
+
+    #[test]
+    fn gaps_between_long_messages_are_spun_through_and_pauses_are_not() {
+        let (mut policy, mut now) = after(1_000, IdleMode::Adaptive);
+        let mut message = |policy: &mut IdlePolicy, gap_ns| {
+            now += gap_ns;
+            let slept = policy.should_sleep(now);
+            policy.worked(now);
+            for _ in 0..100 {
+                now += 1_000;
+                policy.worked(now);
+            }
+            slept
+        };
+        assert!(message(&mut policy, 60_000), "not known yet");
+        for _ in 0..100 {
+            assert!(!message(&mut policy, 60_000));
+        }
+        // Long pauses: after a few the spin is as short as before.
+        for _ in 0..8 {
+            assert!(message(&mut policy, 5_000_000));
+        }
+        assert!(message(&mut policy, SPIN_NS_MIN));
     }
 
     #[test]
