@@ -38,8 +38,9 @@ static NOT_WAITED_FOR: Rarely = Rarely::new();
 thread_local! {
     /// The inbox of the worker that runs on this thread.
     static OWN: RefCell<Option<Arc<Inbox>>> = const { RefCell::new(None) };
-    /// The inboxes of other workers to which this one's handlers have sent more than there was room for.
-    static OVERFLOWED: RefCell<Vec<Arc<Inbox>>> = const { RefCell::new(Vec::new()) };
+    /// The inboxes of other workers to which this one's handlers have sent more than there was room for. With each, how
+    /// many messages are taken out of its overflow by the time that the last of these is.
+    static OVERFLOWED: RefCell<Vec<(Arc<Inbox>, u64)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Wakes one worker: a futex word on which it sleeps, and whether it does.
@@ -138,13 +139,15 @@ pub(super) enum Patience {
 /// The way into a worker.
 pub(crate) struct Inbox {
     queue: ArrayQueue<Message>,
-    /// What was sent while the queue was full: newer than what is in the queue. Bounded, since others wait until this
-    /// is empty: a worker before its handlers run again, a thread before it sends another part or answer. If the
-    /// worker is silent, it is bounded by the budget: see [`Inbox::patience`].
+    /// What was sent while the queue was full: newer than what is in the queue. Bounded, since others wait: a worker,
+    /// before its handlers run again, until what they have sent is taken, a thread, before it sends another part or
+    /// answer, until this is empty. If the worker is silent, it is bounded by the budget: see [`Inbox::patience`].
     overflow: Mutex<VecDeque<Message>>,
     /// Its length. While it is not 0, what comes goes behind it.
     overflow_count: AtomicUsize,
-    /// How much memory that takes, with what the worker has taken from there and not settled.
+    /// How many messages were ever taken out of it. Changed under its lock.
+    overflow_taken: AtomicU64,
+    /// How much memory it takes, with what the worker has taken from there and not settled.
     overflow_bytes: AtomicUsize,
     /// The latter alone. Only the worker uses it.
     taken_bytes: AtomicUsize,
@@ -175,6 +178,7 @@ impl Inbox {
             queue: ArrayQueue::new(CAPACITY),
             overflow: Mutex::default(),
             overflow_count: AtomicUsize::new(0),
+            overflow_taken: AtomicU64::new(0),
             overflow_bytes: AtomicUsize::new(0),
             taken_bytes: AtomicUsize::new(0),
             takes_all: AtomicBool::new(false),
@@ -302,6 +306,8 @@ impl Inbox {
         overflow.push_back(message);
         // Release: pairs with the acquire in `send`.
         self.overflow_count.store(overflow.len(), Ordering::Release);
+        // Relaxed: under the lock.
+        let taken_by_then = self.overflow_taken.load(Ordering::Relaxed) + overflow.len() as u64;
         drop(overflow);
         let presses = before + bytes > PRESSING_BYTES;
         let press = |inbox: &Inbox| {
@@ -326,8 +332,9 @@ impl Inbox {
         // Release: pairs with the acquire in `count_at_once`.
         self.takes_all.store(true, Ordering::Release);
         OVERFLOWED.with_borrow_mut(|all| {
-            if !all.iter().any(|one| Arc::ptr_eq(one, self)) {
-                all.push(self.clone());
+            match all.iter_mut().find(|(one, _)| Arc::ptr_eq(one, self)) {
+                Some((_, last)) => *last = taken_by_then,
+                None => all.push((self.clone(), taken_by_then)),
             }
         });
     }
@@ -345,6 +352,8 @@ impl Inbox {
         let message = overflow.pop_front()?;
         // Release: as in `push_overflow`.
         self.overflow_count.store(overflow.len(), Ordering::Release);
+        // Relaxed: a count, which orders nothing else.
+        self.overflow_taken.fetch_add(1, Ordering::Relaxed);
         self.taken_bytes
             .fetch_add(message.bytes(), Ordering::Relaxed);
         Some(message)
@@ -380,10 +389,12 @@ impl Inbox {
     #[cold]
     fn waits_for_overflowed(&self) -> bool {
         let waits = OVERFLOWED.with_borrow_mut(|all| {
-            // Until the other worker's handlers have returned and it has taken its messages, or it has ended; or if
-            // they do not return.
-            all.retain(|other| {
-                let waits = other.is_overfull()
+            // Until the other worker's handlers have returned and it has taken these messages, or it has ended; or if
+            // they do not return. Not until its overflow is empty: threads that send as fast as they may would keep
+            // this worker waiting, and its clients with it.
+            all.retain(|(other, taken_by_then)| {
+                // Relaxed: a worker that sees it late waits a little longer.
+                let waits = other.overflow_taken.load(Ordering::Relaxed) < *taken_by_then
                     && !other.is_closed()
                     && other.patience(FULL_NS_MAX, false) == Patience::Left;
                 if waits {
@@ -507,5 +518,42 @@ impl Inbox {
 
     pub(crate) fn load_changed(&self, by: i64) {
         self.load.fetch_add(by as u64, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Threads that send as fast as they may kept the other worker's overflow from ever being empty.
+    #[test]
+    fn a_worker_waits_until_what_it_has_sent_is_taken_and_no_longer() {
+        let room = Arc::new(Room::new(1 << 20));
+        let new = || Arc::new(Inbox::new(Doorbell::private(), room.clone()));
+        let (own, other) = (new(), new());
+        let worker = {
+            let other = other.clone();
+            move || {
+                own.own();
+                for _ in 0..CAPACITY {
+                    other.send(Message::Ping).unwrap();
+                }
+                assert!(!own.waits_for_others());
+                other.send(Message::Ping).unwrap();
+                std::thread::scope(|scope| {
+                    scope.spawn(|| other.send(Message::Ping).unwrap());
+                });
+                for _ in 0..CAPACITY {
+                    assert!(other.take().is_some());
+                }
+                other.pong();
+                assert!(own.waits_for_others());
+                assert!(other.take().is_some());
+                other.pong();
+                assert!(!own.waits_for_others());
+            }
+        };
+        std::thread::spawn(worker).join().unwrap();
+        assert!(other.is_overfull(), "the thread's");
     }
 }
