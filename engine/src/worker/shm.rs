@@ -35,7 +35,7 @@ const WATCHED_MAX: usize = 4;
 /// The most bytes that one round takes from a ring after the first record, so that no ring starves the
 /// others. Buffers that grew in a round are no longer than this either, so that the pool keeps them, and
 /// they do for short frames too.
-pub(super) const ROUND_BYTES: usize = 64 * 1024;
+pub(super) const ROUND_BYTES: usize = 32 * 1024;
 /// Two records of this size fit into the part of a ring that lies in the segment's first page.
 const FIRST_PAGE_BYTES: u64 = 800;
 
