@@ -103,32 +103,42 @@ pub(super) unsafe fn copy_payload_in(header: &Header, payload: &[u8], to: *mut u
     }
 }
 
-/// Copies what of a payload is not in its record's first line. That may include some of what is.
+/// Copies what of a payload is not in its record's first line, and writes nothing into that.
 ///
 /// # Safety
 /// As [`copy_in`]; the payload has more than [`HEAD_BYTES`].
 #[inline(always)]
 unsafe fn copy_behind_head(payload: &[u8], to: *mut u8) {
-    const STEP: usize = HEAD_BYTES;
-    let (from, length) = (payload.as_ptr(), payload.len());
-    // SAFETY: within the payload, which is longer than a step, and as much of `to`.
+    let rest = &payload[HEAD_BYTES..];
+    let (from, length) = (rest.as_ptr(), rest.len());
+    // SAFETY: within the rest, and as much of `to` behind the head; the halves make up the rest.
     unsafe {
-        if length <= HEAD_BYTES + 2 * STEP {
+        let to = to.add(HEAD_BYTES);
+        match length {
             // In place, since most messages are as short as this.
-            let last = length - STEP;
-            std::ptr::copy_nonoverlapping(from.add(last), to.add(last), STEP);
-            if length > HEAD_BYTES + STEP {
-                std::ptr::copy_nonoverlapping(from.add(HEAD_BYTES), to.add(HEAD_BYTES), STEP);
-            }
-        } else if length >= PAYLOAD_STRING_MIN && strings_are_fast() {
-            copy_string(&payload[HEAD_BYTES..], to.add(HEAD_BYTES));
-        } else {
-            copy(
-                from.add(HEAD_BYTES),
-                to.add(HEAD_BYTES),
-                length - HEAD_BYTES,
-            );
+            33..=64 => copy_halves::<32>(from, to, length),
+            17..=32 => copy_halves::<16>(from, to, length),
+            9..=16 => copy_halves::<8>(from, to, length),
+            5..=8 => copy_halves::<4>(from, to, length),
+            3..=4 => copy_halves::<2>(from, to, length),
+            1..=2 => copy_halves::<1>(from, to, length),
+            _ if payload.len() >= PAYLOAD_STRING_MIN && strings_are_fast() => copy_string(rest, to),
+            _ => copy(from, to, length),
         }
+    }
+}
+
+/// Copies the first `BYTES` and the last, which may overlap.
+///
+/// # Safety
+/// As [`copy`]; `length` is at least `BYTES`.
+#[inline(always)]
+unsafe fn copy_halves<const BYTES: usize>(from: *const u8, to: *mut u8, length: usize) {
+    let last = length - BYTES;
+    // SAFETY: both within `length`.
+    unsafe {
+        std::ptr::copy_nonoverlapping(from, to, BYTES);
+        std::ptr::copy_nonoverlapping(from.add(last), to.add(last), BYTES);
     }
 }
 
@@ -202,6 +212,20 @@ mod tests {
                 assert_eq!(to[1..=length], *from, "{name} of {length}");
                 assert_eq!((to[0], to[length + 1]), (0xA5, 0xA5), "{name} of {length}");
             }
+        }
+    }
+
+    /// The consumer polls the first line, so it is not to be touched before all else is written.
+    #[test]
+    fn what_is_behind_the_head_goes_there_alone() {
+        let bytes: Vec<u8> = (1..=2100_u32).map(|n| (n % 251) as u8 + 1).collect();
+        for length in HEAD_BYTES + 1..=bytes.len() {
+            let mut to = vec![0; length + 1];
+            // SAFETY: there is room for `length` bytes.
+            unsafe { copy_behind_head(&bytes[..length], to.as_mut_ptr()) };
+            assert_eq!(to[..HEAD_BYTES], [0; HEAD_BYTES], "{length}");
+            assert_eq!(to[HEAD_BYTES..length], bytes[HEAD_BYTES..length]);
+            assert_eq!(to[length], 0, "{length}");
         }
     }
 }
