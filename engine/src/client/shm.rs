@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::long::LongAnswer;
 use crate::shm::{ClientEnd, Corrupt, LongFrame, RECORD_MAX, Record, Reservation, Sleeper};
-use crate::sys::{clock, futex};
+use crate::sys::{clock, futex, pause};
 use crate::wire::{HEADER_BYTES, Header};
 
 /// Queued frames go into the ring in records of this size, so that the server works on the first while the
@@ -341,7 +341,7 @@ impl ShmLink {
             if rx.poll() {
                 return true;
             }
-            rx.pause();
+            pause::pause(rx.pauses());
         }
         false
     }

@@ -107,13 +107,10 @@ impl Consumer {
         self.has_record()
     }
 
-    /// Waits between two calls of [`Consumer::poll`].
+    /// How often to pause between two calls of [`Consumer::poll`].
     #[inline(always)]
-    pub(crate) fn pause(&self) {
-        let pauses = if self.two_lines { self.pauses } else { 1 };
-        for _ in 0..pauses {
-            std::hint::spin_loop();
-        }
+    pub(crate) fn pauses(&self) -> u32 {
+        if self.two_lines { self.pauses } else { 1 }
     }
 
     /// The next record, if it is committed.

@@ -28,6 +28,14 @@ pub(crate) fn between_looks() -> u32 {
     *PAUSES
 }
 
+/// Executes PAUSE so many times.
+#[inline(always)]
+pub(crate) fn pause(times: u32) {
+    for _ in 0..times {
+        std::hint::spin_loop();
+    }
+}
+
 /// How many PAUSEs come nearest to `gap`, if [`TIMED`] of them take `timed`.
 fn pauses_in(gap: Duration, timed: Duration) -> u32 {
     let pauses = gap.as_nanos() * u128::from(TIMED) / timed.as_nanos().max(1);

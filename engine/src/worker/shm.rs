@@ -20,6 +20,7 @@ use crate::shm::{Control, Corrupt, RECORD_MAX, ServerEnd};
 use crate::stats::{Direction, Transport, WorkerStats};
 use crate::sys::affinity;
 use crate::sys::clock;
+use crate::sys::pause;
 use crate::sys::process::PidFd;
 use crate::uring::Key;
 use crate::wire::{Flags, HEADER_BYTES};
@@ -229,6 +230,8 @@ impl Worker {
             return std::hint::spin_loop();
         }
         for _ in 0..WATCH_LOOKS {
+            // One wait for all rings, or each would be looked at the later the more there are.
+            let mut pauses = 1;
             for &key in &self.rings.hot {
                 let ends = self
                     .connections
@@ -237,8 +240,9 @@ impl Worker {
                 let Some(ends) = ends.filter(|ends| !ends.rx.poll()) else {
                     return;
                 };
-                ends.rx.pause();
+                pauses = pauses.max(ends.rx.pauses());
             }
+            pause::pause(pauses);
         }
     }
 
