@@ -43,7 +43,7 @@ pub(super) unsafe fn copy_in(bytes: &[u8], to: *mut u8) {
     // SAFETY: the caller's promise.
     unsafe {
         let to_rest = to.add(head.len());
-        match goes_as_string(rest.len()) {
+        match goes_as_string(bytes.len()) {
             true => copy_string(rest, to_rest),
             false => copy(rest.as_ptr(), to_rest, rest.len()),
         }
