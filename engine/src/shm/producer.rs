@@ -30,7 +30,8 @@ const TURN_BYTES_MAX: usize = 12 * 1024;
 /// 64 B 1.1 with 4 in flight, 1.06 with 16.) Not those of two lines, which the consumer has asked for already. The lines
 /// of longer ones, and of all while several are on their way, come back to the producer so soon that it would have to
 /// fetch them from afar (1 MiB 1.6 times as long, 1 KiB with 256 in flight 0.67 times the rate).
-const HANDED_OVER: Range<usize> = 2 * LINE..8 * 1024;
+const HANDED_OVER: Range<usize> = 2 * LINE - WORD + 1..8 * 1024;
+const _: () = assert!(is_two_lines(HANDED_OVER.start - 1) && !is_two_lines(HANDED_OVER.start));
 
 /// What goes into one record of a frame that is longer than a record: see [`super::ring`].
 #[derive(Clone, Copy, Debug)]

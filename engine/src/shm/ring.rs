@@ -66,7 +66,7 @@ impl std::fmt::Display for Corrupt {
 
 /// Whether a record with this many bytes of data lies in exactly two cache lines, as small frames do.
 #[inline]
-pub(super) fn is_two_lines(length: usize) -> bool {
+pub(super) const fn is_two_lines(length: usize) -> bool {
     WORD + length > LINE && WORD + length <= 2 * LINE
 }
 
