@@ -144,8 +144,8 @@ unsafe fn copy_halves<const BYTES: usize>(from: *const u8, to: *mut u8, length: 
 
 /// Whether a string copy is the fast way into lines that another core has read. It takes such a line over
 /// without fetching what is in it, which vectors do: with Zen 5 1 MiB takes 0.43 of the time when the
-/// cores are far apart, 16 KiB 0.79 when they are near; with Granite Rapids 4 KiB takes 0.75. With Zen 3 it takes nine times as long; so only
-/// where the processor has what that one has not.
+/// cores are far apart, 16 KiB 0.79 when they are near; with Granite Rapids 4 KiB takes 0.75. With Zen 3 it takes
+/// nine times as long; so only where the processor has what that one has not.
 #[inline]
 fn strings_are_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
