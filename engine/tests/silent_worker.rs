@@ -180,7 +180,7 @@ fn what_a_handler_has_sent_is_taken_before_the_next_runs() {
         .handler(PUBLISH, {
             let kept = kept.clone();
             move |request: Request<'_>, _: Responder<'_>| {
-                if request.msg_id() > 1 {
+                if request.msg_id() == 3 {
                     let _ = stopped.lock().unwrap().recv();
                 }
                 for number in 0..PARTS {
@@ -198,12 +198,11 @@ fn what_a_handler_has_sent_is_taken_before_the_next_runs() {
     eventually("it is served", || kept.lock().unwrap().len() == 1);
     let all = [1, 2, 3].map(|id| request(PUBLISH, id, b""));
     publisher.send(&all.concat());
-    // The first one's parts are taken before the second handler runs, and sent before the third does.
-    for times in [1, 2] {
-        goes_on.send(()).unwrap();
-        for number in (0..times * PARTS).map(|number| number % PARTS) {
-            assert!(reader.receive().payload == pattern(number, 4096));
-        }
+    // The first one's parts are taken before the second handler runs, and sent before the third does: as many as the
+    // reader has read room for. How fast it reads is the machine's affair, so no more is waited for than the first.
+    for number in (0..3 * PARTS).map(|number| number % PARTS) {
+        assert!(reader.receive().payload == pattern(number, 4096));
+        let _ = goes_on.send(());
     }
     kept.lock().unwrap().clear();
 }
