@@ -32,8 +32,7 @@ pub(super) unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
 /// Copies a record's data, which are private, into a ring, those in the record's first line last.
 ///
 /// The consumer polls that line, and so takes it away from whoever writes to it before the commit: then it has to be
-/// fetched twice. (Granite
-/// Rapids: p99 of 64 bytes 0.81 times, of 128 and 256 bytes 0.75 and 0.82, p50 of 16 KiB 0.92.)
+/// fetched twice. (Granite Rapids: p99 of 64 bytes 0.81 times, of 128 and 256 bytes 0.75 and 0.82, p50 of 16 KiB 0.92.)
 ///
 /// # Safety
 /// `to` is writable for as many bytes, which do not overlap.

@@ -15,6 +15,7 @@ use std::arch::x86_64::*;
 
 use super::gf::FACTORS;
 use super::row::{self, Begin, half, pick, word};
+use super::side_by_side::equal_by;
 use super::{CRC_AT, HEADER_BYTES, WITHOUT_CRC};
 
 /// Frames side by side.
@@ -194,24 +195,11 @@ fn put_in<const WORDS: usize>(bytes: &mut [u8]) {
     row::put_in::<WORDS>(groups.into_remainder());
 }
 
-/// The CRCs of fours of frames: of as many from the first on as have the length of a header and `WORDS`
-/// words; says how many.
 #[inline]
 #[target_feature(enable = "sse4.2,pclmulqdq,avx2,vpclmulqdq")]
 fn equal<const WORDS: usize>(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) -> usize {
-    let mut count = 0;
-    for (frames, crcs) in frames.iter().zip(crcs) {
-        if frames
-            .iter()
-            .any(|frame| frame.len() != HEADER_BYTES + 8 * WORDS)
-        {
-            break;
-        }
-        // SAFETY: all four have that length.
-        *crcs = unsafe { four::<WORDS>(frames.map(<[u8]>::as_ptr)) };
-        count += 1;
-    }
-    count
+    // SAFETY: all four have that length.
+    equal_by::<WORDS>(frames, crcs, |starts| unsafe { four::<WORDS>(starts) })
 }
 
 /// As [`super::count_good`]. `None`: there is no code for that length.

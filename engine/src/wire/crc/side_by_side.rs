@@ -117,11 +117,16 @@ unsafe fn four<const WORDS: usize>(starts: [*const u8; 4]) -> [u32; 4] {
     states.map(|state| !(state as u32))
 }
 
-/// The CRCs of frames of a header and `WORDS` words: of as many fours from the first on as have that
-/// length; says how many.
-#[inline]
-#[target_feature(enable = "sse4.2")]
-fn equal<const WORDS: usize>(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) -> usize {
+/// The CRCs of frames of a header and `WORDS` words, as `four` computes them: of as many fours from the first on
+/// as have that length; says how many.
+///
+/// Without features of its own, so that it has those of whoever calls it, and `four` can be put in line.
+#[inline(always)]
+pub(super) fn equal_by<const WORDS: usize>(
+    frames: &[[&[u8]; 4]],
+    crcs: &mut [[u32; 4]],
+    four: impl Fn([*const u8; 4]) -> [u32; 4],
+) -> usize {
     let mut count = 0;
     for (frames, crcs) in frames.iter().zip(crcs) {
         if frames
@@ -130,11 +135,17 @@ fn equal<const WORDS: usize>(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) -> us
         {
             break;
         }
-        // SAFETY: all four have that length.
-        *crcs = unsafe { four::<WORDS>(frames.map(<[u8]>::as_ptr)) };
+        *crcs = four(frames.map(<[u8]>::as_ptr));
         count += 1;
     }
     count
+}
+
+#[inline]
+#[target_feature(enable = "sse4.2")]
+fn equal<const WORDS: usize>(frames: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]) -> usize {
+    // SAFETY: all four have that length.
+    equal_by::<WORDS>(frames, crcs, |starts| unsafe { four::<WORDS>(starts) })
 }
 
 /// The CRCs of the first fours of frames, if these are all as long, and of a length that there is code
