@@ -113,7 +113,7 @@ enum lapce_ipc_code {
  *   EBADF            the handle is closed, of another kind, or was never one
  *   EBUSY            the client is in use: by another thread, by the function that called back, or by
  *                    a reservation that is open; the server is being started
- *   ENODATA          nothing was measured
+ *   ENODATA          nothing was measured, or the server did not say
  *   EDEADLK          a handler asked to wait for its own server, or the log's function for itself
  *   EADDRINUSE, EACCES and others of bind(2)
  *                    the server cannot listen there
@@ -385,6 +385,11 @@ typedef struct lapce_ipc_client_stats_t {
 
 int lapce_ipc_client_stats(lapce_ipc_client *client, lapce_ipc_client_stats_t *stats);
 
+/* *bytes becomes the longest payload that the server accepts, as it said when the connection was made.
+ * -ENODATA if it was not asked: with LAPCE_IPC_NO_SHM_UPGRADE and no token, and in version 1, a connection
+ * begins without a handshake. */
+int lapce_ipc_client_peer_max_message(lapce_ipc_client *client, uint32_t *bytes);
+
 /* The round trip that this share of the requests (0.5, 0.99) did not exceed, in nanoseconds. Needs
  * LAPCE_IPC_RECORD_ROUND_TRIPS; -ENODATA without it or before the first answer. */
 int lapce_ipc_client_latency(lapce_ipc_client *client, double quantile, uint64_t *ns);
@@ -551,6 +556,13 @@ int lapce_ipc_server_start(lapce_ipc_server *server);
 /* Writes "HOST:PORT" as the server listens on it, and a 0 after its end. -ENOBUFS if it is longer than
  * capacity: 56 bytes are always enough. -ENOTCONN if it does not listen on TCP. */
 int lapce_ipc_server_address(lapce_ipc_server *server, char *text, size_t capacity);
+
+/* Changes how idle workers wait: LAPCE_IPC_ADAPTIVE, _SPIN or _PARK, from their next wait on. Also from a handler. */
+int lapce_ipc_server_set_idle(lapce_ipc_server *server, uint32_t idle);
+
+/* Begins (1) or ends (0) to serve version 1 connections. Those that are open stay as they are until their
+ * next frame. Also from a handler. */
+int lapce_ipc_server_set_legacy(lapce_ipc_server *server, int enabled);
 
 /* Begins to stop and returns at once; also from a handler. Nobody new gets in from then on, over TCP or
  * shared memory. lapce_ipc_server_stop is still needed. */

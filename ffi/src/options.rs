@@ -90,7 +90,7 @@ fn check_size<T: Sized0>(size: usize) -> Result<(), Fault> {
     Ok(())
 }
 
-fn idle_mode(mode: u32) -> Result<IdleMode, Fault> {
+pub(crate) fn idle_mode(mode: u32) -> Result<IdleMode, Fault> {
     match mode {
         0 => Ok(IdleMode::Adaptive),
         1 => Ok(IdleMode::Spin),

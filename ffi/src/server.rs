@@ -188,6 +188,26 @@ unsafe extern "C" fn lapce_ipc_server_address(
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn lapce_ipc_server_set_idle(server: *mut ServerHandle, idle: u32) -> c_int {
+    guard::run(|| {
+        let mode = options::idle_mode(idle)?;
+        handle_of(server)?.set_idle(mode);
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn lapce_ipc_server_set_legacy(server: *mut ServerHandle, enabled: c_int) -> c_int {
+    guard::run(|| {
+        if !matches!(enabled, 0 | 1) {
+            return Err(Fault::Invalid("legacy is 1 (on) or 0 (off)"));
+        }
+        handle_of(server)?.set_legacy(enabled == 1);
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn lapce_ipc_server_begin_stop(server: *mut ServerHandle) -> c_int {
     guard::run(|| {
         SERVERS.with_in_turn(server.addr() as u64, |state| match state {

@@ -105,6 +105,25 @@ fn nothing_measured(why: &str) -> Fault {
 }
 
 #[unsafe(no_mangle)]
+unsafe extern "C" fn lapce_ipc_client_peer_max_message(
+    client: *mut ClientHandle,
+    bytes: *mut u32,
+) -> c_int {
+    with_client(client, |state| {
+        // SAFETY: the header asks for a place for the number.
+        let place = unsafe { guard::place(bytes, "the place for the bytes") }?;
+        let limits = state.client.peer_limits();
+        *place = limits.max_message_bytes.ok_or_else(|| {
+            Fault::Other(
+                -libc::ENODATA,
+                "the server has not said what it accepts".into(),
+            )
+        })?;
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
 unsafe extern "C" fn lapce_ipc_client_latency(
     client: *mut ClientHandle,
     quantile: f64,

@@ -268,6 +268,46 @@ static void statistics(lapce_ipc_server *server) {
     CODE(-EFAULT, lapce_ipc_server_latency(server, LAPCE_IPC_TCP, 0.5, NULL));
 }
 
+/* What can be changed while the server runs. */
+static void settings(lapce_ipc_server *server, const char *address) {
+    lapce_ipc_client_options old = LAPCE_IPC_CLIENT_OPTIONS_INIT;
+    lapce_ipc_server_stats_t stats = LAPCE_IPC_SERVER_STATS_INIT;
+    lapce_ipc_buffer answer = LAPCE_IPC_BUFFER_INIT;
+    lapce_ipc_client *client;
+    uint32_t bytes = 7;
+
+    for (uint32_t idle = IDLE, last = idle == LAPCE_IPC_SPIN ? LAPCE_IPC_SPIN : LAPCE_IPC_PARK; idle <= last; idle++) {
+        OK(lapce_ipc_server_set_idle(server, idle));
+        OK(lapce_ipc_connect(address, NULL, &client));
+        OK(lapce_ipc_call(client, NOW, "it", 2, &answer));
+        CHECK(is(&answer, "got it"));
+        OK(lapce_ipc_client_peer_max_message(client, &bytes));
+        CHECK(bytes == 10 * 1024 * 1024);
+        CODE(-EFAULT, lapce_ipc_client_peer_max_message(client, NULL));
+        OK(lapce_ipc_close(client));
+    }
+    OK(lapce_ipc_server_set_idle(server, IDLE));
+    FAILS(-EINVAL, "waiting mode", lapce_ipc_server_set_idle(server, 3));
+    CODE(-EFAULT, lapce_ipc_server_set_idle(NULL, LAPCE_IPC_SPIN));
+
+    old.protocol_version = 1;
+    old.flags = LAPCE_IPC_NO_RECONNECT;
+    OK(lapce_ipc_server_set_legacy(server, 1));
+    OK(lapce_ipc_connect(address, &old, &client));
+    OK(lapce_ipc_call(client, LAPCE_IPC_ECHO, "old", 3, &answer));
+    CHECK(is(&answer, "old"));
+    FAILS(-ENODATA, "said", lapce_ipc_client_peer_max_message(client, &bytes));
+    CHECK(bytes == 10 * 1024 * 1024);
+    OK(lapce_ipc_server_set_legacy(server, 0));
+    CODE(LAPCE_IPC_VERSION_MISMATCH, lapce_ipc_call(client, LAPCE_IPC_ECHO, "old", 3, &answer));
+    OK(lapce_ipc_close(client));
+    CODE(-EINVAL, lapce_ipc_server_set_legacy(server, 2));
+    CODE(-EFAULT, lapce_ipc_server_set_legacy(NULL, 1));
+    OK(lapce_ipc_server_stats(server, &stats));
+    CHECK(stats.legacy_requests >= 1);
+    lapce_ipc_buffer_free(&answer);
+}
+
 /* A requester that leaves, and a server that stops while answers are owed. */
 static void gone(lapce_ipc_server *server, const char *address) {
     lapce_ipc_client *client;
@@ -479,6 +519,7 @@ int main(void) {
 
     handlers(address);
     statistics(server);
+    settings(server, address);
     not_started(address);
     logged();
     gone(server, address);
