@@ -102,8 +102,6 @@ pub enum Error {
     ReservedType(u16),
     /// The caller asked for something impossible; the text says what.
     InvalidRequest(&'static str),
-    /// The client was closed by its owner.
-    Closed,
 }
 
 impl Error {
@@ -171,7 +169,7 @@ impl Error {
                 false
             }
             Error::ServerViolation(_) => true,
-            Error::ConnectionLost { .. } | Error::Closed => true,
+            Error::ConnectionLost { .. } => true,
             _ => false,
         }
     }
@@ -223,7 +221,6 @@ impl Error {
             },
             Error::ReservedType(msg_type) => Error::ReservedType(*msg_type),
             Error::InvalidRequest(what) => Error::InvalidRequest(what),
-            Error::Closed => Error::Closed,
         }
     }
 }
@@ -320,7 +317,6 @@ impl fmt::Display for Error {
                 msg_type::ECHO
             ),
             Error::InvalidRequest(what) => f.write_str(what),
-            Error::Closed => f.write_str("The client is closed"),
         }
     }
 }

@@ -181,7 +181,7 @@ mod tests {
         kept.push(answer(1, 4));
         kept.push(answer(2, 6));
         assert!(kept.has_room(0) && !kept.has_room(1));
-        kept.push(Answer::failed(1, Error::Closed));
+        kept.push(Answer::failed(1, Error::ReservedType(0)));
         assert!(!kept.has_room(0));
         assert!(matches!(kept.overrun(), Error::Unread { max } if max == 3 * ANSWER_BYTES + 10));
         assert!(kept.take(1).unwrap().result.is_ok());
