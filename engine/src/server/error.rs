@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use crate::shm::ShmError;
+use crate::sys::is_shortage;
 use crate::uring::RingError;
 
 /// Why a server does not start.
@@ -110,13 +111,6 @@ impl From<ShmError> for ServerError {
             error => ServerError::SharedMemory(error.to_string()),
         }
     }
-}
-
-fn is_shortage(error: &io::Error) -> bool {
-    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN];
-    error
-        .raw_os_error()
-        .is_some_and(|errno| shortages.contains(&errno))
 }
 
 impl std::error::Error for ServerError {

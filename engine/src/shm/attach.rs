@@ -23,7 +23,7 @@ use super::leftovers::connection_name;
 use super::slots::{SLOTS, Slot, Stage, State, UNSEEN};
 use crate::sys::process::PidFd;
 use crate::sys::segment::{self, Segment};
-use crate::sys::{futex, record_lock};
+use crate::sys::{futex, is_shortage, record_lock};
 use crate::wire::ErrorCode;
 
 /// A slot that stays in a stage for this long is freed.
@@ -176,14 +176,6 @@ pub(crate) struct AttachServer<P> {
     /// The last client was refused because there is no place, and the log has said so.
     pub(crate) is_full: bool,
     pub(crate) lives: Lives,
-}
-
-/// Whether watching a client failed for want of something that says nothing about the client.
-fn is_shortage(error: &std::io::Error) -> bool {
-    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOMEM];
-    error
-        .raw_os_error()
-        .is_some_and(|code| shortages.contains(&code))
 }
 
 impl<P: Placement> AttachServer<P> {

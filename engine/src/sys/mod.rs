@@ -14,5 +14,13 @@ pub(crate) mod segment;
 pub(crate) mod sigbus;
 pub(crate) mod socket;
 
+/// Whether a system call failed for want of descriptors, memory or threads, which says nothing of what it was asked.
+pub(crate) fn is_shortage(error: &std::io::Error) -> bool {
+    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN];
+    error
+        .raw_os_error()
+        .is_some_and(|errno| shortages.contains(&errno))
+}
+
 /// How often a system call may be interrupted by signals before it is given up.
 const INTERRUPTED_MAX: u32 = 64;
