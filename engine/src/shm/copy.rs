@@ -115,29 +115,15 @@ unsafe fn copy_behind_head(payload: &[u8], to: *mut u8) {
         let to = to.add(HEAD_BYTES);
         match length {
             // In place, since most messages are as short as this.
-            33..=64 => copy_halves::<32>(from, to, length),
-            17..=32 => copy_halves::<16>(from, to, length),
-            9..=16 => copy_halves::<8>(from, to, length),
-            5..=8 => copy_halves::<4>(from, to, length),
-            3..=4 => copy_halves::<2>(from, to, length),
-            1..=2 => copy_halves::<1>(from, to, length),
+            33..=64 => crc::copy_halves::<32>(from, to, length),
+            17..=32 => crc::copy_halves::<16>(from, to, length),
+            9..=16 => crc::copy_halves::<8>(from, to, length),
+            5..=8 => crc::copy_halves::<4>(from, to, length),
+            3..=4 => crc::copy_halves::<2>(from, to, length),
+            1..=2 => crc::copy_halves::<1>(from, to, length),
             _ if payload.len() >= PAYLOAD_STRING_MIN && strings_are_fast() => copy_string(rest, to),
             _ => copy(from, to, length),
         }
-    }
-}
-
-/// Copies the first `BYTES` and the last, which may overlap.
-///
-/// # Safety
-/// As [`copy`]; `length` is at least `BYTES`.
-#[inline(always)]
-unsafe fn copy_halves<const BYTES: usize>(from: *const u8, to: *mut u8, length: usize) {
-    let last = length - BYTES;
-    // SAFETY: both within `length`.
-    unsafe {
-        std::ptr::copy_nonoverlapping(from, to, BYTES);
-        std::ptr::copy_nonoverlapping(from.add(last), to.add(last), BYTES);
     }
 }
 

@@ -155,15 +155,27 @@ const HALF_BYTES: usize = 32;
 #[inline(always)]
 unsafe fn copy_short(payload: &[u8], to: *mut u8) {
     let (from, length) = (payload.as_ptr(), payload.len());
-    // SAFETY: within the payload, whose two halves may overlap, and as much of `to`.
+    // SAFETY: within the payload, and as much of `to`.
     unsafe {
         if (HALF_BYTES..=2 * HALF_BYTES).contains(&length) {
-            let last = length - HALF_BYTES;
-            std::ptr::copy_nonoverlapping(from, to, HALF_BYTES);
-            std::ptr::copy_nonoverlapping(from.add(last), to.add(last), HALF_BYTES);
+            copy_halves::<HALF_BYTES>(from, to, length);
         } else {
             std::ptr::copy_nonoverlapping(from, to, length);
         }
+    }
+}
+
+/// Copies the first `BYTES` and the last, which may overlap: all of what is at most twice as long.
+///
+/// # Safety
+/// `from` is readable and `to` writable for `length` bytes, `BYTES` at least, and they do not overlap.
+#[inline(always)]
+pub unsafe fn copy_halves<const BYTES: usize>(from: *const u8, to: *mut u8, length: usize) {
+    let last = length - BYTES;
+    // SAFETY: both within `length`.
+    unsafe {
+        std::ptr::copy_nonoverlapping(from, to, BYTES);
+        std::ptr::copy_nonoverlapping(from.add(last), to.add(last), BYTES);
     }
 }
 
