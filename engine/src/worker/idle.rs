@@ -21,7 +21,11 @@ const MISSED_GAPS: u64 = 2;
 /// way for how long a virtual CPU polls.)
 pub(super) struct IdlePolicy {
     mode: IdleMode,
+    /// When work was last found; or, once there was none, when it had been done: a handler may have taken longer than
+    /// any gap.
     last_work_ns: u64,
+    /// There was none since.
+    rests: bool,
     /// Moving average of the gaps, weight 1/8.
     gap_ns: u64,
     /// Spin at least this long, because less was too short. Forgotten with each gap for which it is too short too.
@@ -33,6 +37,7 @@ impl IdlePolicy {
         IdlePolicy {
             mode,
             last_work_ns: now_ns,
+            rests: false,
             gap_ns: PAUSE_NS,
             missed_ns: 0,
         }
@@ -46,7 +51,7 @@ impl IdlePolicy {
         self.mode = mode;
     }
 
-    /// There was work.
+    /// There was work, which was found then.
     #[inline]
     pub(super) fn worked(&mut self, now_ns: u64) {
         let gap = now_ns.saturating_sub(self.last_work_ns).min(PAUSE_NS);
@@ -58,6 +63,16 @@ impl IdlePolicy {
         }
         self.gap_ns = self.gap_ns - self.gap_ns / 8 + gap / 8;
         self.last_work_ns = now_ns;
+        self.rests = false;
+    }
+
+    /// There is no work.
+    #[inline]
+    pub(super) fn rests(&mut self, now_ns: u64) {
+        if !self.rests {
+            self.rests = true;
+            self.last_work_ns = now_ns;
+        }
     }
 
     /// There is no work: whether to sleep now.
@@ -126,6 +141,21 @@ mod tests {
             assert!(message(&mut policy, 5_000_000));
         }
         assert!(message(&mut policy, SPIN_NS_MIN));
+    }
+
+    #[test]
+    fn how_long_handlers_take_is_no_gap() {
+        let mut policy = IdlePolicy::new(IdleMode::Adaptive, 0);
+        let mut now = 0;
+        for count in 0..200 {
+            policy.worked(now);
+            now += 1_000_000;
+            policy.rests(now);
+            now += 5_000;
+            policy.rests(now);
+            assert!(count < 100 || !policy.should_sleep(now), "{count}");
+        }
+        assert!(policy.should_sleep(now + 100_000));
     }
 
     #[test]

@@ -287,6 +287,7 @@ impl Worker {
                 continue;
             }
             self.idle.set_mode(self.shared.idle_mode());
+            self.idle.rests(self.now_ns);
             if self.idle.should_sleep(self.now_ns) {
                 self.park();
             } else {
