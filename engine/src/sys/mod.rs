@@ -1,14 +1,18 @@
-//! The operating system, one subject a file, each with a safe face.
+//! The operating system, one subject a file, each with a safe face. And a queue between threads.
 #![allow(unsafe_code)]
 
 pub mod affinity;
 pub(crate) mod clock;
 pub(crate) mod demote;
 pub mod futex;
+#[cfg(all(test, loom))]
+mod loom_models;
 pub(crate) mod memory;
 pub(crate) mod pause;
 pub mod prefetch;
 pub(crate) mod process;
+pub(crate) mod queue;
+mod queue_sync;
 pub(crate) mod record_lock;
 pub(crate) mod segment;
 pub(crate) mod sigbus;

@@ -6,14 +6,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crossbeam::queue::ArrayQueue;
-
 use super::deferred::Answer;
 use super::rarely::Rarely;
 use super::room::Room;
 use super::silence::Silence;
 use crate::shm::{ServerEnd, doorbell};
 use crate::sys::clock;
+use crate::sys::queue::Queue;
 use crate::uring::DoorbellMemory;
 
 /// How many messages may wait. Who finds the queue full waits, see [`Inbox::send`].
@@ -138,7 +137,7 @@ pub(super) enum Patience {
 
 /// The way into a worker.
 pub(crate) struct Inbox {
-    queue: ArrayQueue<Message>,
+    queue: Queue<Message>,
     /// What was sent while the queue was full: newer than what is in the queue. Bounded, since others wait: a worker,
     /// before its handlers run again, until what they have sent is taken, a thread, before it sends another part or
     /// answer, until this is empty. If the worker is silent, it is bounded by the budget: see [`Inbox::patience`].
@@ -175,7 +174,7 @@ pub(crate) struct Inbox {
 impl Inbox {
     pub(crate) fn new(doorbell: Doorbell, room: Arc<Room>) -> Inbox {
         Inbox {
-            queue: ArrayQueue::new(CAPACITY),
+            queue: Queue::new(CAPACITY),
             overflow: Mutex::default(),
             overflow_count: AtomicUsize::new(0),
             overflow_taken: AtomicU64::new(0),
@@ -259,7 +258,7 @@ impl Inbox {
         }
         let now_ns = clock::now_ns();
         let silence_ns = self.silence.lasts_ns(now_ns);
-        if silence_ns >= silence_ns_max / 2 && self.is_empty() {
+        if silence_ns >= silence_ns_max / 2 && self.queue.count() == 0 && !self.is_overfull() {
             // It may have had no reason to look.
             let _ = self.try_send(Message::Ping);
         }
@@ -416,7 +415,7 @@ impl Inbox {
         }
         // Acquire: pairs with the release in `push_overflow`.
         self.takes_all.swap(false, Ordering::Acquire);
-        self.queue.len() + self.overflow_count.load(Ordering::Relaxed)
+        self.queue.count() + self.overflow_count.load(Ordering::Relaxed)
     }
 
     fn overflow(&self) -> MutexGuard<'_, VecDeque<Message>> {
