@@ -61,7 +61,7 @@ impl<T> Queue<T> {
             taken: Atomic::new(0),
             taking: Mutex::new(Taking {
                 next: 0,
-                left_out: Vec::new(),
+                left_out: Vec::with_capacity(places),
             }),
         }
     }
