@@ -42,6 +42,7 @@ pub use exchange::exchange_header;
 /// Bytes of a frame header.
 const HEADER_BYTES: usize = 24;
 /// Where the payload's length, the id and the CRC lie in it.
+#[cfg(target_arch = "x86_64")]
 const LENGTH_AT: usize = 8;
 const ID_AT: usize = 12;
 const CRC_AT: usize = 20;
