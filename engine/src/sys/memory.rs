@@ -1,5 +1,7 @@
 //! Keeping the process small.
 
+use std::ops::Range;
+
 /// Pages of code and constants that come when one is touched: 4.
 const NARROW_BYTES: usize = 16 * 1024;
 
@@ -49,6 +51,12 @@ pub(crate) fn release_startup_pages() {
     });
 }
 
+/// The size of a page: 4 KiB on x86-64, as the kernel was built on aarch64 (4, 16 or 64 KiB).
+pub(crate) fn page_bytes() -> usize {
+    // SAFETY: no memory is passed.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as usize }
+}
+
 /// The whole pages of this program and its libraries that are never written.
 fn each_clean_range(mut each: &mut dyn FnMut(usize, usize)) {
     let data = (&raw mut each).cast::<libc::c_void>();
@@ -75,29 +83,44 @@ unsafe extern "C" fn visit_object(
             std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)),
         )
     };
-    const PAGE: usize = 4096;
+    let page_bytes = page_bytes();
     for header in headers {
         // A segment that may be written holds relocated data, which exists nowhere else.
         if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
             continue;
         }
-        let start = (base + header.p_vaddr as usize) & !(PAGE - 1);
-        // Whole pages only: the last may be shared with the next segment.
-        let end = (base + header.p_vaddr as usize + header.p_memsz as usize) & !(PAGE - 1);
-        if end > start {
-            each(start, end);
+        let start = base + header.p_vaddr as usize;
+        let whole = whole_pages(start, start + header.p_memsz as usize, page_bytes);
+        if !whole.is_empty() {
+            each(whole.start, whole.end);
         }
     }
     0
 }
 
+/// The pages of a segment of a program. Only whole ones at its end: the last may be shared with the next segment, and
+/// what the kernel is asked to do with a part of a page it does with all of it.
+fn whole_pages(start: usize, end: usize, page_bytes: usize) -> Range<usize> {
+    start & !(page_bytes - 1)..end & !(page_bytes - 1)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_the_next_segment_shares_is_left_alone() {
+        assert_eq!(whole_pages(0x5000, 0x9123, 0x1000), 0x5000..0x9000);
+        assert_eq!(whole_pages(0x5000, 0x9123, 0x4000), 0x4000..0x8000);
+        assert!(whole_pages(0x5000, 0x9123, 0x1_0000).is_empty());
+        assert!(page_bytes().is_power_of_two());
+    }
+
     #[test]
     fn the_program_runs_on_after_giving_pages_back() {
-        super::narrow_mappings();
+        narrow_mappings();
         for _ in 0..3 {
-            super::release_startup_pages();
+            release_startup_pages();
             assert_eq!("still".repeat(2), "stillstill");
         }
     }

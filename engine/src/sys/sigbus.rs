@@ -13,7 +13,7 @@ use std::sync::Once;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
-use super::INTERRUPTED_MAX;
+use super::{INTERRUPTED_MAX, memory};
 
 /// How many mappings can be guarded at a time: all connections of the largest server, and as many of clients and other
 /// servers as one process is likely to have besides.
@@ -141,9 +141,7 @@ pub(crate) fn let_in_once() {
 fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: no memory is passed.
-        let page_bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        PAGE_BYTES.store(page_bytes as usize, Ordering::Relaxed);
+        PAGE_BYTES.store(memory::page_bytes(), Ordering::Relaxed);
         // SAFETY: an all-zero sigaction is a valid one to be overwritten or filled.
         let (mut ours, mut before): (libc::sigaction, libc::sigaction) =
             unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
