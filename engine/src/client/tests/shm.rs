@@ -9,7 +9,7 @@ use crate::ipc::{
     Client, ConnectionPool, Error, ErrorCode, IdleMode, ProtocolVersion, Responder, Server,
     ServerBuilder, Transport, msg_type,
 };
-use crate::sys::affinity;
+use crate::sys::{affinity, memory};
 use crate::wire::{Flags, Hello};
 
 const STREAM: u16 = 0x0100;
@@ -64,8 +64,10 @@ fn calls_of_all_lengths_in_all_waiting_modes() {
     assert!(server.stats().requests(Transport::Shm) >= 36);
 }
 
-/// Cuts the segment of a connection over shared memory short.
-fn cut_memory(client: &Client, bytes: u64) {
+/// Cuts the segment of a connection over shared memory short, between two pages: of one that is cut in two, the rest
+/// is still there, as zeros.
+fn cut_memory(client: &Client, pages: usize) {
+    let bytes = (pages * memory::page_bytes()) as u64;
     match &client.inner.borrow().channel.as_ref().unwrap().link {
         Link::Shm(link) => link.cut_memory(bytes),
         Link::Tcp(_) => unreachable!("over shared memory"),
@@ -92,7 +94,7 @@ fn memory_that_is_missing() {
         client.ping().unwrap();
         assert_eq!(client.transport(), Transport::Shm);
         // The page of small messages is left.
-        cut_memory(&client, 4096);
+        cut_memory(&client, 1);
         let start = Instant::now();
         let lost = client.call(msg_type, &request);
         assert!(
@@ -123,7 +125,7 @@ fn memory_that_is_missing_without_another_way() {
     let client = Client::connect(&format!("shm:{instance}")).unwrap();
     // Longer than the ring, so that not all of it can be sent.
     let long = vec![7; 1_000_000];
-    cut_memory(&client, 4096);
+    cut_memory(&client, 1);
     let lost = client.call(msg_type::ECHO, &long).unwrap_err();
     let not_sent = matches!(
         lost,
@@ -147,14 +149,14 @@ fn an_answer_whose_memory_is_lost() {
     let instance = instance();
     let server = builder(&instance).start().unwrap();
     // As many as a segment has.
-    for pages in 1..128 {
+    for pages in 1..512 * 1024 / memory::page_bytes() {
         let client = Client::connect(&format!("shm:{instance}")).unwrap();
         let id = client.submit(msg_type::ECHO, &[7; LONG]).unwrap();
         client.flush().unwrap();
-        while server.stats().latency(Transport::Shm).len() < pages {
+        while server.stats().latency(Transport::Shm).len() < pages as u64 {
             std::thread::sleep(Duration::from_millis(1));
         }
-        cut_memory(&client, pages * 4096);
+        cut_memory(&client, pages);
         match client.wait(id) {
             Ok(answer) => assert_eq!(answer, [7; LONG]),
             Err(lost) => assert!(lost.to_string().contains("no storage space"), "{lost}"),
