@@ -1,7 +1,8 @@
 //! Handles that can be checked: numbers that name a slot and the slot's generation.
 //!
-//! To the C program a handle is a pointer, but it is never the address of anything: its top byte makes it an
-//! address that no supported processor accepts. Slots are never freed, so a stale handle finds a slot of a later
+//! To the C program a handle is a pointer, but it is never the address of anything: its top bits make it an
+//! address that no supported processor accepts. (Those of aarch64 ignore the top byte, but the bit below it makes
+//! an address the kernel's.) Slots are never freed, so a stale handle finds a slot of a later
 //! generation, and is refused.
 #![allow(unsafe_code)]
 
@@ -13,8 +14,9 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::Fault;
 
-/// The top byte of every handle.
-const MARK: u64 = 0x4C;
+/// The top bits of every handle: the byte 0x4C, and below it the bit that is set in the kernel's addresses alone.
+const MARK: u64 = 0x4C << 1 | 1;
+const MARK_SHIFT: u32 = 55;
 const CHUNK_SLOTS: usize = 256;
 /// At most this many chunks, so at most 2^20 handles of one kind.
 const CHUNKS: usize = 4096;
@@ -27,7 +29,7 @@ const IDLE: u64 = 1;
 /// A call uses the value.
 const BUSY: u64 = 2;
 /// Generations wrap after this many reuses of a slot.
-const GENERATIONS: u64 = 1 << 24;
+const GENERATIONS: u64 = 1 << (MARK_SHIFT - 32);
 
 /// What a handle stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,13 +44,13 @@ pub(crate) enum Kind {
     Pool = 0x5D,
 }
 
-/// Puts a handle together: 8 bits of mark, 24 of generation, 24 of place, 8 of kind.
+/// Puts a handle together: 9 bits of mark, 23 of generation, 24 of place, 8 of kind.
 pub(crate) fn handle(kind: Kind, generation: u64, place: u64) -> u64 {
-    MARK << 56 | (generation % GENERATIONS) << 32 | (place & 0xFF_FFFF) << 8 | kind as u64
+    MARK << MARK_SHIFT | (generation % GENERATIONS) << 32 | (place & 0xFF_FFFF) << 8 | kind as u64
 }
 
 pub(crate) fn is_of_kind(handle: u64, kind: Kind) -> bool {
-    handle >> 56 == MARK && handle & 0xFF == kind as u64
+    handle >> MARK_SHIFT == MARK && handle & 0xFF == kind as u64
 }
 
 struct Slot<T> {
@@ -282,6 +284,16 @@ mod tests {
             second | 0xFF_FFFF << 8,
         ] {
             assert_eq!(handles.with(wrong, |_| ()), Err(Fault::NoHandle));
+        }
+    }
+
+    /// Neither with its top byte, which x86-64 looks at, nor without, as aarch64 takes addresses.
+    #[test]
+    fn no_handle_is_an_address_of_the_program() {
+        for number in [0, 1, 0xFF_FFFF, u64::MAX] {
+            let handle = handle(Kind::Pool, number, number);
+            assert!(is_of_kind(handle, Kind::Pool));
+            assert!(handle >> 56 == 0x4C && handle << 8 >> 8 > u64::MAX >> 9);
         }
     }
 
