@@ -2,10 +2,14 @@
 
 mod support;
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -242,6 +246,46 @@ fn a_port_in_use_is_said() {
         said.contains(&address.to_string()) && said.contains("another port"),
         "{said}"
     );
+}
+
+/// Under systemd each line has its priority, and nowhere else.
+#[test]
+fn the_journal_is_told_what_is_an_error() {
+    let scratch = Scratch::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let taken = scratch.write(
+        "taken.toml",
+        &format!("[server]\nbind_address = \"{address}\"\n[shm]\nenabled = false\n"),
+    );
+    let bad = scratch.write("bad.toml", "[server]\nworkers = 99\n");
+    let said = |file: &PathBuf, is_stderr: bool| {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let stream = File::from(writer.as_fd().try_clone_to_owned().unwrap());
+        let meta = stream.metadata().unwrap();
+        let inode = meta.ino() + u64::from(!is_stderr);
+        drop(stream);
+        let status = Command::new(SERVER)
+            .arg("--config")
+            .arg(file)
+            .env("JOURNAL_STREAM", format!("{}:{inode}", meta.dev()))
+            .stderr(writer)
+            .status()
+            .unwrap();
+        assert!(!status.success());
+        let mut said = String::new();
+        reader.read_to_string(&mut said).unwrap();
+        said
+    };
+    let lines = said(&taken, true);
+    assert!(
+        lines.starts_with("<4>warn: ") && lines.contains("\n<3>error: cannot listen on "),
+        "{lines}"
+    );
+    let lines = said(&bad, true);
+    assert!(lines.starts_with("<3>lapce_ipc_server: "), "{lines}");
+    assert!(said(&taken, false).starts_with("warn: "));
+    assert!(said(&bad, false).starts_with("lapce_ipc_server: "));
 }
 
 /// The kernel closes what is in a ring a moment after its process has ended, listening sockets too.

@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use signal_hook::consts::SIGXFSZ;
 use signal_hook::flag;
+
+use crate::journal::{self, Tags};
 
 /// Lines that may wait.
 const LINES_MAX: usize = 256;
@@ -24,6 +26,7 @@ const STACK_BYTES: usize = 64 * 1024;
 struct Queue {
     lines: SyncSender<String>,
     counts: &'static Counts,
+    tags: Tags,
 }
 
 struct Counts {
@@ -46,9 +49,14 @@ impl Counts {
 
 impl Queue {
     /// A queue, and what its thread takes.
-    fn new(counts: &'static Counts) -> (Queue, Receiver<String>) {
+    fn new(counts: &'static Counts, tags: Tags) -> (Queue, Receiver<String>) {
         let (lines, queued) = sync_channel(LINES_MAX);
-        (Queue { lines, counts }, queued)
+        let queue = Queue {
+            lines,
+            counts,
+            tags,
+        };
+        (queue, queued)
     }
 
     /// Never waits.
@@ -65,7 +73,7 @@ impl Queue {
 
 /// Writes lines for as long as there is a queue. Those that were left out came after all that are in the
 /// queue, so that is said when the queue is empty.
-fn write_all(queued: &Receiver<String>, counts: &Counts, out: &mut dyn Write) {
+fn write_all(queued: &Receiver<String>, counts: &Counts, tags: Tags, out: &mut dyn Write) {
     // Ends with the queue.
     loop {
         let line = match queued.try_recv() {
@@ -74,8 +82,10 @@ fn write_all(queued: &Receiver<String>, counts: &Counts, out: &mut dyn Write) {
             Err(TryRecvError::Empty) => {
                 let left_out = counts.left_out.load(Ordering::Relaxed);
                 if left_out > 0 {
-                    let line =
-                        format!("warn: {left_out} log lines were left out: nobody read stderr\n");
+                    let tag = tags.of(Level::Warn);
+                    let line = format!(
+                        "{tag}warn: {left_out} log lines were left out: nobody read stderr\n"
+                    );
                     let _ = out.write_all(line.as_bytes());
                     counts.left_out.fetch_sub(left_out, Ordering::Relaxed);
                 }
@@ -99,8 +109,9 @@ impl Log for Queue {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
+            let tag = self.tags.of(record.level());
             let level = record.level().as_str().to_ascii_lowercase();
-            self.put(format!("{level}: {}\n", record.args()));
+            self.put(format!("{tag}{level}: {}\n", record.args()));
         }
     }
 
@@ -132,11 +143,12 @@ pub fn start() -> Result<Flush, String> {
     // A log file that has reached the limit of its length (ulimit -f, LimitFSIZE=) would end the process.
     flag::register(SIGXFSZ, Arc::default())
         .map_err(|error| format!("SIGXFSZ cannot be caught: {error}"))?;
-    let (queue, queued) = Queue::new(&COUNTS);
+    let tags = journal::tags();
+    let (queue, queued) = Queue::new(&COUNTS, tags);
     std::thread::Builder::new()
         .name("lapce-ipc-log".into())
         .stack_size(STACK_BYTES)
-        .spawn(move || write_all(&queued, &COUNTS, &mut std::io::stderr()))
+        .spawn(move || write_all(&queued, &COUNTS, tags, &mut std::io::stderr()))
         .map_err(|error| format!("there is no thread for the log: {error}"))?;
     let asked = std::env::var("LAPCE_IPC_LOG").unwrap_or_default();
     let level = match asked.as_str() {
@@ -162,13 +174,14 @@ mod tests {
     #[test]
     fn who_logs_waits_for_no_reader_and_what_is_left_out_is_counted() {
         static COUNTS: Counts = Counts::new();
-        let (queue, queued) = Queue::new(&COUNTS);
+        let tags = Tags::default();
+        let (queue, queued) = Queue::new(&COUNTS, tags);
         for number in 0..LINES_MAX + 7 {
             queue.put(format!("{number}\n"));
         }
         let writer = std::thread::spawn(move || {
             let mut out = Vec::new();
-            write_all(&queued, &COUNTS, &mut out);
+            write_all(&queued, &COUNTS, tags, &mut out);
             String::from_utf8(out).unwrap()
         });
         while COUNTS.left_out.load(Ordering::Relaxed) > 0 {

@@ -5,6 +5,7 @@
 
 mod arguments;
 mod control;
+mod journal;
 mod logger;
 mod metrics;
 mod notify;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 
 use arguments::{Action, Arguments};
 use lapce_ai::ipc::Config;
+use log::Level;
 use output::{complain, print};
 use source::Source;
 
@@ -54,7 +56,8 @@ fn main() -> ExitCode {
 }
 
 fn wrong(text: &str) -> ExitCode {
-    complain(&format!("lapce_ipc_server: {text}"));
+    let tag = journal::tags().of(Level::Error);
+    complain(&format!("{tag}lapce_ipc_server: {text}"));
     ExitCode::from(EXIT_USAGE)
 }
 
@@ -62,7 +65,8 @@ fn serve(config: Config, source: Source) -> ExitCode {
     let _flush = match logger::start() {
         Ok(flush) => flush,
         Err(error) => {
-            complain(&format!("error: {error}"));
+            let tag = journal::tags().of(Level::Error);
+            complain(&format!("{tag}error: {error}"));
             return ExitCode::FAILURE;
         }
     };
