@@ -220,6 +220,13 @@ fn settings_that_cannot_work_are_named() {
         }
         other => panic!("{other:?}"),
     }
+    // Of no machine (RFC 5737). Only where addresses may be bound before they are there is it no error.
+    if let Err(error) = server().bind("192.0.2.1:0").start() {
+        assert!(
+            error.to_string().contains("once the network is up"),
+            "{error}"
+        );
+    }
 }
 
 const CHILD: &str = "LAPCE_IPC_TEST_FEW_DESCRIPTORS";

@@ -61,6 +61,9 @@ pub fn start(
             io::ErrorKind::AddrInUse => {
                 "; stop the program that uses it, or choose another metrics.bind_address (\"\" turns it off)"
             }
+            io::ErrorKind::AddrNotAvailable => {
+                "; no interface has this address so far: choose another, or start the server once the network is up (in a unit After=network-online.target)"
+            }
             _ => "",
         };
         format!("metrics: cannot listen on {address}: {error}{hint}")

@@ -54,10 +54,11 @@ impl fmt::Display for ServerError {
             ),
             ServerError::Bind { address, source } => {
                 write!(f, "cannot listen on {address}: {source}")?;
-                if source.kind() == io::ErrorKind::AddrInUse {
-                    f.write_str("; stop the program that uses it, or choose another port")?;
-                }
-                Ok(())
+                f.write_str(match source.kind() {
+                    io::ErrorKind::AddrInUse => "; stop the program that uses it, or choose another port",
+                    io::ErrorKind::AddrNotAvailable => "; no interface has this address so far: choose another, or start the server once the network is up (in a unit After=network-online.target)",
+                    _ => "",
+                })
             }
             ServerError::IoUring(text) => f.write_str(text),
             ServerError::ReservedType(msg_type) => write!(
