@@ -68,24 +68,34 @@ pub(crate) fn open_ours(name: &str) -> io::Result<File> {
         open_file(path(name), libc::O_NONBLOCK).map_err(|error| match error.raw_os_error() {
             Some(libc::ELOOP) => no_segment("it is a symbolic link, which is never followed"),
             Some(libc::EISDIR | libc::ENXIO) => no_segment("it is no file"),
+            // Who has it says more than that it may not be opened.
+            Some(libc::EACCES) => std::fs::symlink_metadata(path(name))
+                .map_or(Ok(()), |meta| check_owner(&meta))
+                .err()
+                .unwrap_or(error),
             _ => error,
         })?;
     let meta = file.metadata()?;
     if !meta.is_file() {
         return Err(no_segment("it is no file"));
     }
+    check_owner(&meta)?;
+    Ok(file)
+}
+
+fn check_owner(meta: &std::fs::Metadata) -> io::Result<()> {
     // SAFETY: no arguments, no memory.
     let us = unsafe { libc::geteuid() };
-    if meta.uid() != us {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!(
-                "it belongs to user {}, this process is user {us}",
-                meta.uid()
-            ),
-        ));
+    if meta.uid() == us {
+        return Ok(());
     }
-    Ok(file)
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!(
+            "it belongs to user {}, this process is user {us}",
+            meta.uid()
+        ),
+    ))
 }
 
 /// Whether the path still leads to the file with this device and inode.
