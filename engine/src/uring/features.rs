@@ -25,9 +25,9 @@ pub(crate) struct Features {
 /// Why no ring can be had.
 #[derive(Debug)]
 pub(crate) enum RingError {
-    /// The kernel, or whoever confines this process, forbids io_uring.
+    /// The kernel, or whoever confines this process, forbids io_uring; or (ENOSYS) the kernel was built without it.
     Forbidden(io::Error),
-    /// The kernel is older than 5.15, or was built without io_uring.
+    /// The kernel's io_uring is older than that of 5.15.
     TooOld(&'static str),
     /// Anything else: no memory, no descriptors.
     Setup(io::Error),
@@ -36,11 +36,17 @@ pub(crate) enum RingError {
 impl fmt::Display for RingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RingError::Forbidden(error) => write!(
-                f,
-                "io_uring is forbidden here ({error}): set the sysctl kernel.io_uring_disabled to 0, \
-                 and in a container allow io_uring_setup, io_uring_enter and io_uring_register in its seccomp profile"
-            ),
+            RingError::Forbidden(error) => {
+                write!(
+                    f,
+                    "io_uring is forbidden here ({error}): set the sysctl kernel.io_uring_disabled to 0, \
+                     and in a container allow io_uring_setup, io_uring_enter and io_uring_register in its seccomp profile"
+                )?;
+                if error.raw_os_error() == Some(libc::ENOSYS) {
+                    f.write_str("; if neither forbids it, this kernel has none: it takes Linux 5.15 or later with CONFIG_IO_URING")?;
+                }
+                Ok(())
+            }
             RingError::TooOld(what) => write!(
                 f,
                 "this kernel's io_uring lacks {what}: Linux 5.15 is the oldest that works"
@@ -198,6 +204,8 @@ mod tests {
                 "{text}"
             );
             assert!(!text.contains('\n'));
+            // The answer of a kernel without io_uring too.
+            assert_eq!(text.contains("5.15"), errno == libc::ENOSYS, "{text}");
         }
     }
 }
