@@ -10,11 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lapce_ai::ipc::{Client, Transport, msg_type};
-use support::{COMMAND, Daemon, SERVER, Scratch, config};
+use support::{COMMAND, Daemon, SERVER, Scratch, config, run, text};
 
-/// A client is killed after less than this. Starting up and attaching takes a few milliseconds, so
-/// some are killed before, some while they attach and most while they send and receive.
+/// A client is killed after less than this, or than the time of so many whole lives if they take longer. Starting up
+/// and attaching takes a few milliseconds, so some are killed before, some while they attach and most while they send
+/// and receive.
 const LIFE_MAX_US: u64 = 30_000;
+/// On a machine that emulates another one, no client has attached after 30 ms.
+const LIVES: u64 = 3;
 /// Longer than anything takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// engine/src/shm/control.rs and slots.rs: the slots of the control segment, each beginning with its stage, 0 if free.
@@ -74,8 +77,17 @@ fn metric(daemon: &Daemon, name: &str) -> u64 {
     value.trim().parse().unwrap()
 }
 
-/// One client of a random kind, killed at a random point.
-fn kill_one(daemon: &Daemon, random: &mut Random) {
+/// How long the clients here may live at most.
+fn life_max_us(daemon: &Daemon) -> u64 {
+    let address = format!("shm:{}", daemon.instance);
+    let begin = Instant::now();
+    let output = run(COMMAND, &["ping", &address, "--count", "1"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    LIFE_MAX_US.max(LIVES * begin.elapsed().as_micros() as u64)
+}
+
+/// One client of a random kind, killed at a random point before `life_max_us`.
+fn kill_one(daemon: &Daemon, random: &mut Random, life_max_us: u64) {
     let address = match random.below(3) {
         // Attached by way of TCP, which stays as the lifeline.
         0 => daemon.address.clone(),
@@ -92,7 +104,7 @@ fn kill_one(daemon: &Daemon, random: &mut Random) {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    std::thread::sleep(Duration::from_micros(random.below(LIFE_MAX_US)));
+    std::thread::sleep(Duration::from_micros(random.below(life_max_us)));
     victim.kill().unwrap();
     victim.wait().unwrap();
 }
@@ -117,6 +129,7 @@ fn killed_clients_leave_nothing_and_disturb_nobody() {
     assert_eq!(witness.transport(), Transport::Shm);
     witness.ping().unwrap();
     let before = held(&daemon);
+    let life_max_us = life_max_us(&daemon);
     let before_total = metric(&daemon, "lapce_ipc_connections_total{transport=\"shm\"}");
 
     let stop = AtomicBool::new(false);
@@ -140,7 +153,7 @@ fn killed_clients_leave_nothing_and_disturb_nobody() {
             if calls.is_finished() {
                 break;
             }
-            kill_one(&daemon, &mut random);
+            kill_one(&daemon, &mut random, life_max_us);
         }
         stop.store(true, Ordering::Relaxed);
         calls.join().expect("the witness saw an error")
