@@ -57,9 +57,10 @@ fn a_cut_header_does_not_go_past_the_line() {
                 server.stats().bytes_in(Transport::Tcp) == all
             });
         };
-        for peer in [&mut first, &mut second] {
-            peer.send(&long[..cut]);
-        }
+        // One after the other: with a header in which nothing is cut, the first asks for room too.
+        first.send(&long[..cut]);
+        taken(cut);
+        second.send(&long[..cut]);
         taken(2 * cut);
         first.send(&long[cut..100_000]);
         taken(cut + 100_000);
