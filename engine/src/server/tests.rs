@@ -67,6 +67,32 @@ fn a_worker_that_panics_ends_the_server_and_nobody_waits_in_vain() {
     assert!(handle.wait_for_failure(Duration::ZERO));
 }
 
+/// What a thread is about to send says nothing of the worker: the watchdog would end the process.
+#[test]
+fn a_worker_that_can_take_nothing_shows_that_it_runs() {
+    let server = Server::builder()
+        .bind("127.0.0.1:0")
+        .workers(1)
+        .idle(IdleMode::Park)
+        .start()
+        .unwrap();
+    let handle = server.handle();
+    let inbox = &handle.shared.inboxes[0];
+    inbox.fill_behind_one_not_written();
+    let start = Instant::now();
+    let wait = || {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    while inbox.waiting() > 1 {
+        wait();
+    }
+    assert!(handle.silent_workers().is_empty(), "it is only asked");
+    while !handle.silent_workers().is_empty() {
+        wait();
+    }
+}
+
 /// The descriptor on which this process listens at a port.
 fn listener_at(port: u16) -> i32 {
     let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();

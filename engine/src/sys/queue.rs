@@ -172,6 +172,12 @@ impl<T> Queue<T> {
         tail.saturating_sub(self.taken.load(Ordering::Relaxed)) as usize
     }
 
+    /// Leaves what a thread that is kept from running in the middle of a push would leave.
+    #[cfg(test)]
+    pub(crate) fn claim(&self) -> u64 {
+        self.tail.0.fetch_add(1, Ordering::Relaxed)
+    }
+
     fn taking(&self) -> MutexGuard<'_, Taking> {
         self.taking.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -200,20 +206,18 @@ mod tests {
         }
     }
 
-    /// What a thread that is kept from running in the middle of a push would leave.
     #[test]
     fn what_is_not_written_yet_is_left_out_and_taken_first_once_it_is() {
         let queue = Queue::new(4);
-        let claim = || queue.tail.0.fetch_add(1, Ordering::Relaxed);
         let write = |position, value| {
             // SAFETY: claimed, and this is the only thread.
             unsafe { queue.slot(position).value.put(value) };
             let stamp = &queue.slot(position).stamp;
             stamp.store(position + 1, Ordering::Release);
         };
-        let first = claim();
+        let first = queue.claim();
         queue.push(1).unwrap();
-        let third = claim();
+        let third = queue.claim();
         queue.push(3).unwrap();
         assert!(!queue.is_empty());
         assert_eq!([(); 3].map(|()| queue.pop()), [Some(1), Some(3), None]);

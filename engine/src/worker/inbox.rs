@@ -258,9 +258,13 @@ impl Inbox {
         }
         let now_ns = clock::now_ns();
         let silence_ns = self.silence.lasts_ns(now_ns);
-        if silence_ns >= silence_ns_max / 2 && self.queue.count() == 0 && !self.is_overfull() {
+        if silence_ns >= silence_ns_max / 2 && !self.is_overfull() {
             // It may have had no reason to look.
-            let _ = self.try_send(Message::Ping);
+            match self.queue.count() {
+                0 => drop(self.try_send(Message::Ping)),
+                // What is not written yet is none either.
+                _ => self.doorbell.ring(),
+            }
         }
         if silence_ns < silence_ns_max {
             return Patience::Left;
@@ -457,8 +461,10 @@ impl Inbox {
             self.doorbell.ring();
             return false;
         }
-        // If the queue is full, the worker has reason enough to look.
-        let _ = self.try_send(Message::Ping);
+        if self.try_send(Message::Ping).is_err() {
+            // The queue is full, but it may be that nothing in it is written.
+            self.doorbell.ring();
+        }
         true
     }
 
@@ -471,6 +477,12 @@ impl Inbox {
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.overflow_count.load(Ordering::Relaxed) == 0
+    }
+
+    /// For the worker, of an empty inbox: whether somebody has claimed a place in the queue and not written there.
+    #[inline]
+    pub(super) fn awaits_some(&self) -> bool {
+        self.queue.count() > 0
     }
 
     pub(super) fn take(&self) -> Option<Message> {
@@ -523,6 +535,32 @@ impl Inbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Inbox {
+        /// Fills the queue behind a thread that is kept from running while it sends.
+        pub(crate) fn fill_behind_one_not_written(&self) {
+            self.queue.claim();
+            while self.try_send(Message::Ping).is_ok() {}
+        }
+
+        pub(crate) fn waiting(&self) -> usize {
+            self.queue.count()
+        }
+    }
+
+    #[test]
+    fn a_worker_that_could_take_nothing_is_asked_to_look_before_it_counts_as_silent() {
+        let room = Arc::new(Room::new(1 << 20));
+        let inbox = Arc::new(Inbox::new(Doorbell::private(), room));
+        inbox.queue.claim();
+        inbox.doorbell.fall_asleep();
+        assert!(inbox.is_empty());
+        for _ in 0..2 {
+            inbox.patience(1, false);
+        }
+        let word = inbox.doorbell.word().load(Ordering::Relaxed);
+        assert_eq!(word, doorbell::AWAKE);
+    }
 
     /// Threads that send as fast as they may kept the other worker's overflow from ever being empty.
     #[test]

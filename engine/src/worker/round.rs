@@ -58,6 +58,10 @@ impl Worker {
     /// Takes messages of other threads out of the inbox. Returns whether there were any.
     fn take_messages(&mut self) -> bool {
         if self.inbox.is_empty() {
+            // It has looked all the same.
+            if self.inbox.awaits_some() {
+                self.inbox.pong();
+            }
             return false;
         }
         let mut bytes = 0;
