@@ -3,8 +3,55 @@
 pub(super) use std::sync::PoisonError;
 
 use loom::cell::UnsafeCell;
-pub(super) use loom::sync::atomic::{AtomicU64 as Atomic, Ordering};
+use loom::sync::atomic::AtomicU64;
+pub(super) use loom::sync::atomic::Ordering;
 pub(super) use loom::sync::{Mutex, MutexGuard};
+
+/// An atomic of which loom tries the accesses in every order. To find what may come in another order it compares a store
+/// with the last access alone (0.7.3): so of whoever takes, and a thread that pushes, which loads a word before it stores
+/// there, it tried one order.
+pub(super) struct Atomic {
+    value: AtomicU64,
+    /// Changed by each access, so that none is independent of another. Relaxed: it orders nothing.
+    accesses: AtomicU64,
+}
+
+impl Atomic {
+    pub(super) fn new(value: u64) -> Atomic {
+        Atomic {
+            value: AtomicU64::new(value),
+            accesses: AtomicU64::new(0),
+        }
+    }
+
+    fn access(&self) -> &AtomicU64 {
+        self.accesses.fetch_add(1, Ordering::Relaxed);
+        &self.value
+    }
+
+    pub(super) fn load(&self, order: Ordering) -> u64 {
+        self.access().load(order)
+    }
+
+    pub(super) fn store(&self, value: u64, order: Ordering) {
+        self.access().store(value, order);
+    }
+
+    pub(super) fn fetch_add(&self, by: u64, order: Ordering) -> u64 {
+        self.access().fetch_add(by, order)
+    }
+
+    pub(super) fn compare_exchange_weak(
+        &self,
+        current: u64,
+        new: u64,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<u64, u64> {
+        self.access()
+            .compare_exchange_weak(current, new, success, failure)
+    }
+}
 
 pub(super) struct Place<T>(UnsafeCell<Option<T>>);
 
