@@ -54,7 +54,15 @@ impl IdlePolicy {
     /// There was work, which was found then.
     #[inline]
     pub(super) fn worked(&mut self, now_ns: u64) {
-        let gap = now_ns.saturating_sub(self.last_work_ns).min(PAUSE_NS);
+        // Work behind work came after no gap, however long that took.
+        if self.rests {
+            self.learn(now_ns.saturating_sub(self.last_work_ns).min(PAUSE_NS));
+        }
+        self.last_work_ns = now_ns;
+        self.rests = false;
+    }
+
+    fn learn(&mut self, gap: u64) {
         if gap > self.spin_ns() {
             self.missed_ns = match gap <= GAP_NS_MAX {
                 true => gap * MISSED_GAPS,
@@ -62,8 +70,6 @@ impl IdlePolicy {
             };
         }
         self.gap_ns = self.gap_ns - self.gap_ns / 8 + gap / 8;
-        self.last_work_ns = now_ns;
-        self.rests = false;
     }
 
     /// There is no work.
@@ -101,6 +107,7 @@ mod tests {
         let mut policy = IdlePolicy::new(mode, 0);
         let mut now = 0;
         for _ in 0..200 {
+            policy.rests(now);
             now += gap_ns;
             policy.worked(now);
         }
@@ -123,10 +130,12 @@ mod tests {
     fn gaps_between_long_messages_are_spun_through_and_pauses_are_not() {
         let (mut policy, mut now) = after(1_000, IdleMode::Adaptive);
         let mut message = |policy: &mut IdlePolicy, gap_ns| {
+            policy.rests(now);
             now += gap_ns;
             let slept = policy.should_sleep(now);
             policy.worked(now);
             for _ in 0..100 {
+                policy.rests(now);
                 now += 1_000;
                 policy.worked(now);
             }
@@ -148,14 +157,17 @@ mod tests {
         let mut policy = IdlePolicy::new(IdleMode::Adaptive, 0);
         let mut now = 0;
         for count in 0..200 {
-            policy.worked(now);
-            now += 1_000_000;
+            // Of several requests that come at once, or while one is handled.
+            for _ in 0..3 {
+                policy.worked(now);
+                now += 1_000_000;
+            }
             policy.rests(now);
-            now += 5_000;
+            now += 50_000;
             policy.rests(now);
             assert!(count < 100 || !policy.should_sleep(now), "{count}");
         }
-        assert!(policy.should_sleep(now + 100_000));
+        assert!(policy.should_sleep(now + 400_000));
     }
 
     #[test]
@@ -172,6 +184,7 @@ mod tests {
         now += 10_000_000_000;
         for _ in 0..40 {
             policy.worked(now);
+            policy.rests(now);
             now += 10_000;
         }
         assert!(!policy.should_sleep(now + 50_000));
