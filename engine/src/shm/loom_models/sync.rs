@@ -12,9 +12,26 @@ use super::layout::{ALIGN, CAPACITY, HOT, TO_CLIENT, TO_SERVER, WORD};
 /// Stands for bytes whose reads and writes loom checks.
 type Watched = loom::cell::UnsafeCell<()>;
 
+/// Has loom try the accesses of a word in every order. To find what may come in another order it compares a store with
+/// the last access of that word alone (0.7.3): a thread that loads a word before it stores there hides the other's loads.
+/// So each access changes this too. Relaxed: it orders nothing.
+#[derive(Debug)]
+struct Accesses(atomic::AtomicU32);
+
+impl Accesses {
+    fn new() -> Accesses {
+        Accesses(atomic::AtomicU32::new(0))
+    }
+
+    fn count(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// A 32-bit word, and those who sleep on it.
 #[derive(Debug)]
 pub(super) struct AtomicU32 {
+    accesses: Accesses,
     value: atomic::AtomicU32,
     sleepers: Mutex<()>,
     woken: Condvar,
@@ -23,6 +40,7 @@ pub(super) struct AtomicU32 {
 impl AtomicU32 {
     pub(super) fn new(value: u32) -> AtomicU32 {
         AtomicU32 {
+            accesses: Accesses::new(),
             value: atomic::AtomicU32::new(value),
             sleepers: Mutex::new(()),
             woken: Condvar::new(),
@@ -31,6 +49,7 @@ impl AtomicU32 {
 
     #[track_caller]
     pub(super) fn load(&self, order: Ordering) -> u32 {
+        self.accesses.count();
         self.value.load(order)
     }
 
@@ -44,7 +63,10 @@ impl AtomicU32 {
     pub(super) fn store(&self, value: u32, order: Ordering) {
         match value {
             0 => drop(self.take_back(order, Ordering::Relaxed)),
-            _ => self.value.store(value, order),
+            _ => {
+                self.accesses.count();
+                self.value.store(value, order);
+            }
         }
     }
 
@@ -59,6 +81,7 @@ impl AtomicU32 {
 
     #[track_caller]
     fn take_back(&self, order: Ordering, otherwise: Ordering) -> Result<u32, u32> {
+        self.accesses.count();
         self.value.compare_exchange(1, 0, order, otherwise)
     }
 }
@@ -66,6 +89,7 @@ impl AtomicU32 {
 /// A 64-bit word. In a ring it lies where other laps have data: to store it is to write there.
 #[derive(Debug)]
 pub(super) struct AtomicU64 {
+    accesses: Accesses,
     value: atomic::AtomicU64,
     data: Watched,
 }
@@ -73,6 +97,7 @@ pub(super) struct AtomicU64 {
 impl AtomicU64 {
     fn new() -> AtomicU64 {
         AtomicU64 {
+            accesses: Accesses::new(),
             value: atomic::AtomicU64::new(0),
             data: Watched::new(()),
         }
@@ -80,22 +105,26 @@ impl AtomicU64 {
 
     #[track_caller]
     pub(super) fn load(&self, order: Ordering) -> u64 {
+        self.accesses.count();
         self.value.load(order)
     }
 
     #[track_caller]
     pub(super) fn store(&self, value: u64, order: Ordering) {
         self.data.with_mut(|_| ());
+        self.accesses.count();
         self.value.store(value, order);
     }
 
     #[track_caller]
     pub(super) fn swap(&self, value: u64, order: Ordering) -> u64 {
+        self.accesses.count();
         self.value.swap(value, order)
     }
 
     #[track_caller]
     pub(super) fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
+        self.accesses.count();
         self.value.fetch_or(bits, order)
     }
 }
