@@ -62,7 +62,7 @@ fn stream_with_the_lock(limits: Limits, parts: u64, part_bytes: usize) -> (u64, 
     while taken < parts && all[0].stream_part(pattern(taken, part_bytes)).is_ok() {
         taken += 1;
     }
-    all.truncate(0);
+    all.clear();
     drop(all);
     for number in 0..taken {
         let got = peer.receive();
