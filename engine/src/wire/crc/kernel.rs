@@ -55,15 +55,25 @@ pub(super) unsafe fn run<const COPY: bool>(
     // features, and the best kernel is available; the caller's promises.
     unsafe {
         #[cfg(target_arch = "x86_64")]
-        if len < CHAINS_END[usize::from(COPY)].load(Ordering::Relaxed) {
-            return chains::run::<COPY>(dst, src, len, state);
-        }
-        #[cfg(target_arch = "x86_64")]
-        if BEST.load(Ordering::Relaxed) == Kernel::Avx512 as u8 {
-            return avx512::run::<COPY>(dst, src, len, state);
+        {
+            let end = CHAINS_END[usize::from(COPY)].load(Ordering::Relaxed);
+            if len < end {
+                return chains::run::<COPY>(dst, src, len, state);
+            }
+            if is_avx512_behind(end) {
+                return avx512::run::<COPY>(dst, src, len, state);
+            }
         }
         other_run::<COPY>(dst, src, len, state)
     }
+}
+
+/// Whether what is not shorter than `end`, as it was read, is for AVX-512. Not if the end was not known then, though the
+/// kernel is by now, since another thread has just found it: short messages would go where only long ones may.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn is_avx512_behind(end: usize) -> bool {
+    end != 0 && BEST.load(Ordering::Relaxed) == Kernel::Avx512 as u8
 }
 
 #[inline(never)]
@@ -89,12 +99,14 @@ pub(super) unsafe fn frame<const COPY: bool>(
     // SAFETY: as in `run`.
     unsafe {
         #[cfg(target_arch = "x86_64")]
-        if len < CHAINS_END[usize::from(COPY)].load(Ordering::Relaxed) {
-            return chains::frame::<COPY>(first, second, third, dst, src, len);
-        }
-        #[cfg(target_arch = "x86_64")]
-        if BEST.load(Ordering::Relaxed) == Kernel::Avx512 as u8 {
-            return avx512::frame::<COPY>(first, second, third, dst, src, len);
+        {
+            let end = CHAINS_END[usize::from(COPY)].load(Ordering::Relaxed);
+            if len < end {
+                return chains::frame::<COPY>(first, second, third, dst, src, len);
+            }
+            if is_avx512_behind(end) {
+                return avx512::frame::<COPY>(first, second, third, dst, src, len);
+            }
         }
         other_frame::<COPY>(header, dst, src, len)
     }
@@ -284,5 +296,24 @@ impl Kernel {
                 }
             }
         }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::super::{crc32c, frame_crc};
+    use super::*;
+
+    /// As a thread finds it that comes while another one finds the kernel.
+    #[test]
+    fn a_kernel_that_is_known_before_its_limits() {
+        let header = [7; 24];
+        let expected = (crc32c(b"short"), frame_crc(&header, b""));
+        let ends = [0, 1].map(|copying| CHAINS_END[copying].swap(0, Ordering::Relaxed));
+        let crcs = (crc32c(b"short"), frame_crc(&header, b""));
+        for (end, known) in CHAINS_END.iter().zip(ends) {
+            end.store(known, Ordering::Relaxed);
+        }
+        assert_eq!(crcs, expected);
     }
 }
