@@ -21,11 +21,8 @@ const MISSED_GAPS: u64 = 2;
 /// way for how long a virtual CPU polls.)
 pub(super) struct IdlePolicy {
     mode: IdleMode,
-    /// When work was last found; or, once there was none, when it had been done: a handler may have taken longer than
-    /// any gap.
-    last_work_ns: u64,
-    /// There was none since.
-    rests: bool,
+    /// Since when there is no work. Not since the last was found: a handler may have taken longer than any gap.
+    rests_since_ns: Option<u64>,
     /// Moving average of the gaps, weight 1/8.
     gap_ns: u64,
     /// Spin at least this long, because less was too short. Forgotten with each gap for which it is too short too.
@@ -33,11 +30,10 @@ pub(super) struct IdlePolicy {
 }
 
 impl IdlePolicy {
-    pub(super) fn new(mode: IdleMode, now_ns: u64) -> IdlePolicy {
+    pub(super) fn new(mode: IdleMode) -> IdlePolicy {
         IdlePolicy {
             mode,
-            last_work_ns: now_ns,
-            rests: false,
+            rests_since_ns: None,
             gap_ns: PAUSE_NS,
             missed_ns: 0,
         }
@@ -55,11 +51,9 @@ impl IdlePolicy {
     #[inline]
     pub(super) fn worked(&mut self, now_ns: u64) {
         // Work behind work came after no gap, however long that took.
-        if self.rests {
-            self.learn(now_ns.saturating_sub(self.last_work_ns).min(PAUSE_NS));
+        if let Some(since_ns) = self.rests_since_ns.take() {
+            self.learn(now_ns.saturating_sub(since_ns).min(PAUSE_NS));
         }
-        self.last_work_ns = now_ns;
-        self.rests = false;
     }
 
     fn learn(&mut self, gap: u64) {
@@ -75,10 +69,7 @@ impl IdlePolicy {
     /// There is no work.
     #[inline]
     pub(super) fn rests(&mut self, now_ns: u64) {
-        if !self.rests {
-            self.rests = true;
-            self.last_work_ns = now_ns;
-        }
+        self.rests_since_ns.get_or_insert(now_ns);
     }
 
     /// There is no work: whether to sleep now.
@@ -87,7 +78,9 @@ impl IdlePolicy {
         match self.mode {
             IdleMode::Spin => false,
             IdleMode::Park => true,
-            IdleMode::Adaptive => now_ns.saturating_sub(self.last_work_ns) >= self.spin_ns(),
+            IdleMode::Adaptive => self
+                .rests_since_ns
+                .is_some_and(|since_ns| now_ns.saturating_sub(since_ns) >= self.spin_ns()),
         }
     }
 
@@ -104,13 +97,14 @@ mod tests {
     use super::*;
 
     fn after(gap_ns: u64, mode: IdleMode) -> (IdlePolicy, u64) {
-        let mut policy = IdlePolicy::new(mode, 0);
+        let mut policy = IdlePolicy::new(mode);
         let mut now = 0;
         for _ in 0..200 {
             policy.rests(now);
             now += gap_ns;
             policy.worked(now);
         }
+        policy.rests(now);
         (policy, now)
     }
 
@@ -154,7 +148,7 @@ mod tests {
 
     #[test]
     fn how_long_handlers_take_is_no_gap() {
-        let mut policy = IdlePolicy::new(IdleMode::Adaptive, 0);
+        let mut policy = IdlePolicy::new(IdleMode::Adaptive);
         let mut now = 0;
         for count in 0..200 {
             // Of several requests that come at once, or while one is handled.

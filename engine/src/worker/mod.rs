@@ -235,7 +235,7 @@ impl Worker {
                 }),
             ),
             rings: Rings::new(setup.index, setup.control),
-            idle: IdlePolicy::new(shared.idle_mode(), now_ns),
+            idle: IdlePolicy::new(shared.idle_mode()),
             shared,
             inbox,
             stats,
