@@ -9,7 +9,7 @@ pub enum IdleMode {
     /// It spins, and never sleeps: the lowest latency, for a whole CPU.
     Spin,
     /// It spins while something is expected soon, judging by the gaps between past arrivals, and sleeps
-    /// otherwise.
+    /// otherwise. On a machine with one CPU it does what [`IdleMode::Park`] does.
     #[default]
     Adaptive,
     /// It sleeps whenever there is nothing to do. A wake-up takes tens of microseconds.
@@ -23,6 +23,15 @@ impl IdleMode {
             IdleMode::Spin => "spin",
             IdleMode::Adaptive => "adaptive",
             IdleMode::Park => "park",
+        }
+    }
+
+    /// What it amounts to where so many CPUs are online. Whoever spins on the only one waits for a thread that it
+    /// keeps from running.
+    pub(crate) fn with_cpus(self, online: usize) -> IdleMode {
+        match self {
+            IdleMode::Adaptive if online == 1 => IdleMode::Park,
+            mode => mode,
         }
     }
 }
@@ -57,5 +66,18 @@ impl FromStr for IdleMode {
             .into_iter()
             .find(|mode| mode.name() == name)
             .ok_or_else(|| UnknownIdleMode(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adaptive_does_not_spin_on_the_only_cpu() {
+        assert_eq!(IdleMode::Adaptive.with_cpus(1), IdleMode::Park);
+        assert_eq!(IdleMode::Adaptive.with_cpus(2), IdleMode::Adaptive);
+        // Who asks for it may have its peers on other machines.
+        assert_eq!(IdleMode::Spin.with_cpus(1), IdleMode::Spin);
     }
 }

@@ -1,6 +1,7 @@
 //! On which CPUs a thread runs.
 
 use std::io;
+use std::sync::LazyLock;
 
 /// The CPUs that this process may use, in order.
 pub fn allowed_cpus() -> Vec<usize> {
@@ -17,6 +18,16 @@ pub fn allowed_cpus() -> Vec<usize> {
     (0..libc::CPU_SETSIZE as usize)
         .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
         .collect()
+}
+
+/// How many CPUs the machine has at work, for this process or others. Found out once.
+pub(crate) fn online_cpus() -> usize {
+    static ONLINE: LazyLock<usize> = LazyLock::new(|| {
+        // SAFETY: takes and touches nothing of ours.
+        let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+        usize::try_from(online).map_or(1, |online| online.max(1))
+    });
+    *ONLINE
 }
 
 /// The CPU that the calling thread runs on right now.
@@ -57,5 +68,7 @@ mod tests {
         });
         assert_eq!(now.join().unwrap(), (vec![last], Some(last as u32)));
         assert!(pin_current_thread(1 << 20).is_err());
+        assert!((1..=libc::CPU_SETSIZE as usize).contains(&online_cpus()));
+        assert!(online_cpus() >= cpus.len());
     }
 }
