@@ -87,7 +87,10 @@ impl Link {
     pub(super) fn sleep(&mut self, write: bool, limit: Duration) -> io::Result<()> {
         match self {
             Link::Tcp(link) => link.sleep(write, limit),
-            Link::Shm(link) => link.sleep(write, limit),
+            Link::Shm(link) => {
+                link.sleep(write, limit);
+                Ok(())
+            }
         }
     }
 

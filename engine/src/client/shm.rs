@@ -103,8 +103,7 @@ impl ShmLink {
         let ends = &mut self.end.ends;
         let pushed = ends.tx.push_frame(header, payload, ends.rx.position());
         if pushed {
-            self.end.wake_server();
-            self.taken_since_told = 0;
+            self.tell_server();
         }
         pushed
     }
@@ -131,8 +130,7 @@ impl ShmLink {
     pub(super) fn commit(&mut self, reservation: &Reservation, header: Header) {
         let ends = &mut self.end.ends;
         ends.tx.commit(reservation, header, ends.rx.position());
-        self.end.wake_server();
-        self.taken_since_told = 0;
+        self.tell_server();
     }
 
     /// Puts what fits into the ring.
@@ -161,8 +159,7 @@ impl ShmLink {
         if sent == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        self.end.wake_server();
-        self.taken_since_told = 0;
+        self.tell_server();
         Ok(sent)
     }
 
@@ -175,8 +172,7 @@ impl ShmLink {
         let ack = ends.rx.position();
         self.was_full = frame.push(&mut ends.tx, ack, frame.rest(payload)) == 0;
         if !self.was_full {
-            self.end.wake_server();
-            self.taken_since_told = 0;
+            self.tell_server();
         }
         Ok(frame.is_sent())
     }
@@ -223,14 +219,20 @@ impl ShmLink {
         }
     }
 
+    /// Wakes the server if it wants to be woken, which tells it of records and of room.
+    #[inline]
+    fn tell_server(&mut self) {
+        self.taken_since_told = 0;
+        self.end.wake_server();
+    }
+
     /// Counts bytes taken out of the ring, and tells the server of room now and then.
     #[inline]
     fn took(&mut self, bytes: usize) {
         self.looks = 0;
         self.taken_since_told += bytes;
         if self.taken_since_told >= ROOM_BYTES {
-            self.taken_since_told = 0;
-            self.end.wake_server();
+            self.tell_server();
         }
     }
 
@@ -351,8 +353,7 @@ impl ShmLink {
         // Even if few bytes were taken: a record after which the producer turns back to the ring's start
         // frees the rest of the lap too.
         if self.taken_since_told > 0 {
-            self.taken_since_told = 0;
-            self.end.wake_server();
+            self.tell_server();
         }
         self.looks = self.looks.wrapping_add(1);
         if self.looks.is_multiple_of(LOOKS) {
@@ -367,9 +368,9 @@ impl ShmLink {
     }
 
     /// Sleeps until there may be something to receive, or room to send if `write`.
-    pub(super) fn sleep(&mut self, write: bool, limit: Duration) -> io::Result<()> {
+    pub(super) fn sleep(&mut self, write: bool, limit: Duration) {
         if write && self.room_comes_soon() {
-            return Ok(());
+            return;
         }
         let limit = limit.min(if write { ROOM_SLEEP_MAX } else { SLEEP_MAX });
         // Once the sleep is announced: the server may itself wait for room that we have made.
@@ -378,7 +379,6 @@ impl ShmLink {
         if waited == futex::Waited::TimedOut && self.end.server_has_gone() {
             self.gone = true;
         }
-        Ok(())
     }
 
     /// Announces that somebody sleeps on the ring's word, for records, and for room if `write`. Returns true
