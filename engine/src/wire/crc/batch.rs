@@ -47,7 +47,7 @@ impl Kernel {
         #[cfg(target_arch = "x86_64")]
         let first = |fours: &[[&[u8]; 4]], crcs: &mut [[u32; 4]]| match self.prefers_lanes() {
             // SAFETY: only kernels that have the features prefer lanes.
-            true => unsafe { super::lanes::batch(fours, crcs) },
+            true => unsafe { super::lanes::batch(self, fours, crcs) },
             false => 0,
         };
         match self {
@@ -77,7 +77,7 @@ impl Kernel {
             // SAFETY: only kernels that need SSE4.2 have its instruction; and as in `batch`.
             let good = unsafe {
                 self.prefers_lanes()
-                    .then(|| super::lanes::good(bytes, frame_bytes, with_ids))
+                    .then(|| super::lanes::good(self, bytes, frame_bytes, with_ids))
                     .flatten()
                     .or_else(|| super::row::good(bytes, frame_bytes, with_ids))
             };
@@ -116,7 +116,7 @@ impl Kernel {
             // SAFETY: as in `count_good`.
             let done = unsafe {
                 self.prefers_lanes()
-                    .then(|| super::lanes::seal(bytes, frame_bytes))
+                    .then(|| super::lanes::seal(self, bytes, frame_bytes))
                     .flatten()
                     .or_else(|| super::row::seal(bytes, frame_bytes))
             };

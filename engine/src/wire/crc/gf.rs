@@ -15,6 +15,18 @@ pub(super) const fn times_x(mut value: u32, bits: u32) -> u32 {
     value
 }
 
+/// `value / x^bits mod P`: what [`times_x`] takes to `value`.
+pub(super) const fn over_x(mut value: u32, bits: u32) -> u32 {
+    let mut i = 0;
+    while i < bits {
+        // P has a coefficient of x^0. So that of the value says whether P was subtracted.
+        let subtracted = value >> 31;
+        value = ((value ^ (POLYNOMIAL & subtracted.wrapping_neg())) << 1) | subtracted;
+        i += 1;
+    }
+    value
+}
+
 /// The two factors that carry a 16-byte lane forward by `16 * lanes` bytes, for the lane's first
 /// and second 8 bytes.
 ///
@@ -107,6 +119,19 @@ mod tests {
             assert_eq!(FACTORS.0[LANES_MAX - lanes], expected, "{lanes} lanes");
         }
         assert_eq!(FACTORS.0[LANES_MAX..], [[0; 2]; 4]);
+    }
+
+    #[test]
+    fn a_division_takes_a_product_back() {
+        for value in [0, 1, 1 << 31, POLYNOMIAL, u32::MAX, 0x1234_5678] {
+            for bits in [0, 1, 2, 31, 32, 64, 1000] {
+                assert_eq!(
+                    over_x(times_x(value, bits), bits),
+                    value,
+                    "{value:#x}, {bits}"
+                );
+            }
+        }
     }
 
     #[test]

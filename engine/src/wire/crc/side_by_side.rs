@@ -128,15 +128,17 @@ pub(super) fn equal_by<const WORDS: usize>(
     four: impl Fn([*const u8; 4]) -> [u32; 4],
 ) -> usize {
     let mut count = 0;
-    for (frames, crcs) in frames.iter().zip(crcs) {
+    let mut rest = frames;
+    while let Some((frames, more)) = rest.split_first() {
         if frames
             .iter()
             .any(|frame| frame.len() != HEADER_BYTES + 8 * WORDS)
         {
             break;
         }
-        *crcs = four(frames.map(<[u8]>::as_ptr));
+        crcs[count] = four(frames.map(<[u8]>::as_ptr));
         count += 1;
+        rest = more;
     }
     count
 }
