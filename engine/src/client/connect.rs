@@ -209,14 +209,16 @@ fn say_hello<T>(
                 _ => continue,
             }
         }
-        if channel.fill().map_err(failed)? == 0 {
-            let left_ns = deadline_ns.saturating_sub(clock::now_ns());
-            if left_ns == 0 {
-                return Err(failed(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    "no answer to the handshake",
-                )));
-            }
+        let received = channel.fill().map_err(failed)?;
+        // Also if something came: a server that never stops sending would keep us here.
+        let left_ns = deadline_ns.saturating_sub(clock::now_ns());
+        if left_ns == 0 {
+            return Err(failed(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "no answer to the handshake",
+            )));
+        }
+        if received == 0 {
             let limit = Duration::from_nanos(left_ns);
             channel.link.sleep(!sent, limit).map_err(failed)?;
         }

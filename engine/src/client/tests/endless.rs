@@ -135,3 +135,27 @@ fn a_stream_that_is_joined_has_a_limit() {
     assert!(answer.len() <= 10 << 20);
     drop(client);
 }
+
+/// Frames of whatever kind, and never the answer to the HANDSHAKE.
+#[test]
+fn a_server_that_never_stops_sending_is_not_listened_to_for_longer_than_allowed() {
+    let mut bytes = Vec::new();
+    for id in 0..(4 << 20) / 24 {
+        crate::wire::encode_to(&mut bytes, Flags::RESPONSE, APP, id, b"");
+    }
+    let peer = Peer::serve(move |mut stream| {
+        let end = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < end && stream.write_all(&bytes).is_ok() {}
+    });
+    for _ in 0..3 {
+        let begin = Instant::now();
+        let error = Client::builder()
+            .auth_token("secret")
+            .connect_timeout(Duration::from_millis(100))
+            .connect(peer.address())
+            .unwrap_err();
+        let took = begin.elapsed();
+        assert!(matches!(error, Error::ConnectFailed { .. }), "{error:?}");
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+}
