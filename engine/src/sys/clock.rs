@@ -68,9 +68,17 @@ const AHEAD_NS: u64 = 1_000_000_000;
 pub(crate) fn now_ns() -> u64 {
     let scale = match SCALE.get() {
         Some(scale) => scale,
-        None => SCALE.get_or_init(calibrate),
+        None => first_scale(),
     };
     scale.now_ns(ticks)
+}
+
+/// Threads that come at the same time each measure, and the first to end counts. Nobody waits for another: a child that was
+/// forked meanwhile, in which that other does not exist, would wait for ever.
+#[cold]
+fn first_scale() -> &'static Scale {
+    let scale = calibrate();
+    SCALE.get_or_init(|| scale)
 }
 
 impl Scale {
