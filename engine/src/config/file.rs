@@ -486,6 +486,14 @@ mod tests {
             ("[server]\nworkers = 17\n", &["test.toml:2", "0 to 16"]),
             ("[server]\nworkers = -1\n", &["test.toml:2", "workers"]),
             (
+                "[limits]\nmax_message_bytes = 4294967296\n",
+                &["test.toml:2: limits.max_message_bytes: 4294967296 is too great"],
+            ),
+            (
+                "[limits]\ndrain_ms = 99999999999999999999\n",
+                &["test.toml:2: limits.drain_ms: 99999999999999999999 is too great"],
+            ),
+            (
                 "[shm]\ninstance = \"a/b\"\n",
                 &["test.toml:2", "shm.instance"],
             ),
