@@ -125,7 +125,12 @@ fn unknown_key<'a>(unknown: &str, near: impl Iterator<Item = &'a str>) -> String
             elsewhere.join(" or ")
         );
     }
-    match near.min_by_key(|name| distance(name, unknown)) {
+    // A part of a name is nearer to it than letters that happen to be the same: `protocol` is not `workers`.
+    let nearness = |name: &&str| {
+        let is_part = name.contains(unknown) || unknown.contains(name);
+        (!is_part, distance(name, unknown))
+    };
+    match near.min_by_key(nearness) {
         Some(name) => format!("unknown key; did you mean `{name}`?"),
         None => "unknown key".to_owned(),
     }

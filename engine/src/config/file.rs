@@ -412,6 +412,10 @@ mod tests {
             ),
             ("[limit]\n", &["test.toml:1", "limit", "limits"]),
             (
+                "[server]\nprotocol = 2\n",
+                &["test.toml:2: server.protocol", "`protocol_version`"],
+            ),
+            (
                 "[limits]\n\nmax_connections = \"many\"\n",
                 &["test.toml:3", "limits.max_connections", "a whole number"],
             ),
