@@ -306,8 +306,20 @@ impl Answer {
     }
 }
 
-fn route(method: &str, path: &str, state: &State) -> Answer {
-    let path = path.split('?').next().unwrap_or_default();
+/// The path of a request's target, which a proxy's client may have written with scheme and host: a server must
+/// take that form too (RFC 9112, 3.2.2).
+fn path_of(target: &str) -> &str {
+    let path = match target.split_once("://") {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => {
+            rest.find(['/', '?']).map_or("/", |start| &rest[start..])
+        }
+        _ => target,
+    };
+    path.split('?').next().unwrap_or_default()
+}
+
+fn route(method: &str, target: &str, state: &State) -> Answer {
+    let path = path_of(target);
     let draining = state.draining.load(Ordering::Acquire);
     let mut answer = match path {
         "/metrics" => Answer {
@@ -351,6 +363,22 @@ mod tests {
             (method.as_str(), path.as_str(), close),
             ("GET", "/metrics", true)
         );
+    }
+
+    #[test]
+    fn a_target_may_name_scheme_and_host() {
+        for (target, path) in [
+            ("/health", "/health"),
+            ("/metrics?name=a", "/metrics"),
+            ("/x?http://y/health", "/x"),
+            ("http://127.0.0.1:9090/health", "/health"),
+            ("HTTP://localhost/metrics?a=/ready", "/metrics"),
+            ("http://localhost", "/"),
+            ("ftp://localhost/health", "ftp://localhost/health"),
+            ("*", "*"),
+        ] {
+            assert_eq!(path_of(target), path, "{target}");
+        }
     }
 
     #[test]
