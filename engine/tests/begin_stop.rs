@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{Client, Error, ErrorCode, Server};
+use lapce_ai::ipc::{Client, Error, ErrorCode, Request, Responder, Server};
 use support::*;
 
 const HELD: u16 = 0x0100;
@@ -108,4 +108,61 @@ fn an_idle_client_does_not_put_the_end_off() {
     });
     // A connection that might still be reset is given 200 ms.
     assert!(quickest.min().unwrap() < Duration::from_millis(150));
+}
+
+/// It sent them before, and they lie in its socket while it does not read: it must not be left to guess
+/// whether they were carried out.
+#[test]
+fn requests_behind_answers_that_are_read_late_are_told_of_too() {
+    let server = serving(|request: Request<'_>, responder: Responder<'_>| {
+        responder.reply(&request.payload().repeat(8));
+    });
+    let mut peer = Peer::connect(address(&server));
+    let mut writer = peer.try_clone();
+    let writing = std::thread::spawn(move || {
+        for id in 1..=500 {
+            writer.send(&request(WORK, id, &[7; 16_384]));
+        }
+    });
+    // Long enough for all buffers on the way to fill up.
+    std::thread::sleep(Duration::from_millis(300));
+    server.handle().begin_stop();
+    std::thread::sleep(Duration::from_millis(300));
+    let mut refused = 0;
+    for id in 1..=500 {
+        let got = peer.receive();
+        assert_eq!(got.msg_id, id);
+        match got.msg_type {
+            WORK => assert_eq!(got.payload.len(), 8 * 16_384),
+            _ => {
+                assert_eq!(got.error().0, 13);
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0, "not all had been begun");
+    peer.expect_end();
+    writing.join().unwrap();
+}
+
+/// The same of one that has ended its side: all its requests are here already, and some wait.
+#[test]
+fn requests_of_a_client_that_has_ended_its_side_are_told_of_too() {
+    let server = serving(|_: Request<'_>, responder: Responder<'_>| {
+        responder.reply(&[7; 1 << 20]);
+    });
+    let mut peer = Peer::connect(address(&server));
+    let requests: Vec<u8> = (1..=50).flat_map(|id| request(WORK, id, b"")).collect();
+    peer.send(&requests);
+    peer.finish_sending();
+    std::thread::sleep(Duration::from_millis(300));
+    server.handle().begin_stop();
+    // Longer than it takes to find out who is quiet, and than those who go on asking have.
+    std::thread::sleep(Duration::from_millis(500));
+    for id in 1..=50 {
+        let got = peer.receive();
+        assert_eq!(got.msg_id, id);
+        assert!(got.msg_type == WORK || got.error().0 == 13, "{got:?}");
+    }
+    peer.expect_end();
 }

@@ -53,6 +53,11 @@ impl TcpState {
     pub(super) fn raw_fd(&self) -> Option<RawFd> {
         self.fd.as_ref().map(AsRawFd::as_raw_fd)
     }
+
+    /// It is a socket from which nothing is being received.
+    pub(super) fn is_unarmed(&self) -> bool {
+        self.fd.is_some() && !self.receiving
+    }
 }
 
 /// A client that says it accepts less than this is treated as if it accepted this much: streams to it
@@ -223,6 +228,11 @@ impl Connection {
     /// Something that arrived is not handled yet and holds up what comes after it.
     pub(super) fn has_waiting(&self) -> bool {
         self.waiting.is_some()
+    }
+
+    /// Nothing is received: earlier bytes wait, or too many answers do.
+    pub(super) fn is_choked(&self, outgoing_bytes_max: usize) -> bool {
+        self.has_waiting() || self.out.buffered_bytes() > outgoing_bytes_max
     }
 
     /// Whole frames wait, so what comes after them waits too.

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use super::Worker;
 use super::connection::Phase;
 use super::cut_off;
-use super::lifecycle::LINGER_DRAIN_NS;
+use super::lifecycle::{LINGER_DRAIN_NS, REFUSING_DRAIN_NS};
 use crate::sys::socket;
 use crate::uring::Key;
 use crate::wire::{ErrorCode, Refusal};
@@ -171,7 +171,17 @@ impl Worker {
         let Some(drain_deadline_ns) = self.drain_deadline_ns else {
             return;
         };
+        let outgoing_bytes_max = self.outgoing_bytes_max();
         let connection = self.connections.get_mut(key).expect("looked up above");
+        // What a peer sent while it did not read its answers lies in its socket or ring. That nothing was received
+        // does not make it quiet: it is told of those requests too, once it has read.
+        let is_paused = connection.phase == Phase::Open
+            && !connection.peer_ended
+            && (connection.is_choked(outgoing_bytes_max) || connection.tcp.is_unarmed());
+        if is_paused {
+            connection.active = true;
+            self.refusing_until_ns = self.refusing_until_ns.max(now_ns + REFUSING_DRAIN_NS);
+        }
         if connection.phase == Phase::Lingering {
             // It began to linger before the server drained, with more time than there is now.
             connection.deadline_ns = connection.deadline_ns.min(now_ns + LINGER_DRAIN_NS);
@@ -184,6 +194,7 @@ impl Worker {
         if now_ns >= drain_deadline_ns || needs_no_linger {
             connection.phase = Phase::Closing;
         } else if connection.phase == Phase::Open
+            && !is_paused
             && (quiet || now_ns >= self.refusing_until_ns)
             && !connection.out.owed.is_waited_for()
             && !connection.has_waiting()

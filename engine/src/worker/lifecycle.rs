@@ -30,10 +30,10 @@ const LINGER_NS: u64 = 2_000_000_000;
 pub(super) const LINGER_DRAIN_NS: u64 = 200_000_000;
 /// A lingering connection is closed after this many bytes.
 const LINGER_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// For this long a draining worker answers new requests with SHUTTING_DOWN. Then it ends the connections
-/// that still send some, as it ends silent ones at once: a client that repeats refused requests must not
-/// keep the server from stopping.
-const REFUSING_DRAIN_NS: u64 = 200_000_000;
+/// For this long a draining worker answers new requests with SHUTTING_DOWN, counted from when no requests wait
+/// behind answers that are read late any more. Then it ends the connections that still send some, as it ends
+/// silent ones at once: a client that repeats refused requests must not keep the server from stopping.
+pub(super) const REFUSING_DRAIN_NS: u64 = 200_000_000;
 
 impl Worker {
     /// How many unsent bytes of answers a connection may hold before it is paused.
@@ -203,8 +203,7 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        let choked = connection.phase == Phase::Open
-            && (connection.has_waiting() || connection.out.buffered_bytes() > outgoing_bytes_max);
+        let choked = connection.phase == Phase::Open && connection.is_choked(outgoing_bytes_max);
         if choked
             && !connection.out.waits_for_reader(outgoing_bytes_max)
             && !connection.waits_for_room
