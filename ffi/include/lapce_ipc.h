@@ -27,10 +27,12 @@
  *
  * THREADS. A client is used by one thread at a time, whichever; a call that meets another one on the
  * same client returns -EBUSY. Everything else may be called from any thread at any time: threads that want
- * to share connections share a pool. After fork() the child must not use handles of its parent; nor anything
- * here, if another thread of the parent was in a function of this library at that moment, since what it had
- * locked stays locked in the child. A thread that is cancelled (pthread_cancel) while it is in a function of
+ * to share connections share a pool. A thread that is cancelled (pthread_cancel) while it is in a function of
  * this library ends the process: disable that around the call with pthread_setcancelstate.
+ *
+ * FORK. After fork() the handles of the parent are closed handles in the child (-EBADF), and what they stand for goes
+ * on in the parent. The child may open its own. Not in a handler: there the child must do nothing but _exit or exec.
+ * A child that is made in another way than by fork() (by vfork() or clone()) must do the same.
  *
  * SIGNALS. Memory that another process has cut short raises SIGBUS. The library handles it, and passes on
  * what is not its own to the handler that was there before. It unblocks SIGBUS in the threads that it starts

@@ -11,10 +11,10 @@ use lapce_ai::ipc::{Client, Error, Flags, PooledConnection};
 use crate::buffer::Buffer;
 use crate::descriptor::Descriptor;
 use crate::error::Fault;
-use crate::guard;
 use crate::handles::{Handles, Kind};
 use crate::options::{self, ClientOptions};
 use crate::reserve;
+use crate::{fork, guard};
 
 /// lapce_ipc_client: opaque to C, and no memory either.
 pub(crate) enum ClientHandle {}
@@ -47,7 +47,7 @@ pub(crate) struct ClientState {
     pub(crate) reserved: bool,
 }
 
-static CLIENTS: Handles<ClientState> = Handles::new(Kind::Client);
+pub(crate) static CLIENTS: Handles<ClientState> = Handles::new(Kind::Client);
 
 const PRIORITY: u32 = 1;
 const MORE: u32 = 2;
@@ -113,6 +113,7 @@ pub(crate) fn insert(client: Connection) -> Result<*mut ClientHandle, Fault> {
         descriptor: None,
         reserved: false,
     };
+    fork::watch();
     let handle = CLIENTS.insert(state, "clients")?;
     Ok(ptr::without_provenance_mut(handle as usize))
 }

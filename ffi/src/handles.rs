@@ -10,7 +10,7 @@ use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::error::Fault;
 
@@ -60,7 +60,8 @@ struct Slot<T> {
     value: UnsafeCell<Option<T>>,
 }
 
-struct Places {
+/// Which places have been used, and which of them are free.
+pub(crate) struct Places {
     free: VecDeque<u32>,
     used: u32,
 }
@@ -77,7 +78,35 @@ pub(crate) struct Handles<T> {
 // so that it is moved between threads, never shared; T may be moved. `places` has its lock.
 unsafe impl<T: Send> Sync for Handles<T> {}
 
-impl<T> Handles<T> {
+/// The handles of one kind, whatever they stand for.
+pub(crate) trait Table: Sync {
+    /// Keeps handles from being made and ended.
+    fn lock(&self) -> MutexGuard<'_, Places>;
+
+    /// Ends all handles, and leaves what they stand for as it is: in a forked child, that is its parent's. Their places
+    /// are not used again. `places`: what [`Table::lock`] has returned.
+    fn disown_all(&self, places: &Places);
+}
+
+impl<T: Send> Table for Handles<T> {
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn disown_all(&self, places: &Places) {
+        for slot in (0..places.used).filter_map(|place| self.slot(place as usize)) {
+            // Relaxed: a child has one thread.
+            let state = slot.state.load(Ordering::Relaxed);
+            if state & 3 != FREE {
+                let next = (state >> 2) + 1;
+                slot.state
+                    .store(((next % GENERATIONS) << 2) | FREE, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl<T: Send> Handles<T> {
     pub(crate) const fn new(kind: Kind) -> Handles<T> {
         Handles {
             kind,
@@ -91,7 +120,7 @@ impl<T> Handles<T> {
 
     /// Keeps a value and returns its handle. Drops it if there are too many `what`.
     pub(crate) fn insert(&self, value: T, what: &str) -> Result<u64, Fault> {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = self.lock();
         let all_used = places.used as usize == CHUNKS * CHUNK_SLOTS;
         // Free places are used again late, and the oldest first, so that stale handles are recognised for long.
         let reuse = all_used || places.free.len() > CHUNK_SLOTS / 2;
@@ -192,8 +221,7 @@ impl<T> Handles<T> {
         let next = (idle >> 2) + 1;
         slot.state
             .store(((next % GENERATIONS) << 2) | FREE, Ordering::Release);
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.free.push_back(place_of(handle) as u32);
+        self.lock().free.push_back(place_of(handle) as u32);
         value.expect("an idle slot has a value")
     }
 
@@ -295,6 +323,19 @@ mod tests {
             assert!(is_of_kind(handle, Kind::Pool));
             assert!(handle >> 56 == 0x4C && handle << 8 >> 8 > u64::MAX >> 9);
         }
+    }
+
+    #[test]
+    fn what_is_disowned_is_not_dropped() {
+        let handles: Handles<std::sync::Arc<()>> = Handles::new(Kind::Client);
+        let value = std::sync::Arc::new(());
+        let [first, second] = [0; 2].map(|_| handles.insert(value.clone(), "clients").unwrap());
+        drop(handles.remove(second));
+        handles.disown_all(&handles.lock());
+        assert_eq!(std::sync::Arc::strong_count(&value), 2);
+        assert_eq!(handles.with(first, |_| ()), Err(Fault::NoHandle));
+        let third = handles.insert(value.clone(), "clients").unwrap();
+        assert_eq!(handles.with(third, |_| ()), Ok(()));
     }
 
     #[test]

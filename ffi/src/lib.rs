@@ -15,6 +15,7 @@ mod buffer;
 mod client;
 mod descriptor;
 mod error;
+mod fork;
 mod guard;
 mod handles;
 mod log;

@@ -13,14 +13,14 @@ use lapce_ai::ipc::ConnectionPool;
 use crate::buffer::Buffer;
 use crate::client::{self, ClientHandle, Connection};
 use crate::error::Fault;
-use crate::guard;
 use crate::handles::{Handles, Kind};
 use crate::options::{self, PoolOptions, Sized0};
+use crate::{fork, guard};
 
 /// lapce_ipc_pool: opaque to C.
 pub(crate) enum PoolHandle {}
 
-static POOLS: Handles<ConnectionPool> = Handles::new(Kind::Pool);
+pub(crate) static POOLS: Handles<ConnectionPool> = Handles::new(Kind::Pool);
 
 /// lapce_ipc_pool_stats_t
 #[derive(Clone, Copy)]
@@ -75,6 +75,7 @@ unsafe extern "C" fn lapce_ipc_pool_open(
         // SAFETY: the header asks for options of clients or null, with a token of that length.
         let builder = unsafe { options.builder() }?;
         let pool = builder.endpoint(address).build()?;
+        fork::watch();
         let handle = POOLS.insert(pool, "pools")?;
         *place = ptr::without_provenance_mut(handle as usize);
         Ok(())

@@ -38,7 +38,7 @@ const _: () = assert!(size_of::<CRequest>() == 48);
 const EXPECTS_ANSWER: u32 = 1;
 const PART: u32 = 2;
 
-static LATER: Handles<Deferred> = Handles::new(Kind::Later);
+pub(crate) static LATER: Handles<Deferred> = Handles::new(Kind::Later);
 
 /// A request whose handler runs now.
 struct Current<'a> {

@@ -8,15 +8,15 @@ use std::{mem, ptr};
 use lapce_ai::ipc::{self, Request, Responder, Server, ServerBuilder};
 
 use crate::error::Fault;
-use crate::guard;
 use crate::handles::{Handles, Kind};
 use crate::options::{self, ServerOptions};
 use crate::responder::{self, CRequest, ResponderHandle};
+use crate::{fork, guard};
 
 /// lapce_ipc_server: opaque to C.
 pub(crate) enum ServerHandle {}
 
-enum State {
+pub(crate) enum State {
     /// Until it is started: handlers can be added.
     Building(Box<ServerBuilder>),
     /// A thread is starting it. Handlers may run already and use the handle, so that must not be held meanwhile: a start
@@ -29,7 +29,7 @@ enum State {
     Failed,
 }
 
-static SERVERS: Handles<State> = Handles::new(Kind::Server);
+pub(crate) static SERVERS: Handles<State> = Handles::new(Kind::Server);
 
 /// lapce_ipc_handler
 type Handler = unsafe extern "C" fn(*mut c_void, *const CRequest, *mut ResponderHandle);
@@ -127,6 +127,7 @@ unsafe extern "C" fn lapce_ipc_server_new(
         let options = unsafe { options::read(options) }?;
         // SAFETY: the header asks for texts and a token of that length.
         let builder = unsafe { options.builder() }?;
+        fork::watch();
         let handle = SERVERS.insert(State::Building(Box::new(builder)), "servers")?;
         *place = ptr::without_provenance_mut(handle as usize);
         Ok(())

@@ -65,7 +65,7 @@ build() { # directory, more flags
         gcc -std=c99 -g -O1 "${warn[@]}" "$@" "ffi/tests/$name.c" -o "$to/$name" -L"$work" -llapce_ipc -pthread
     done
     # Handlers run on other threads: atomics, and with them C11.
-    for name in servers system pool; do
+    for name in servers system pool forks; do
         gcc -std=c11 -g -O1 "${warn[@]}" "$@" "ffi/tests/$name.c" -o "$to/$name" -L"$work" -llapce_ipc -pthread
     done
     g++ -std=c++17 -g -O1 "${warn[@]}" "$@" ffi/tests/wrapper.cpp -o "$to/wrapper" -L"$work" -llapce_ipc
@@ -104,7 +104,7 @@ all() { # directory, command before each
     local from=$1
     shift
     local one
-    for one in abi "calls $address" ${instance:+"calls shm:$instance"} "reserve $address" ${instance:+"reserve shm:$instance"} "pool $address" ${instance:+"pool shm:$instance"} errors servers system wrapper; do
+    for one in abi "calls $address" ${instance:+"calls shm:$instance"} "reserve $address" ${instance:+"reserve shm:$instance"} "pool $address" ${instance:+"pool shm:$instance"} errors servers system forks wrapper; do
         # Words on purpose: a test's name and its arguments.
         # shellcheck disable=SC2086
         timeout --kill-after=5 120 "$@" "$from"/$one || {
