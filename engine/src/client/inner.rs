@@ -243,7 +243,8 @@ impl Inner {
         // Ends with an answer or at the deadline.
         loop {
             if take(self)? > 0 {
-                // If we kept the worker from running, how long the answer took says nothing.
+                self.policy.was_in_the_way(in_the_way);
+                // If it was, how long the answer took says nothing.
                 if began_ns != 0 && !in_the_way {
                     let waited_ns = clock::now_ns().saturating_sub(began_ns);
                     self.policy.waited(waited_ns);
@@ -256,12 +257,12 @@ impl Inner {
                 None => std::hint::spin_loop(),
             }
             let mut spin_ns = self.policy.spin_ns();
-            let look_at_clock = looks == 1 && spin_ns != u64::MAX;
+            let look_at_clock = looks == 1 && (spin_ns != u64::MAX || !self.policy.spins());
             let looked_long = looks.is_multiple_of(LOOKS);
             if !look_at_clock && !looked_long {
                 continue;
             }
-            if looked_long && self.is_in_the_way() {
+            if self.is_in_the_way() {
                 in_the_way = true;
                 spin_ns = 0;
             }

@@ -17,6 +17,8 @@ pub(super) struct WaitPolicy {
     mode: IdleMode,
     /// Moving average of the waits, weight 1/8.
     wait_ns: u64,
+    /// The last wait could not be spun through: this thread was on the CPU that the server's worker needs.
+    in_the_way: bool,
 }
 
 impl WaitPolicy {
@@ -24,6 +26,7 @@ impl WaitPolicy {
         WaitPolicy {
             mode,
             wait_ns: SPIN_NS_MIN,
+            in_the_way: false,
         }
     }
 
@@ -33,10 +36,16 @@ impl WaitPolicy {
         self.wait_ns = self.wait_ns - self.wait_ns / 8 + nanos.min(PAUSE_NS) / 8;
     }
 
+    /// Whether the wait that ended had to make way for the server's worker. If so, the next begins with that.
+    #[inline]
+    pub(super) fn was_in_the_way(&mut self, in_the_way: bool) {
+        self.in_the_way = in_the_way;
+    }
+
     /// Whether waiting begins with spinning.
     #[inline]
     pub(super) fn spins(&self) -> bool {
-        self.mode != IdleMode::Park
+        self.mode != IdleMode::Park && !self.in_the_way
     }
 
     /// How long to spin before sleeping.

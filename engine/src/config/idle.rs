@@ -6,7 +6,8 @@ use std::str::FromStr;
 /// How a worker or a client waits for the other side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum IdleMode {
-    /// It spins, and never sleeps: the lowest latency, for a whole CPU.
+    /// It spins, and never sleeps: the lowest latency, for a whole CPU. Only where both sides of a connection over shared
+    /// memory are on one CPU they give way to each other.
     Spin,
     /// It spins while something is expected soon, judging by the gaps between past arrivals, and sleeps
     /// otherwise. On a machine with one CPU it does what [`IdleMode::Park`] does.

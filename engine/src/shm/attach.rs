@@ -389,7 +389,7 @@ impl<P: Placement> AttachServer<P> {
             .store(layout::MAGIC, Ordering::Release);
         let ends = Ends::new(Arc::new(segment), &layout::TO_CLIENT, &layout::TO_SERVER);
         // A client that writes before the worker has the connection rings; the worker looks when it gets it.
-        ends.rx.set_waiting(true);
+        ends.rx.wait_on(None);
         Ok(Pending {
             ends,
             ready_bit,

@@ -13,6 +13,11 @@ use super::sync::{AtomicU32, Ordering, Segment, fence};
 use crate::sys::{pause, prefetch};
 use crate::wire::{GoodFirst, HEADER_BYTES, HEADER_WORDS, Header, crc};
 
+/// The waiting word of a side that does not wait. Of one that does, it says 1 more than the CPU on which that is.
+pub(super) const NOBODY: u32 = 0;
+/// It waits, and it is not known where.
+const ANYWHERE: u32 = u32::MAX;
+
 /// Reads records.
 #[derive(Debug)]
 pub(crate) struct Consumer {
@@ -349,15 +354,20 @@ impl Consumer {
         }
     }
 
-    /// Says whether we want to be woken when there is a record. After `true`, look once more before sleeping.
-    pub(crate) fn set_waiting(&self, waiting: bool) {
-        self.waiting_word()
-            .store(u32::from(waiting), Ordering::Relaxed);
-        if waiting {
-            // SeqCst: pairs with the fence in `super::ends::Ends::peer_needs_waking`: either our second look
-            // sees the record, or the producer sees the flag.
-            fence(Ordering::SeqCst);
-        }
+    /// Says that we want to be woken when there is a record, and that we wait on this CPU, if that is known. Look once
+    /// more before sleeping. Returns what the waiting word says.
+    pub(crate) fn wait_on(&self, cpu: Option<u32>) -> u32 {
+        let word = cpu.map_or(ANYWHERE, |cpu| cpu.saturating_add(1));
+        self.waiting_word().store(word, Ordering::Relaxed);
+        // SeqCst: pairs with the fence in `super::ends::Ends::peer_needs_waking`: either our second look
+        // sees the record, or the producer sees the flag.
+        fence(Ordering::SeqCst);
+        word
+    }
+
+    /// Takes back that we want to be woken.
+    pub(crate) fn wait_no_more(&self) {
+        self.waiting_word().store(NOBODY, Ordering::Relaxed);
     }
 
     /// The word that says whether we wait; a client sleeps on it.

@@ -1,17 +1,18 @@
 //! Both rings of a connection as one side has them: how it sleeps and is woken, and how it says that it has
 //! gone.
 //!
-//! Each side has three flags. WAITING is the futex word on which a client sleeps: 1 while it wants to be woken
-//! when there is a record. WANTS_ROOM: the side also wants to be woken when there is room. CLOSED: it has gone.
+//! Each side has three flags. WAITING is the futex word on which a client sleeps: not 0 while it wants to be woken
+//! when there is a record; then it says on which CPU it is. WANTS_ROOM: the side also wants to be woken when there is
+//! room. CLOSED: it has gone.
 //! (A worker sleeps on its doorbell instead; it sets WAITING on cold rings, so that their clients ring.)
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::consumer::Consumer;
+use super::consumer::{Consumer, NOBODY};
 use super::layout::{FLAG_CLOSED, FLAG_WAITING, FLAG_WANTS_ROOM, RingPlaces};
 use super::producer::Producer;
-use super::sync::{AtomicU32, Ordering, Segment, fence, futex};
+use super::sync::{AtomicU32, Ordering, Segment, affinity, fence, futex};
 
 /// Wakes everybody who sleeps on a client's word: the client, or its watch.
 const SLEEPERS: u32 = i32::MAX as u32;
@@ -43,7 +44,7 @@ impl Ends {
     /// After records were produced or consumed: whether the other side wants to be woken.
     #[inline]
     pub(crate) fn peer_needs_waking(&self) -> bool {
-        // SeqCst: pairs with the fences in `Consumer::set_waiting` and `Producer::want_room`: either this sees
+        // SeqCst: pairs with the fences in `Consumer::wait_on` and `Producer::want_room`: either this sees
         // the flag, or the sleeper's second look sees what was produced or consumed.
         fence(Ordering::SeqCst);
         let flags = self.tx.places.consumer_flags;
@@ -67,19 +68,23 @@ impl Ends {
 
     /// Publishes our position, and wakes the other side if it sleeps (see [`Ends::sleep`]) and there is anything
     /// new. Without something new it must not be woken: a client that waits for room would look, ring and be
-    /// woken again without end.
+    /// woken again without end. Returns the CPU on which it slept, if it did.
     #[inline]
-    pub(crate) fn wake_peer(&mut self) {
+    pub(crate) fn wake_peer(&mut self) -> Option<u32> {
         self.rx.publish();
         let now = (self.tx.position(), self.rx.position());
+        let mut slept_on = None;
         if now != self.told && self.peer_needs_waking() {
             let word = self.peer_waiting_word();
             // Release: pairs with the acquire in `Sleeper::sleep`.
-            if word.swap(0, Ordering::AcqRel) != 0 {
+            let waiting = word.swap(NOBODY, Ordering::AcqRel);
+            if waiting != NOBODY {
                 futex::wake(word, SLEEPERS);
             }
+            slept_on = waiting.checked_sub(1);
         }
         self.told = now;
+        slept_on
     }
 
     /// Sleeps until there may be a record, room to produce if `for_room`, or the other side has gone; for at most
@@ -91,9 +96,9 @@ impl Ends {
         limit: Duration,
         tell: impl FnOnce(),
     ) -> futex::Waited {
-        let waited = match self.fall_asleep(for_room, tell) {
-            true => futex::Waited::Changed,
-            false => futex::wait(self.rx.waiting_word(), 1, Some(limit)),
+        let waited = match self.announce(for_room, tell) {
+            None => futex::Waited::Changed,
+            Some(waiting) => futex::wait(self.rx.waiting_word(), waiting, Some(limit)),
         };
         self.wake_up(for_room);
         waited
@@ -101,19 +106,26 @@ impl Ends {
 
     /// Announces a sleep on the waiting word. Returns true if there is no reason to sleep any more.
     pub(crate) fn fall_asleep(&self, for_room: bool, tell: impl FnOnce()) -> bool {
-        self.rx.set_waiting(true);
+        self.announce(for_room, tell).is_none()
+    }
+
+    /// As [`Ends::fall_asleep`]. Returns what the word says while there is a reason to sleep.
+    fn announce(&self, for_room: bool, tell: impl FnOnce()) -> Option<u32> {
+        let waiting = self.rx.wait_on(affinity::current_cpu());
         if for_room {
             self.tx.want_room(true);
         }
         tell();
         // The second look, for what was there before the other side could see that we sleep: it does not
         // announce that.
-        self.rx.has_record() || self.peer_closed() || for_room && self.tx.consumer_has_moved()
+        let awaited =
+            self.rx.has_record() || self.peer_closed() || for_room && self.tx.consumer_has_moved();
+        (!awaited).then_some(waiting)
     }
 
     /// Takes back what [`Ends::fall_asleep`] announced.
     pub(crate) fn wake_up(&self, for_room: bool) {
-        self.rx.set_waiting(false);
+        self.rx.wait_no_more();
         if for_room {
             self.tx.want_room(false);
         }
@@ -130,11 +142,11 @@ impl Ends {
     /// As [`Ends::close`], and wakes the other side if it sleeps (see [`Ends::sleep`]).
     pub(crate) fn close_and_wake(&self) {
         self.close();
-        // SeqCst: pairs with the fence in `Consumer::set_waiting`: either the sleeper's second look sees that
+        // SeqCst: pairs with the fence in `Consumer::wait_on`: either the sleeper's second look sees that
         // we have gone, or we clear its flag.
         fence(Ordering::SeqCst);
         let word = self.peer_waiting_word();
-        word.store(0, Ordering::Release);
+        word.store(NOBODY, Ordering::Release);
         futex::wake(word, SLEEPERS);
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use super::consumer::NOBODY;
 use super::control::{Control, READY_BITS, ShmError, WORKERS_MAX};
 use super::ends::Ends;
 use super::layout::{
@@ -101,7 +102,7 @@ pub(crate) struct Sleeper {
 }
 
 impl Sleeper {
-    /// 1 while the client waits; the server stores 0 and wakes.
+    /// Not 0 while the client waits; the server stores 0 and wakes.
     fn word(&self) -> &AtomicU32 {
         self.segment.word32(self.word_at)
     }
@@ -109,7 +110,12 @@ impl Sleeper {
     /// Sleeps until the word says that there is something, or the server has gone; then the ring says so too. False
     /// if neither is so yet.
     pub(crate) fn sleep(&self, limit: Duration) -> bool {
-        if futex::wait(self.word(), 1, Some(limit)) == futex::Waited::TimedOut {
+        // Acquire (both): pairs with the release in `Ends::wake_peer`, so that what the server wrote before is seen.
+        let waiting = self.word().load(Ordering::Acquire);
+        if waiting == NOBODY {
+            return true;
+        }
+        if futex::wait(self.word(), waiting, Some(limit)) == futex::Waited::TimedOut {
             let gone = has_left(&self.server, &self.control) || self.segment.poisoned();
             if gone {
                 // In the server's place. Release: as in `Ends::close`.
@@ -119,8 +125,7 @@ impl Sleeper {
             }
             return gone;
         }
-        // Acquire: pairs with the release in `Ends::wake_peer`, so that what the server wrote before is seen.
-        self.word().load(Ordering::Acquire) == 0
+        self.word().load(Ordering::Acquire) == NOBODY
     }
 
     /// Lets all who sleep look again.

@@ -3,5 +3,5 @@
 
 pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-pub(super) use crate::sys::futex;
 pub(super) use crate::sys::segment::Segment;
+pub(super) use crate::sys::{affinity, futex};

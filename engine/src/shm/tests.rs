@@ -18,6 +18,7 @@ use super::consumer::Consumer;
 use super::ends::Ends;
 use super::layout::{ALIGN, CAPACITY, SEGMENT_BYTES, TO_CLIENT, TO_SERVER};
 use super::producer::Producer;
+use crate::sys::affinity;
 use crate::sys::segment::{self, Segment};
 use crate::wire::{self, Flags, Header, msg_type};
 
@@ -36,6 +37,30 @@ pub(super) fn ring() -> (Producer, Consumer, Arc<Segment>) {
     let client = Ends::new(segment.clone(), &TO_SERVER, &TO_CLIENT);
     let server = Ends::new(segment.clone(), &TO_CLIENT, &TO_SERVER);
     (client.tx, server.rx, segment)
+}
+
+/// Whoever wakes a sleeper learns on which CPU it waits, and once only.
+#[test]
+fn a_sleeper_says_on_which_cpu_it_waits() {
+    let name = format!("lapce_ipc_v2_{}_cpu", instance());
+    let (segment, _) = Segment::create(&name, SEGMENT_BYTES, 0).unwrap();
+    segment::unlink(&name).unwrap();
+    let segment = Arc::new(segment);
+    let client = Ends::new(segment.clone(), &TO_SERVER, &TO_CLIENT);
+    let mut server = Ends::new(segment, &TO_CLIENT, &TO_SERVER);
+    let cpu = *affinity::allowed_cpus().last().unwrap();
+    let sleeper = std::thread::spawn(move || {
+        affinity::pin_current_thread(cpu).unwrap();
+        assert!(!client.fall_asleep(false, || {}));
+        client
+    });
+    let client = sleeper.join().unwrap();
+    assert_eq!(server.wake_peer(), None, "there is nothing new");
+    assert!(server.tx.push(b"a record", server.rx.position()));
+    assert_eq!(server.wake_peer(), Some(cpu as u32));
+    assert!(server.tx.push(b"another", server.rx.position()));
+    assert_eq!(server.wake_peer(), None, "it was woken");
+    drop(client);
 }
 
 fn pattern(length: usize, seed: usize) -> Vec<u8> {

@@ -43,7 +43,7 @@ impl Worker {
             return;
         }
         link.hot = true;
-        ends.rx.set_waiting(false);
+        ends.rx.wait_no_more();
         self.leave_warm(key);
         self.rings.hot.push(key);
         if self.rings.hot.len() > HOT_MAX {
@@ -71,12 +71,12 @@ impl Worker {
         let (Some(link), Some(ends)) = (&mut connection.shm, &mut connection.out.ends) else {
             return true;
         };
-        ends.rx.set_waiting(true);
+        ends.rx.wait_on(None);
         if connection.phase == Phase::Open && (ends.rx.has_record() || ends.peer_closed()) {
             let idle_without_us =
                 !waiting && connection.out.staged.len() == connection.out.staged_sent;
             if idle_without_us {
-                ends.rx.set_waiting(false);
+                ends.rx.wait_no_more();
                 // To the end of the list, so that others become cold before it.
                 self.rings.hot.retain(|&hot| hot != key);
                 self.rings.hot.push(key);

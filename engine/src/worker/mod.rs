@@ -120,6 +120,8 @@ pub(crate) struct Worker {
     stats: Arc<WorkerStats>,
     rings: Rings,
     idle: IdlePolicy,
+    /// A client was woken that waits on this CPU.
+    gives_way: bool,
     listener: Option<OwnedFd>,
     /// An accept is armed: an event will tell of its end.
     accepting: bool,
@@ -236,6 +238,7 @@ impl Worker {
             ),
             rings: Rings::new(setup.index, setup.control),
             idle: IdlePolicy::new(shared.idle_mode()),
+            gives_way: false,
             shared,
             inbox,
             stats,
@@ -284,6 +287,11 @@ impl Worker {
             // A round with work reads the clock itself.
             self.now_ns = clock::now_ns();
             if self.driver.turn() {
+                continue;
+            }
+            if std::mem::take(&mut self.gives_way) {
+                // Whoever spins here keeps that client from running, and has nothing to do before it has run.
+                std::thread::yield_now();
                 continue;
             }
             self.idle.set_mode(self.shared.idle_mode());

@@ -222,6 +222,13 @@ impl Segment {
 const _: () = assert!(HOT.is_multiple_of(ALIGN));
 
 /// A futex without a timer.
+/// All threads are on one CPU.
+pub(super) mod affinity {
+    pub(in super::super) fn current_cpu() -> Option<u32> {
+        Some(0)
+    }
+}
+
 pub(super) mod futex {
     use std::time::Duration;
 

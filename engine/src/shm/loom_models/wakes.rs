@@ -49,9 +49,9 @@ impl Server {
     fn sleep(&mut self) -> bool {
         let rx = &self.ends.rx;
         if self.hot {
-            rx.set_waiting(true);
+            rx.wait_on(None);
             if rx.has_record() || self.ends.peer_closed() {
-                rx.set_waiting(false);
+                rx.wait_no_more();
                 return false;
             }
             self.hot = false;
@@ -68,7 +68,7 @@ impl Server {
             rung = true;
         });
         if rung && !self.hot {
-            rx.set_waiting(false);
+            rx.wait_no_more();
             self.hot = true;
         }
         rung
