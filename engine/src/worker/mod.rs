@@ -289,15 +289,14 @@ impl Worker {
             if self.driver.turn() {
                 continue;
             }
-            if std::mem::take(&mut self.gives_way) {
-                // Whoever spins here keeps that client from running, and has nothing to do before it has run.
-                std::thread::yield_now();
-                continue;
-            }
+            let gives_way = std::mem::take(&mut self.gives_way);
             self.idle.set_mode(self.shared.idle_mode());
             self.idle.rests(self.now_ns);
             if self.idle.should_sleep(self.now_ns) {
                 self.park();
+            } else if gives_way {
+                // Whoever spins here keeps that client from running, and has nothing to do before it has run.
+                std::thread::yield_now();
             } else {
                 self.watch_hot_rings();
             }
