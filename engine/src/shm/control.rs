@@ -379,7 +379,11 @@ impl Control {
     pub(crate) fn set_worker_cpu(&self, worker: usize, cpu: Option<u32>) {
         // Relaxed: a hint, which orders nothing.
         let word = cpu.map_or(0, |cpu| cpu.saturating_add(1));
-        self.cpu_word(worker).store(word, Ordering::Relaxed);
+        let told = self.cpu_word(worker);
+        // Mostly it is the same, and clients look at that line.
+        if told.load(Ordering::Relaxed) != word {
+            told.store(word, Ordering::Relaxed);
+        }
     }
 
     /// On which CPU the worker was last seen.

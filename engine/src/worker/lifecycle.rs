@@ -10,7 +10,7 @@ use super::Worker;
 use super::connection::{Connection, Phase};
 use super::deadlines::SWEEP_DRAIN_NS;
 use crate::stats::Direction;
-use crate::sys::{affinity, socket};
+use crate::sys::socket;
 use crate::uring::Key;
 use crate::wire::Assembler;
 
@@ -34,12 +34,6 @@ const LINGER_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// behind answers that are read late any more. Then it ends the connections that still send some, as it ends
 /// silent ones at once: a client that repeats refused requests must not keep the server from stopping.
 pub(super) const REFUSING_DRAIN_NS: u64 = 200_000_000;
-
-/// Whether a client that was woken waits on the CPU on which this thread is.
-#[inline]
-fn needs_our_cpu(woken_on: Option<u32>) -> bool {
-    woken_on.is_some() && woken_on == affinity::current_cpu()
-}
 
 impl Worker {
     /// How many unsent bytes of answers a connection may hold before it is paused.
@@ -76,7 +70,7 @@ impl Worker {
         {
             // The shortcut for a ring whose requests are all answered: nothing below has anything to do,
             // and finding that out took longer than serving it.
-            self.gives_way |= needs_our_cpu(ends.wake_peer());
+            self.gives_way |= self.rings.needs_our_cpu(ends.wake_peer());
             connection.deadline_ns = 0;
             connection.out.stop_gathering();
             return self.count_encoded(key);
@@ -121,7 +115,7 @@ impl Worker {
                 connection.deadline_ns = 0;
             }
             if let Some(ends) = &mut connection.out.ends {
-                self.gives_way |= needs_our_cpu(ends.wake_peer());
+                self.gives_way |= self.rings.needs_our_cpu(ends.wake_peer());
             }
             return;
         }

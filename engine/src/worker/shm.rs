@@ -140,6 +140,16 @@ impl Rings {
         }
     }
 
+    /// Whether a client that was woken waits on the CPU on which this worker is. It may have slept only because it took
+    /// this worker to be on its CPU, from which Linux has moved it since: so it is told anew.
+    #[inline]
+    pub(super) fn needs_our_cpu(&self, woken_on: Option<u32>) -> bool {
+        woken_on.is_some_and(|cpu| {
+            self.tell_cpu();
+            affinity::current_cpu() == Some(cpu)
+        })
+    }
+
     /// Whether the client of a cold ring has set its ready bit.
     #[inline]
     pub(super) fn have_rung(&self) -> bool {
@@ -208,6 +218,8 @@ impl Worker {
             self.rings.busy_rounds += 1;
             if self.rings.busy_rounds >= BUSY_ROUNDS {
                 self.rings.busy_rounds = 0;
+                // A worker that never sleeps may be moved to another CPU too.
+                self.rings.tell_cpu();
                 self.give_old_pages_back();
             }
         } else {
@@ -215,6 +227,7 @@ impl Worker {
             let idle = self.rings.hot.is_empty() && self.rings.warm.is_empty();
             if self.rings.idle_rounds >= IDLE_ROUNDS && !idle {
                 self.rings.idle_rounds = 0;
+                self.rings.tell_cpu();
                 self.cool_old_rings();
                 self.give_old_pages_back();
             }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use super::peer::Peer;
 use crate::client::link::Link;
 use crate::ipc::{
-    Client, ConnectionPool, Error, ErrorCode, IdleMode, ProtocolVersion, Responder, Server,
-    ServerBuilder, Transport, msg_type,
+    Client, ConnectionPool, Error, ErrorCode, IdleMode, ProtocolVersion, Request, Responder,
+    Server, ServerBuilder, Transport, msg_type,
 };
 use crate::sys::{affinity, memory};
 use crate::wire::{Flags, Hello};
@@ -186,6 +186,42 @@ fn a_client_knows_that_it_is_in_the_way() {
     };
     let in_the_way = cpus.into_iter().filter(|&cpu| is_in_the_way(cpu));
     assert_eq!(in_the_way.count(), 1, "the worker is on one CPU");
+}
+
+/// Nor one that is on a CPU from which a worker that never sleeps was moved: it would sleep at every call.
+#[test]
+fn a_worker_that_does_not_sleep_says_where_it_was_moved() {
+    const MOVE: u16 = 0x0100;
+    let cpus = affinity::allowed_cpus();
+    if cpus.len() < 2 {
+        return eprintln!("left out: there is one CPU");
+    }
+    let instance = instance();
+    let _server = builder(&instance)
+        .idle(IdleMode::Spin)
+        .pin(false)
+        .handler(MOVE, |request: Request<'_>, responder: Responder<'_>| {
+            let cpu = u16::from_le_bytes(request.payload().try_into().unwrap());
+            affinity::pin_current_thread(cpu.into()).unwrap();
+            responder.reply(b"");
+        })
+        .start()
+        .unwrap();
+    for cpu in [cpus[0], cpus[1], cpus[0]] {
+        let address = format!("shm:{instance}");
+        let client = std::thread::spawn(move || {
+            let client = Client::connect(&address).unwrap();
+            client.call(MOVE, &(cpu as u16).to_le_bytes()).unwrap();
+            affinity::pin_current_thread(cpu).unwrap();
+            // It tells when it has woken somebody, and after some rounds.
+            let begin = Instant::now();
+            while !client.inner.borrow().is_in_the_way() {
+                assert!(begin.elapsed() < Duration::from_secs(10), "CPU {cpu}");
+                client.ping().unwrap();
+            }
+        });
+        client.join().unwrap();
+    }
 }
 
 #[test]
