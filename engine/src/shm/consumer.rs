@@ -13,10 +13,13 @@ use super::sync::{AtomicU32, Ordering, Segment, fence};
 use crate::sys::{pause, prefetch};
 use crate::wire::{GoodFirst, HEADER_BYTES, HEADER_WORDS, Header, crc};
 
-/// The waiting word of a side that does not wait. Of one that does, it says 1 more than the CPU on which that is.
+/// The waiting word of a side that does not wait.
 pub(super) const NOBODY: u32 = 0;
-/// It waits, and it is not known where.
-const ANYWHERE: u32 = u32::MAX;
+/// It waits, and it is not known where. Older versions of the library say this always. What is greater says where: on
+/// the CPU whose number is that much less [`FIRST_CPU`].
+const ANYWHERE: u32 = 1;
+/// It waits on CPU 0.
+pub(super) const FIRST_CPU: u32 = 2;
 
 /// Reads records.
 #[derive(Debug)]
@@ -357,7 +360,7 @@ impl Consumer {
     /// Says that we want to be woken when there is a record, and that we wait on this CPU, if that is known. Look once
     /// more before sleeping. Returns what the waiting word says.
     pub(crate) fn wait_on(&self, cpu: Option<u32>) -> u32 {
-        let word = cpu.map_or(ANYWHERE, |cpu| cpu.saturating_add(1));
+        let word = cpu.map_or(ANYWHERE, |cpu| cpu.saturating_add(FIRST_CPU));
         self.waiting_word().store(word, Ordering::Relaxed);
         // SeqCst: pairs with the fence in `super::ends::Ends::peer_needs_waking`: either our second look
         // sees the record, or the producer sees the flag.

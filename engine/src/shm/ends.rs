@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::consumer::{Consumer, NOBODY};
+use super::consumer::{Consumer, FIRST_CPU, NOBODY};
 use super::layout::{FLAG_CLOSED, FLAG_WAITING, FLAG_WANTS_ROOM, RingPlaces};
 use super::producer::Producer;
 use super::sync::{AtomicU32, Ordering, Segment, affinity, fence, futex};
@@ -68,7 +68,7 @@ impl Ends {
 
     /// Publishes our position, and wakes the other side if it sleeps (see [`Ends::sleep`]) and there is anything
     /// new. Without something new it must not be woken: a client that waits for room would look, ring and be
-    /// woken again without end. Returns the CPU on which it slept, if it did.
+    /// woken again without end. Returns the CPU on which it slept, if it did and has said so.
     #[inline]
     pub(crate) fn wake_peer(&mut self) -> Option<u32> {
         self.rx.publish();
@@ -81,7 +81,7 @@ impl Ends {
             if waiting != NOBODY {
                 futex::wake(word, SLEEPERS);
             }
-            slept_on = waiting.checked_sub(1);
+            slept_on = waiting.checked_sub(FIRST_CPU);
         }
         self.told = now;
         slept_on

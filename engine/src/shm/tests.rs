@@ -60,7 +60,11 @@ fn a_sleeper_says_on_which_cpu_it_waits() {
     assert_eq!(server.wake_peer(), Some(cpu as u32));
     assert!(server.tx.push(b"another", server.rx.position()));
     assert_eq!(server.wake_peer(), None, "it was woken");
-    drop(client);
+    // As older versions of the library do it.
+    client.rx.waiting_word().store(1, Ordering::Relaxed);
+    assert!(server.tx.push(b"a third", server.rx.position()));
+    assert_eq!(server.wake_peer(), None, "it does not say where");
+    assert_eq!(client.rx.waiting_word().load(Ordering::Relaxed), 0);
 }
 
 fn pattern(length: usize, seed: usize) -> Vec<u8> {

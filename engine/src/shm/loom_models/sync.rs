@@ -221,7 +221,6 @@ impl Segment {
 
 const _: () = assert!(HOT.is_multiple_of(ALIGN));
 
-/// A futex without a timer.
 /// All threads are on one CPU.
 pub(super) mod affinity {
     pub(in super::super) fn current_cpu() -> Option<u32> {
@@ -229,6 +228,7 @@ pub(super) mod affinity {
     }
 }
 
+/// A futex without a timer.
 pub(super) mod futex {
     use std::time::Duration;
 
