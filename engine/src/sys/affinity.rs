@@ -1,7 +1,9 @@
 //! On which CPUs a thread runs.
 
 use std::io;
-use std::sync::LazyLock;
+use std::sync::OnceLock;
+
+use super::found;
 
 /// The CPUs that this process may use, in order.
 pub fn allowed_cpus() -> Vec<usize> {
@@ -22,12 +24,12 @@ pub fn allowed_cpus() -> Vec<usize> {
 
 /// How many CPUs the machine has at work, for this process or others. Found out once.
 pub(crate) fn online_cpus() -> usize {
-    static ONLINE: LazyLock<usize> = LazyLock::new(|| {
+    static ONLINE: OnceLock<usize> = OnceLock::new();
+    *found::once(&ONLINE, || {
         // SAFETY: takes and touches nothing of ours.
         let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
         usize::try_from(online).map_or(1, |online| online.max(1))
-    });
-    *ONLINE
+    })
 }
 
 /// The CPU that the calling thread runs on right now.

@@ -12,6 +12,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::found;
+
 /// A duration as system calls take it. Longer ones than they can take are cut.
 pub(super) fn timespec(duration: Duration) -> libc::timespec {
     libc::timespec {
@@ -66,19 +68,7 @@ const AHEAD_NS: u64 = 1_000_000_000;
 /// thread.
 #[inline]
 pub(crate) fn now_ns() -> u64 {
-    let scale = match SCALE.get() {
-        Some(scale) => scale,
-        None => first_scale(),
-    };
-    scale.now_ns(ticks)
-}
-
-/// Threads that come at the same time each measure, and the first to end counts. Nobody waits for another: a child that was
-/// forked meanwhile, in which that other does not exist, would wait for ever.
-#[cold]
-fn first_scale() -> &'static Scale {
-    let scale = calibrate();
-    SCALE.get_or_init(|| scale)
+    found::once(&SCALE, calibrate).now_ns(ticks)
 }
 
 impl Scale {

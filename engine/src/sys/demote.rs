@@ -1,12 +1,14 @@
 //! Telling the processor that another core is the next to read a cache line.
 
-use std::sync::LazyLock;
+use std::sync::OnceLock;
+
+use super::found;
 
 /// Whether [`demote`] does anything. (CLDEMOTE: Intel's servers since Sapphire Rapids.) Found out once, since a virtual
 /// machine takes microseconds to answer.
 pub(crate) fn is_supported() -> bool {
-    static SUPPORTED: LazyLock<bool> = LazyLock::new(is_there);
-    *SUPPORTED
+    static SUPPORTED: OnceLock<bool> = OnceLock::new();
+    *found::once(&SUPPORTED, is_there)
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -4,6 +4,7 @@
 pub mod affinity;
 pub(crate) mod clock;
 pub(crate) mod demote;
+mod found;
 pub mod futex;
 #[cfg(all(test, loom))]
 mod loom_models;

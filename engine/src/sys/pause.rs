@@ -6,9 +6,10 @@
 //! (Granite Rapids, 64 bytes: p50 0.82, p99 0.8 times), and from 80 ns on looking late costs more than that saves. On
 //! AMD's there is nothing to mend: p99 is near p50 with a look every PAUSE.
 
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use super::found;
 use crate::processor::is_intel;
 
 /// Between two looks on processors for which it matters.
@@ -22,11 +23,11 @@ const TIMES: u32 = 5;
 
 /// How many times to execute PAUSE between two looks at lines that come together. Found out once.
 pub(crate) fn between_looks() -> u32 {
-    static PAUSES: LazyLock<u32> = LazyLock::new(|| match is_intel() {
+    static PAUSES: OnceLock<u32> = OnceLock::new();
+    *found::once(&PAUSES, || match is_intel() {
         true => pauses_in(GAP, fastest((0..TIMES).map(|_| time()))),
         false => 1,
-    });
-    *PAUSES
+    })
 }
 
 /// Executes PAUSE so many times.
