@@ -31,7 +31,8 @@
  * this library ends the process: disable that around the call with pthread_setcancelstate.
  *
  * FORK. After fork() the handles of the parent are closed handles in the child (-EBADF), and what they stand for goes
- * on in the parent. The child may open its own. Not in a handler: there the child must do nothing but _exit or exec.
+ * on in the parent. The child may open its own. Not in a handler or in the log's function: there the child must do
+ * nothing but _exit or exec.
  * A child that is made in another way than by fork() (by vfork() or clone()) must do the same.
  *
  * SIGNALS. Memory that another process has cut short raises SIGBUS. The library handles it, and passes on

@@ -277,8 +277,12 @@ struct Held<'a, T> {
 
 impl<T> Drop for Held<'_, T> {
     fn drop(&mut self) {
-        // Release: pairs with the acquire in `take_hold`.
-        self.slot.state.store(self.idle, Ordering::Release);
+        // Relaxed: nobody else changes the state of a slot that is BUSY, but for `disown_all`, after which the handle
+        // stays ended: the child was forked by what this call has called.
+        if self.slot.state.load(Ordering::Relaxed) == self.idle - IDLE + BUSY {
+            // Release: pairs with the acquire in `take_hold`.
+            self.slot.state.store(self.idle, Ordering::Release);
+        }
     }
 }
 
@@ -336,6 +340,10 @@ mod tests {
         assert_eq!(handles.with(first, |_| ()), Err(Fault::NoHandle));
         let third = handles.insert(value.clone(), "clients").unwrap();
         assert_eq!(handles.with(third, |_| ()), Ok(()));
+        // By a fork in a function of the program's that the call has called.
+        let call = handles.with(third, |_| handles.disown_all(&handles.lock()));
+        assert_eq!(call, Ok(()));
+        assert_eq!(handles.with(third, |_| ()), Err(Fault::NoHandle));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the engine logs, for the program.
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
+use std::cell::{Cell, UnsafeCell};
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::{PoisonError, RwLock};
 
@@ -14,6 +14,7 @@ use crate::guard;
 type Tell = unsafe extern "C" fn(*mut c_void, c_int, *const c_char);
 
 /// Where the program wants lines.
+#[derive(Clone, Copy)]
 struct Sink {
     tell: Tell,
     context: *mut c_void,
@@ -25,7 +26,33 @@ unsafe impl Send for Sink {}
 unsafe impl Sync for Sink {}
 
 /// Locked for reading while the program's function runs, so that who replaces it waits for that.
-static SINK: RwLock<Option<Sink>> = RwLock::new(None);
+struct Place(UnsafeCell<RwLock<Option<Sink>>>);
+
+// SAFETY: the lock is only shared, but for `begin_anew`.
+unsafe impl Sync for Place {}
+
+static SINK: Place = Place(UnsafeCell::new(RwLock::new(None)));
+
+fn sink() -> &'static RwLock<Option<Sink>> {
+    // SAFETY: only `begin_anew` replaces it, while nobody has this.
+    unsafe { &*SINK.0.get() }
+}
+
+/// In a forked child: the program's function does not end there on the parent's other threads, and who replaces it must
+/// not wait for that. Not while it runs on this thread, which has the lock.
+pub(crate) fn begin_anew() {
+    if TELLING.get() {
+        return;
+    }
+    // Nothing if another thread was replacing it.
+    let kept = match sink().try_read() {
+        Ok(sink) => *sink,
+        Err(_) => None,
+    };
+    // SAFETY: a child has one thread, which does not use the lock now: within `set_log` and `log` it forks in the
+    // program's function alone.
+    unsafe { *SINK.0.get() = RwLock::new(kept) };
+}
 
 thread_local! {
     /// The program's function runs on this thread.
@@ -44,7 +71,7 @@ impl Log for Logger {
         if !self.enabled(record.metadata()) || TELLING.replace(true) {
             return;
         }
-        if let Some(sink) = &*SINK.read().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(sink) = &*sink().read().unwrap_or_else(PoisonError::into_inner) {
             let text = error::c_text(&record.args().to_string());
             // SAFETY: the header asks for a function of this type, with this context, that returns.
             unsafe { (sink.tell)(sink.context, record.level() as c_int, text.as_ptr()) };
@@ -75,7 +102,7 @@ extern "C" fn lapce_ipc_set_log(level: c_int, tell: Option<Tell>, context: *mut 
         }
         // Refused from the second time on.
         let _ = log::set_logger(&Logger);
-        let mut sink = SINK.write().unwrap_or_else(PoisonError::into_inner);
+        let mut sink = sink().write().unwrap_or_else(PoisonError::into_inner);
         *sink = tell.map(|tell| Sink { tell, context });
         log::set_max_level(filter);
         Ok(())

@@ -2,9 +2,11 @@
 #define _GNU_SOURCE
 #include "check.h"
 
+#include <netinet/in.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -119,6 +121,39 @@ static void at_any_moment(char *where) {
     }
 }
 
+static atomic_bool told, go_on;
+
+static void tell_for_long(void *context, int level, const char *text) {
+    (void)context, (void)level, (void)text;
+    atomic_store(&told, 1);
+    while (!atomic_load(&go_on)) usleep(1000);
+}
+
+/* The log's function runs on a thread that the child does not have: there it may be replaced all the same. */
+static void while_told(void) {
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    char junk[64] = "this is no frame";
+    int peer = socket(AF_INET, SOCK_STREAM, 0);
+    pid_t child;
+
+    OK(lapce_ipc_set_log(LAPCE_IPC_LOG_WARN, tell_for_long, NULL));
+    to.sin_port = htons((uint16_t)atoi(strrchr(address, ':') + 1));
+    CHECK(connect(peer, (struct sockaddr *)&to, sizeof to) == 0);
+    CHECK(write(peer, junk, sizeof junk) == (ssize_t)sizeof junk);
+    while (!atomic_load(&told)) usleep(1000);
+    child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        alarm(20);
+        OK(lapce_ipc_set_log(LAPCE_IPC_LOG_WARN, NULL, NULL));
+        end_well();
+    }
+    finish(child);
+    atomic_store(&go_on, 1);
+    OK(lapce_ipc_set_log(LAPCE_IPC_LOG_WARN, NULL, NULL));
+    close(peer);
+}
+
 int main(void) {
     char instance[32];
     int by_shm = getenv("LAPCE_IPC_TEST_SPIN") == NULL;
@@ -133,6 +168,7 @@ int main(void) {
         inherited(shm_address, server);
         if (!SANITIZED) at_any_moment(address);
     }
+    while_told();
     OK(lapce_ipc_server_stop(server));
     return 0;
 }
