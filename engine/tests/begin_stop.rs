@@ -2,11 +2,12 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{Client, Error, ErrorCode, Request, Responder, Server};
+use lapce_ai::ipc::{Client, Error, ErrorCode, Limits, Request, Responder, Server, msg_type};
 use support::*;
 
 const HELD: u16 = 0x0100;
@@ -165,4 +166,32 @@ fn requests_of_a_client_that_has_ended_its_side_are_told_of_too() {
         assert!(got.msg_type == WORK || got.error().0 == 13, "{got:?}");
     }
     peer.expect_end();
+}
+
+/// As [`a_client_that_goes_on_asking_does_not_put_the_end_off`], of one that asks as fast as it can and reads all
+/// that it is told: it always has requests that wait, and is never late.
+#[test]
+fn a_client_that_floods_does_not_put_the_end_off() {
+    let server = server()
+        .limits(Limits {
+            drain_ms: 20_000,
+            ..Limits::default()
+        })
+        .start()
+        .unwrap();
+    let peer = Peer::connect(address(&server));
+    let (mut writer, mut reader) = (peer.stream.try_clone().unwrap(), peer.stream);
+    let bytes = request(msg_type::ECHO, 1, b"x").repeat(1000);
+    let writing = std::thread::spawn(move || while writer.write_all(&bytes).is_ok() {});
+    let reading = std::thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 20];
+        while reader.read(&mut buffer).is_ok_and(|bytes| bytes > 0) {}
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    let start = Instant::now();
+    server.stop();
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    writing.join().unwrap();
+    reading.join().unwrap();
 }

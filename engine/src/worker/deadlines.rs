@@ -178,8 +178,9 @@ impl Worker {
         let is_paused = connection.phase == Phase::Open
             && !connection.peer_ended
             && (connection.is_choked(outgoing_bytes_max) || connection.tcp.is_unarmed());
-        if is_paused {
-            connection.active = true;
+        connection.active |= is_paused;
+        let reads_late = is_paused && connection.out.waits_for_reader(outgoing_bytes_max);
+        if reads_late {
             self.refusing_until_ns = self.refusing_until_ns.max(now_ns + REFUSING_DRAIN_NS);
         }
         if connection.phase == Phase::Lingering {
@@ -194,8 +195,8 @@ impl Worker {
         if now_ns >= drain_deadline_ns || needs_no_linger {
             connection.phase = Phase::Closing;
         } else if connection.phase == Phase::Open
-            && !is_paused
-            && (quiet || now_ns >= self.refusing_until_ns)
+            && (quiet && !is_paused || now_ns >= self.refusing_until_ns)
+            && !reads_late
             && !connection.out.owed.is_waited_for()
             && !connection.has_waiting()
         {
