@@ -98,9 +98,7 @@ impl<T: Send> Table for Handles<T> {
             // Relaxed: a child has one thread.
             let state = slot.state.load(Ordering::Relaxed);
             if state & 3 != FREE {
-                let next = (state >> 2) + 1;
-                slot.state
-                    .store(((next % GENERATIONS) << 2) | FREE, Ordering::Relaxed);
+                slot.state.store(ended(state), Ordering::Relaxed);
             }
         }
     }
@@ -218,9 +216,7 @@ impl<T: Send> Handles<T> {
         // SAFETY: the slot is BUSY because of us until the store below.
         let value = unsafe { (*slot.value.get()).take() };
         // Release: pairs with the acquire in `take_hold`. The load in `insert` sees it by way of the lock.
-        let next = (idle >> 2) + 1;
-        slot.state
-            .store(((next % GENERATIONS) << 2) | FREE, Ordering::Release);
+        slot.state.store(ended(idle), Ordering::Release);
         self.lock().free.push_back(place_of(handle) as u32);
         value.expect("an idle slot has a value")
     }
@@ -263,6 +259,12 @@ impl<T: Send> Handles<T> {
         // their atomics and cells.
         Some(unsafe { &*chunk.add(place % CHUNK_SLOTS) })
     }
+}
+
+/// The state of a slot whose handle has ended: of the next generation, and free.
+fn ended(state: u64) -> u64 {
+    let next = (state >> 2) + 1;
+    ((next % GENERATIONS) << 2) | FREE
 }
 
 fn place_of(handle: u64) -> usize {

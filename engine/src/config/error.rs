@@ -155,16 +155,11 @@ fn in_users_words(message: &str) -> String {
     let number = found.split_once(": integer `");
     let digits = number.and_then(|(_, rest)| rest.split('`').next());
     let expected = match expected {
-        // It is what is expected, but has no place in the type.
-        "usize" | "u32" | "u64" | "i64"
-            if digits.is_some_and(|digits| !digits.starts_with('-')) =>
-        {
-            return format!(
-                "{} is too great: use a smaller number",
-                digits.unwrap_or_default()
-            );
-        }
-        "usize" | "u32" | "u64" | "i64" => "a whole number, of 0 or more, without quotes",
+        "usize" | "u32" | "u64" | "i64" => match digits.filter(|digits| !digits.starts_with('-')) {
+            // It is what is expected, but has no place in the type.
+            Some(digits) => return format!("{digits} is too great: use a smaller number"),
+            None => "a whole number, of 0 or more, without quotes",
+        },
         "a boolean" => "true or false, without quotes",
         "a string" => "text in quotes",
         other if other.starts_with("struct ") => "a section, which begins with its name in [ ]",
