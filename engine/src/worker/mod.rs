@@ -87,6 +87,9 @@ use crate::uring::{Driver, DriverOptions, Event, Features, Key, RingError};
 const RING_ENTRIES: u32 = 128;
 /// The most io_uring events that one round takes.
 const EVENTS_MAX: usize = 256;
+/// For so many connections the lists of connections have room from the start, so that an event that is rare does not
+/// allocate in the steady state. With more of them they grow once.
+const KEYS_AT_START: usize = 32;
 /// A worker that has slept for this long gives spare memory back. Not earlier: to fault it in again costs
 /// more than a long message takes.
 const KEEP_MEMORY: Duration = Duration::from_millis(10);
@@ -251,8 +254,8 @@ impl Worker {
             turns: Turns::new(),
             touched: Vec::with_capacity(EVENTS_MAX),
             starved: Starved::default(),
-            resumed: Vec::new(),
-            keys: Vec::new(),
+            resumed: Vec::with_capacity(KEYS_AT_START),
+            keys: Vec::with_capacity(KEYS_AT_START),
             hot: None,
             hot_misses: 0,
             outgoing_bytes: 0,

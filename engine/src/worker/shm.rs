@@ -10,12 +10,12 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Connection, Phase};
 use super::cut_off;
 use super::heat::HOT_MAX;
 use super::vec_pool::NEW_BYTES;
+use super::{KEYS_AT_START, Worker};
 use crate::shm::{Control, Corrupt, RECORD_MAX, ServerEnd};
 use crate::stats::{Direction, Transport, WorkerStats};
 use crate::sys::affinity;
@@ -124,11 +124,11 @@ impl Rings {
             control,
             by_bit: Vec::new(),
             hot: Vec::with_capacity(HOT_MAX + 1),
-            warm: Vec::new(),
+            warm: Vec::with_capacity(KEYS_AT_START),
             warm_next: 0,
             idle_rounds: 0,
             busy_rounds: 0,
-            rung: Vec::new(),
+            rung: Vec::with_capacity(KEYS_AT_START),
             first_record: Vec::with_capacity(NEW_BYTES),
         }
     }
