@@ -8,7 +8,6 @@ use std::time::Duration;
 use super::handler::ReplyTo;
 use super::inbox::{FULL_NS_MAX, Inbox, Message, Patience};
 use super::owed::Cancelled;
-use super::room::Room;
 use crate::wire::ErrorCode;
 
 /// Up to this many bytes of answers wait in memory for one connection; then threads that have another
@@ -19,9 +18,8 @@ const WAITING_BYTES_MAX: usize = 1024 * 1024;
 const BEHIND_NS_MAX: u64 = 100_000_000;
 
 /// What a connection shares with the threads that prepare answers for it.
+#[derive(Default)]
 pub(super) struct ConnectionShared {
-    /// The memory budget of all connections.
-    room: Arc<Room>,
     /// The connection is gone: nobody will read an answer.
     pub(super) closed: AtomicBool,
     /// Bytes of answers to it in the worker's inbox.
@@ -208,7 +206,7 @@ impl Deferred {
                 return Ok(true);
             }
             if Inbox::is_on_worker() {
-                let is_overdrawn = || self.connection.room.is_overdrawn_by(self.queued_bytes());
+                let is_overdrawn = || self.inbox.room().is_overdrawn_by(self.queued_bytes());
                 return Ok(!(self.inbox.is_given_up() || is_behind && is_overdrawn()));
             }
             if self.is_unreachable() || self.is_cancelled() {
@@ -304,16 +302,6 @@ impl Body {
 }
 
 impl ConnectionShared {
-    pub(super) fn new(room: Arc<Room>) -> ConnectionShared {
-        ConnectionShared {
-            room,
-            closed: AtomicBool::new(false),
-            queued_bytes: AtomicUsize::new(0),
-            staged_bytes: AtomicUsize::new(0),
-            cancelled: Cancelled::default(),
-        }
-    }
-
     /// Bytes of answers to it in the worker's inbox.
     pub(super) fn queued_bytes(&self) -> usize {
         // Relaxed: a little more or less does not matter.

@@ -411,7 +411,6 @@ impl Dispatcher {
             peer: peer.as_ref(),
             arrived_ns,
             inbox: &self.inbox,
-            room: &self.shared.room,
             max_message_bytes: self.shared.limits.max_message_bytes.min(answer_bytes_max),
         }
     }

@@ -4,10 +4,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::deferred::{ConnectionShared, Deferred};
+use super::deferred::Deferred;
 use super::inbox::Inbox;
 use super::outgoing::Outgoing;
-use super::room::Room;
 use crate::stats::Transport;
 use crate::uring::Key;
 use crate::wire::{ErrorCode, Flags, Header, ProtocolVersion};
@@ -87,7 +86,6 @@ pub(super) struct Origin<'a> {
     pub(super) peer: Option<&'a SocketAddr>,
     pub(super) arrived_ns: u64,
     pub(super) inbox: &'a Arc<Inbox>,
-    pub(super) room: &'a Arc<Room>,
     /// The longest payload of an answer: what server and client both accept.
     pub(super) max_message_bytes: u32,
 }
@@ -279,8 +277,7 @@ impl<'a> Responder<'a> {
         self.out.outcome = Outcome::Detached;
         let number = self.out.owed.add(self.request.header.msg_id);
         let origin = self.request.origin;
-        let new = || Arc::new(ConnectionShared::new(origin.room.clone()));
-        let shared = self.out.shared.get_or_insert_with(new).clone();
+        let shared = self.out.shared.get_or_insert_default().clone();
         let (inbox, max) = (origin.inbox.clone(), origin.max_message_bytes);
         Deferred::new(self.request.reply_to(number), inbox, shared, max)
     }

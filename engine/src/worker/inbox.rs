@@ -197,6 +197,10 @@ impl Inbox {
         &self.doorbell
     }
 
+    pub(super) fn room(&self) -> &Room {
+        &self.room
+    }
+
     /// Makes this thread the inbox's worker.
     pub(super) fn own(self: &Arc<Self>) {
         OWN.set(Some(self.clone()));
