@@ -20,7 +20,7 @@ use super::reserve::Reserved;
 use super::wait::WaitPolicy;
 use super::{Error, histogram};
 use crate::stats::Transport;
-use crate::sys::{affinity, clock};
+use crate::sys::clock;
 use crate::wire::{Flags, msg_type};
 
 /// How often the connection is looked at in vain between two looks at the clock.
@@ -78,7 +78,7 @@ impl Inner {
         let Opened { channel, peer } = connect::open(&options, &address, deadline.at_ns())?;
         Ok(Inner {
             flights: Flights::new(options.max_inflight),
-            policy: WaitPolicy::new(options.idle.with_cpus(affinity::online_cpus())),
+            policy: WaitPolicy::new(options.idle.here()),
             transport: channel.link.transport(),
             ready: Kept::new(options.max_unread_bytes),
             lengths: Lengths::new(&options, &peer),

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::sys::affinity;
+
 /// How a worker or a client waits for the other side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum IdleMode {
@@ -27,9 +29,14 @@ impl IdleMode {
         }
     }
 
+    /// What it amounts to on this machine.
+    pub(crate) fn here(self) -> IdleMode {
+        self.with_cpus(affinity::online_cpus())
+    }
+
     /// What it amounts to where so many CPUs are online. Whoever spins on the only one waits for a thread that it
     /// keeps from running.
-    pub(crate) fn with_cpus(self, online: usize) -> IdleMode {
+    fn with_cpus(self, online: usize) -> IdleMode {
         match self {
             IdleMode::Adaptive if online == 1 => IdleMode::Park,
             mode => mode,

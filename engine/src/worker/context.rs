@@ -10,7 +10,6 @@ use super::room::Room;
 use crate::config::{IdleMode, Limits};
 use crate::shm::ReadyBits;
 use crate::stats::Registry;
-use crate::sys::affinity;
 
 /// Shared by all workers of a server and by its control plane (the handle, the attach thread). A worker
 /// never waits for a lock in it that the control plane can hold.
@@ -45,7 +44,7 @@ impl Shared {
     }
 
     pub(crate) fn set_idle_mode(&self, mode: IdleMode) {
-        let value = match mode.with_cpus(affinity::online_cpus()) {
+        let value = match mode.here() {
             IdleMode::Spin => 0,
             IdleMode::Adaptive => 1,
             IdleMode::Park => 2,
