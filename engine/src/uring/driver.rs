@@ -20,6 +20,9 @@ use crate::shm::doorbell::SLEEPING;
 /// In [`Driver::polled`], in place of a descriptor: the receive was asked to end.
 const STOPPED: RawFd = -1;
 
+/// Entries of the submission queue. When more are submitted at once, that costs one more `io_uring_enter`.
+const ENTRIES: u32 = 128;
+
 // Which operation a completion is of: the top byte of its `user_data`.
 const ACCEPT: u8 = 1;
 const RECEIVE: u8 = 2;
@@ -34,13 +37,6 @@ const FUTEX_BITSET_MATCH_ANY: u64 = u32::MAX as u64;
 /// How long a dropped driver waits for the kernel to let go of its memory; after it, the memory is
 /// leaked rather than reused.
 const LET_GO_LIMIT: Duration = Duration::from_secs(1);
-
-/// How to set up a driver.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct DriverOptions {
-    pub(crate) entries: u32,
-    pub(crate) features: Features,
-}
 
 /// What happened.
 #[derive(Debug)]
@@ -95,22 +91,16 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// Must be called on the thread that will use the driver: the io_uring is for a single issuer.
-    pub(crate) fn new(
-        options: DriverOptions,
-        doorbell: DoorbellMemory,
-    ) -> Result<Driver, RingError> {
-        let features = options.features;
+    pub(crate) fn new(features: Features, doorbell: DoorbellMemory) -> Result<Driver, RingError> {
         let mut builder = IoUring::builder();
-        builder.setup_clamp().setup_cqsize(options.entries * 4);
+        builder.setup_clamp().setup_cqsize(ENTRIES * 4);
         if features.defer_taskrun {
             builder
                 .setup_single_issuer()
                 .setup_defer_taskrun()
                 .setup_taskrun_flag();
         }
-        let ring = builder
-            .build(options.entries)
-            .map_err(RingError::from_call)?;
+        let ring = builder.build(ENTRIES).map_err(RingError::from_call)?;
         let mut buffers = BufferRing::new().map_err(RingError::Setup)?;
         let mut free = Vec::with_capacity(BUFFER_COUNT as usize);
         if features.multishot_receive {

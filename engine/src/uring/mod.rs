@@ -13,7 +13,7 @@ mod key;
 mod waker;
 
 pub(crate) use buffers::{BUFFER_COUNT, Received};
-pub(crate) use driver::{Driver, DriverOptions, Event};
+pub(crate) use driver::{Driver, Event};
 pub(crate) use features::{Features, RingError, probe};
 pub(crate) use key::{GENERATION_MASK, Key};
 pub(crate) use waker::DoorbellMemory;

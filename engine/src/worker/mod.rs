@@ -80,11 +80,8 @@ use turns::Turns;
 use crate::shm::Control;
 use crate::stats::WorkerStats;
 use crate::sys::clock;
-use crate::uring::{Driver, DriverOptions, Event, Features, Key, RingError};
+use crate::uring::{Driver, Event, Features, Key, RingError};
 
-/// Entries of the io_uring's submission queue. When more are submitted at once, that costs one more
-/// `io_uring_enter`.
-const RING_ENTRIES: u32 = 128;
 /// The most io_uring events that one round takes.
 const EVENTS_MAX: usize = 256;
 /// For so many connections the lists of connections have room from the start, so that an event that is rare does not
@@ -185,11 +182,7 @@ impl Worker {
             log::warn!("worker {}: not pinned to CPU {cpu}: {error}", setup.index);
         }
         let inbox = setup.shared.inboxes[setup.index].clone();
-        let options = DriverOptions {
-            entries: RING_ENTRIES,
-            features: setup.features,
-        };
-        match Driver::new(options, inbox.doorbell().memory()) {
+        match Driver::new(setup.features, inbox.doorbell().memory()) {
             Ok(driver) => {
                 inbox.own();
                 let mut worker = Worker::new(setup, driver, inbox);
