@@ -312,7 +312,13 @@ impl Driver {
     }
 
     fn enter(&mut self) {
-        check_enter(self.ring.submit());
+        let entered = self.ring.submit();
+        self.entered(entered);
+    }
+
+    /// What follows each enter: descriptors that nothing queued can name any more are closed.
+    fn entered(&mut self, result: io::Result<usize>) {
+        check_enter(result);
         if self.ring.submission().is_empty() {
             self.closing.clear();
         }
@@ -320,20 +326,11 @@ impl Driver {
 
     /// Submits what is queued, and sleeps until there is a completion, or the time limit. Returns whether the
     /// limit ended it.
-    pub(crate) fn wait(&mut self, limit: Option<Duration>) -> bool {
-        let entered = match limit {
-            None => self.ring.submit_and_wait(1),
-            Some(limit) => {
-                let time = types::Timespec::from(limit);
-                self.ring
-                    .submitter()
-                    .submit_with_args(1, &types::SubmitArgs::new().timespec(&time))
-            }
-        };
-        check_enter(entered);
-        if self.ring.submission().is_empty() {
-            self.closing.clear();
-        }
+    pub(crate) fn wait(&mut self, limit: Duration) -> bool {
+        let time = types::Timespec::from(limit);
+        let args = types::SubmitArgs::new().timespec(&time);
+        let entered = self.ring.submitter().submit_with_args(1, &args);
+        self.entered(entered);
         // The call's result does not tell: if it has submitted something, it returns how much.
         !self.has_events()
     }
@@ -488,7 +485,7 @@ impl Driver {
             self.start(entry.user_data(Key::WORKER.pack(CANCEL)));
         }
         while self.in_flight > 0 && start.elapsed() < LET_GO_LIMIT {
-            self.wait(Some(Duration::from_millis(10)));
+            self.wait(Duration::from_millis(10));
             self.take_events(&mut events, usize::MAX);
             events.clear();
         }

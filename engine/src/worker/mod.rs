@@ -323,15 +323,15 @@ impl Worker {
                 .needs_sweeps()
                 .then(|| Duration::from_nanos(self.next_sweep_ns.saturating_sub(self.now_ns)));
             let keep = self.holds_memory.then_some(KEEP_MEMORY);
-            let limits = limit.into_iter().chain(keep).chain([SLEEP_MAX]);
-            let by_timer = self.driver.wait(limits.min());
+            let limits = limit.into_iter().chain(keep);
+            let by_timer = self.driver.wait(limits.fold(SLEEP_MAX, Duration::min));
             if by_timer {
                 // The memory under the doorbell may have been replaced: the next wait is armed anew.
                 self.driver.disarm_doorbell();
             }
             // For a test: whoever rang right after the timer ended the wait is not late, and comes at once.
             park_counts::slept(|| {
-                by_timer && self.rings.have_rung() && self.driver.wait(Some(Duration::from_secs(1)))
+                by_timer && self.rings.have_rung() && self.driver.wait(Duration::from_secs(1))
             });
         }
         self.inbox.doorbell().wake_up();
