@@ -15,6 +15,7 @@ use super::outgoing::Outgoing;
 use super::session::{Decision, same_secret};
 use super::vec_pool::VecPool;
 use crate::config::SMALL_FRAME_BYTES;
+use crate::shm::Control;
 use crate::stats::{Transport, WorkerStats};
 use crate::sys::socket;
 use crate::uring::Key;
@@ -40,16 +41,7 @@ pub(super) struct Dispatcher {
     /// Requests answered by their handlers at once, since latencies were last recorded; by transport.
     pub(super) answered_inline: [u64; 2],
     /// What a HANDSHAKE_ACK offers to clients on this machine, if shared memory is offered.
-    pub(super) shm_address: Option<ShmAddress>,
-}
-
-/// Where a client on the same machine finds this server's shared memory.
-#[derive(Clone, Debug)]
-pub(crate) struct ShmAddress {
-    /// File name of the control segment.
-    pub(crate) segment: String,
-    /// Lets the client check that the file it has opened is this server's: see `Control::host_id`.
-    pub(crate) host_id: Vec<u8>,
+    control: Option<Arc<Control>>,
 }
 
 /// A compressed HANDSHAKE may decompress to this much: its longest record, and room for the others.
@@ -66,7 +58,7 @@ impl Dispatcher {
         worker: usize,
         shared: Arc<Shared>,
         stats: Arc<WorkerStats>,
-        shm_address: Option<ShmAddress>,
+        control: Option<Arc<Control>>,
     ) -> Dispatcher {
         let inbox = shared.inboxes[worker].clone();
         Dispatcher {
@@ -79,7 +71,7 @@ impl Dispatcher {
             inflated_bytes: 0,
             draining: false,
             answered_inline: [0; 2],
-            shm_address,
+            control,
         }
     }
 
@@ -537,17 +529,18 @@ impl Dispatcher {
                 .peer
                 .is_some_and(|peer| socket::is_loopback(peer.ip()));
         let offer = self
-            .shm_address
+            .control
             .as_ref()
             .filter(|_| local && hello.capabilities & capability::SHM != 0);
+        let host_id = offer.map(|control| control.host_id());
         let ack = Hello {
             versions: &[wire::VERSION],
             capabilities: capability::COMPRESSION
                 | if offer.is_some() { capability::SHM } else { 0 },
             identity: Some(concat!("lapce-ipc/", env!("CARGO_PKG_VERSION"))),
             credentials: None,
-            shm_segment: offer.map(|offer| offer.segment.as_str()),
-            host_id: offer.map(|offer| offer.host_id.as_slice()),
+            shm_segment: offer.map(|control| control.name.as_str()),
+            host_id: host_id.as_deref(),
             max_message_bytes: Some(self.shared.limits.max_message_bytes),
         };
         ack.encode(&mut encoded);

@@ -64,7 +64,7 @@ use batch::Batch;
 use connection::Connection;
 pub(crate) use context::Shared;
 pub use deferred::{Deferred, Gone};
-use dispatch::{Dispatcher, ShmAddress};
+use dispatch::Dispatcher;
 pub(crate) use failure::Failure;
 pub(crate) use handler::HandlerTable;
 pub use handler::{Handler, Request, Responder};
@@ -227,10 +227,7 @@ impl Worker {
                 setup.index,
                 shared.clone(),
                 stats.clone(),
-                setup.control.as_ref().map(|control| ShmAddress {
-                    segment: control.name.clone(),
-                    host_id: control.host_id(),
-                }),
+                setup.control.clone(),
             ),
             rings: Rings::new(setup.index, setup.control),
             idle: IdlePolicy::new(shared.idle_mode()),
