@@ -60,6 +60,8 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use crate::client::{Client, Error};
     use crate::server::Server;
     use crate::sys::socket;
@@ -96,7 +98,7 @@ mod tests {
         assert!(client.has_unsent());
         client.flush().unwrap();
         assert!(!client.has_unsent() && !client.has_kept_answers());
-        assert!(socket::wait_ready(fd, false, None).unwrap());
+        assert!(socket::wait_ready(fd, false, Duration::from_secs(10)).unwrap());
         let answer = client.poll().unwrap().unwrap();
         assert_eq!(
             (answer.id, answer.result.unwrap()),

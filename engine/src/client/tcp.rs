@@ -69,7 +69,7 @@ impl TcpLink {
 
     /// Sleeps until bytes may be there, or may be sent if `write`.
     pub(super) fn sleep(&self, write: bool, limit: Duration) -> io::Result<()> {
-        socket::wait_ready(self.stream.as_raw_fd(), write, Some(limit)).map(drop)
+        socket::wait_ready(self.stream.as_raw_fd(), write, limit).map(drop)
     }
 
     /// Whether the server has closed or broken the connection; only for one from which nothing is

@@ -170,17 +170,16 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Waits until the socket is readable, or with `write` readable or writable, for at most `limit`. False if the time
 /// is over. True means that it may be so: a signal ends the wait too.
-pub(crate) fn wait_ready(fd: RawFd, write: bool, limit: Option<Duration>) -> io::Result<bool> {
+pub(crate) fn wait_ready(fd: RawFd, write: bool, limit: Duration) -> io::Result<bool> {
     let events = libc::POLLIN | if write { libc::POLLOUT } else { 0 };
     let mut polled = libc::pollfd {
         fd,
         events,
         revents: 0,
     };
-    let limit = limit.map(clock::timespec);
-    let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: one pollfd of ours; the time is null or ours; no signal mask.
-    let result = unsafe { libc::ppoll(&mut polled, 1, limit, std::ptr::null()) };
+    let limit = clock::timespec(limit);
+    // SAFETY: one pollfd and one timespec of ours; no signal mask.
+    let result = unsafe { libc::ppoll(&mut polled, 1, &limit, std::ptr::null()) };
     match check(result as isize) {
         Ok(ready) => Ok(ready > 0),
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
