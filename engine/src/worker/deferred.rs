@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::handler::ReplyTo;
+use super::handler::{ReplyTo, no_answer_text, too_long_text};
 use super::inbox::{FULL_NS_MAX, Inbox, Message, Patience};
 use super::owed::Cancelled;
 use crate::wire::ErrorCode;
@@ -131,11 +131,7 @@ impl Deferred {
             return Err(Gone);
         }
         if payload.len() > self.max_message_bytes as usize {
-            let text = format!(
-                "the answer has {} bytes, more than max_message_bytes ({})",
-                payload.len(),
-                self.max_message_bytes
-            );
+            let text = too_long_text(payload.len(), self.max_message_bytes);
             return self.send(Body::Error(ErrorCode::HandlerFailed, text));
         }
         if !self.to.wanted {
@@ -317,12 +313,8 @@ impl ConnectionShared {
 impl Drop for Deferred {
     fn drop(&mut self) {
         if !self.answered {
-            let text = match std::thread::panicking() {
-                true => "the handler panicked",
-                false => "the handler gave no answer",
-            };
             let body = match self.to.is_due {
-                true => Body::Error(ErrorCode::HandlerFailed, text.into()),
+                true => Body::Error(ErrorCode::HandlerFailed, no_answer_text().into()),
                 false => Body::Nothing,
             };
             // If the requester is gone, there is nobody to tell.

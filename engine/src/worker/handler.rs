@@ -177,6 +177,20 @@ pub(super) fn answer_flags(priority: bool, last: bool) -> Flags {
     flags
 }
 
+/// What the requester is told instead of an answer that could not be received.
+#[cold]
+pub(super) fn too_long_text(bytes: usize, max_message_bytes: u32) -> String {
+    format!("the answer has {bytes} bytes, more than max_message_bytes ({max_message_bytes})")
+}
+
+/// What the requester is told when a responder is dropped without an answer that is due.
+pub(super) fn no_answer_text() -> &'static str {
+    match std::thread::panicking() {
+        true => "the handler panicked",
+        false => "the handler gave no answer",
+    }
+}
+
 /// What became of a request when its handler returned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -238,11 +252,7 @@ impl<'a> Responder<'a> {
     /// client said in its handshake, becomes HANDLER_FAILED, since it could not be received.
     pub fn reply(mut self, payload: &[u8]) {
         if self.too_long(payload) {
-            let text = format!(
-                "the answer has {} bytes, more than max_message_bytes ({})",
-                payload.len(),
-                self.request.origin.max_message_bytes
-            );
+            let text = too_long_text(payload.len(), self.request.origin.max_message_bytes);
             return self.error(ErrorCode::HandlerFailed, &text);
         }
         self.write(payload, true);
@@ -322,11 +332,7 @@ impl Drop for Responder<'_> {
             self.out.outcome = Outcome::Answered;
             return;
         }
-        let text = match std::thread::panicking() {
-            true => "the handler panicked",
-            false => "the handler gave no answer",
-        };
-        self.write_error(ErrorCode::HandlerFailed, text);
+        self.write_error(ErrorCode::HandlerFailed, no_answer_text());
         self.out.outcome = Outcome::Failed(ErrorCode::HandlerFailed);
     }
 }
