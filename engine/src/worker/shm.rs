@@ -411,9 +411,7 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(key) else {
             return false;
         };
-        let waiting =
-            connection.has_waiting() || connection.out.buffered_bytes() > outgoing_bytes_max;
-        let waits = connection.phase == Phase::Open && waiting;
+        let waits = connection.phase == Phase::Open && connection.is_choked(outgoing_bytes_max);
         let ends = connection.out.ends.as_ref();
         let waits_for_reader = waits && connection.out.waits_for_reader(outgoing_bytes_max);
         if waits_for_reader && ends.is_some_and(|ends| ends.peer_closed()) {
