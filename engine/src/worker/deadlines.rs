@@ -1,8 +1,6 @@
 //! Deadlines: by when a peer must have sent the rest of a frame, read its answers or shown its
 //! credentials; and the sweep, which looks at all connections once in a while to see who is late.
 
-use std::os::fd::AsRawFd;
-
 use super::Worker;
 use super::connection::Phase;
 use super::cut_off;
@@ -136,8 +134,7 @@ impl Worker {
                 match connection.phase {
                     Phase::Open if connection.out.is_empty() => self.time_out_frame(key),
                     Phase::Finishing if connection.out.is_empty() => {
-                        let fd = connection.tcp.fd.as_ref();
-                        if fd.is_some_and(|fd| socket::is_reset(fd.as_raw_fd())) {
+                        if connection.tcp.raw_fd().is_some_and(socket::is_reset) {
                             connection.phase = Phase::Closing;
                         }
                     }

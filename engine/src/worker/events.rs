@@ -1,7 +1,5 @@
 //! What io_uring reports: bytes that arrived go to the batch, ends and errors into a connection's state.
 
-use std::os::fd::AsRawFd;
-
 use super::Worker;
 use super::batch::Chunk;
 use super::connection::{Phase, Waiting};
@@ -170,10 +168,10 @@ impl Worker {
             }
         };
         connection.out.sending_bytes = left;
-        match connection.tcp.fd.as_ref().filter(|_| left > 0) {
+        match connection.tcp.raw_fd().filter(|_| left > 0) {
             Some(fd) => {
                 let from = buffer.len() - left;
-                self.driver.send(key, fd.as_raw_fd(), buffer, from);
+                self.driver.send(key, fd, buffer, from);
             }
             None => self.dispatcher.pool().give(buffer),
         }

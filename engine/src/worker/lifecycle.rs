@@ -188,9 +188,9 @@ impl Worker {
             connection.phase = Phase::Closing;
             return;
         }
-        if let Some(fd) = &connection.tcp.fd {
+        if let Some(fd) = connection.tcp.raw_fd() {
             // It fails if the peer is gone; then the armed receive reports that.
-            let _ = socket::shutdown_write(fd.as_raw_fd());
+            let _ = socket::shutdown_write(fd);
         }
         connection.phase = Phase::Lingering;
         connection.discarded_bytes = 0;
@@ -290,9 +290,9 @@ impl Worker {
             return;
         };
         if connection.tcp.receiving || connection.out.sending_bytes > 0 {
-            if let Some(fd) = &connection.tcp.fd {
+            if let Some(fd) = connection.tcp.raw_fd() {
                 // Ends a send that waits for a peer that does not read.
-                let _ = socket::shutdown_both(fd.as_raw_fd());
+                let _ = socket::shutdown_both(fd);
             }
             return;
         }
