@@ -289,13 +289,8 @@ impl Client {
         let inner = &mut *self.inner.borrow_mut();
         let mut deadline = inner.deadline();
         let id = inner.submit_within(Flags::NONE, msg_type, payload, &mut deadline)?;
-        match inner.send_queued(&mut deadline) {
-            Ok(()) => Ok(Parts::new(self, id)),
-            Err(error) => {
-                inner.forget(id);
-                Err(error)
-            }
-        }
+        let sent = inner.send_queued(&mut deadline);
+        Ok(Parts::new(self, inner.begun(id, sent)?))
     }
 
     /// Queues a request and returns its id. It is sent by [`Client::flush`], or when an answer is waited for,

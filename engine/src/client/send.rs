@@ -57,7 +57,7 @@ impl Inner {
     }
 
     /// The outcome of a request that was begun: if its caller is told of a failure, it is not in flight.
-    fn begun(&mut self, id: u64, sent: Result<(), Error>) -> Result<u64, Error> {
+    pub(super) fn begun(&mut self, id: u64, sent: Result<(), Error>) -> Result<u64, Error> {
         match sent {
             Ok(()) => Ok(id),
             Err(error) => {
