@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use super::shm::ShmService;
-use super::{Server, ServerError, ServerHandle};
+use super::{Server, ServerError, ServerHandle, shm};
 use crate::config::{IdleMode, Limits, check_token};
 use crate::process::wait_for_port;
 use crate::shm::{Control, DoorbellWord, ReadyBits, WORKERS_MAX};
@@ -208,7 +207,7 @@ impl ServerBuilder {
         let mut server = Server {
             handle,
             threads: Vec::with_capacity(workers),
-            shm: None,
+            attach: None,
         };
         let pin = self.pin.unwrap_or(self.idle == IdleMode::Spin) && workers < cpus.len();
         // Relaxed: a number that nobody else has.
@@ -253,7 +252,7 @@ impl ServerBuilder {
         if let Some(control) = control {
             let handle = server.handle();
             let failed = move || handle.fail("the thread that attaches clients");
-            server.shm = Some(ShmService::start(control, shared, failed)?);
+            server.attach = Some(shm::start(control, shared, failed)?);
         }
         Ok(server)
     }

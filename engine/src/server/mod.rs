@@ -14,7 +14,6 @@ use std::time::Duration;
 
 pub use builder::ServerBuilder;
 pub use error::ServerError;
-use shm::ShmService;
 
 use crate::config::IdleMode;
 use crate::shm::Control;
@@ -43,7 +42,8 @@ use crate::worker::Shared;
 pub struct Server {
     handle: ServerHandle,
     threads: Vec<JoinHandle<()>>,
-    shm: Option<ShmService>,
+    /// The thread that attaches clients, if shared memory is offered.
+    attach: Option<JoinHandle<()>>,
 }
 
 /// Watches and controls a server from any thread. Cloning is cheap.
@@ -98,8 +98,13 @@ impl Server {
 
     fn stop_and_join(&mut self) {
         // First nobody new, over either transport.
-        if let Some(shm) = &mut self.shm {
-            shm.stop();
+        if let Some(control) = &self.handle.control {
+            control.withdraw();
+        }
+        if let Some(attach) = self.attach.take()
+            && attach.join().is_err()
+        {
+            log::error!("the attach thread panicked");
         }
         self.handle.begin_stop();
         self.join_threads();

@@ -1,4 +1,4 @@
-//! The server's shared memory: the control segment and the thread that attaches clients.
+//! The thread that attaches clients over shared memory, and which worker each of them gets.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -11,12 +11,6 @@ use crate::worker::{Message, Shared};
 
 /// Stack of the attach thread.
 const STACK_BYTES: usize = 64 * 1024;
-
-/// The thread that attaches clients.
-pub(super) struct ShmService {
-    control: Arc<Control>,
-    thread: Option<JoinHandle<()>>,
-}
 
 struct Workers(Arc<Shared>);
 
@@ -58,51 +52,30 @@ impl Placement for Workers {
     }
 }
 
-impl ShmService {
-    pub(super) fn start(
-        control: Arc<Control>,
-        shared: Arc<Shared>,
-        failed: impl FnOnce() + Send + 'static,
-    ) -> Result<Self, ServerError> {
-        let server = AttachServer {
-            control: control.clone(),
-            workers: shared.inboxes.len(),
-            max_message_bytes: shared.limits.max_message_bytes,
-            placement: Workers(shared),
-            is_full: false,
-            lives: Lives::default(),
-        };
-        let thread = std::thread::Builder::new()
-            .name("lapce-ipc-attach".into())
-            .stack_size(STACK_BYTES)
-            .spawn(move || {
-                sigbus::let_in();
-                if catch_unwind(AssertUnwindSafe(|| server.run())).is_err() {
-                    failed();
-                }
-            })
-            .map_err(ServerError::Thread)?;
-        Ok(ShmService {
-            control,
-            thread: Some(thread),
+/// Starts the thread that attaches clients. It ends when the control segment is withdrawn.
+pub(super) fn start(
+    control: Arc<Control>,
+    shared: Arc<Shared>,
+    failed: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, ServerError> {
+    let server = AttachServer {
+        control,
+        workers: shared.inboxes.len(),
+        max_message_bytes: shared.limits.max_message_bytes,
+        placement: Workers(shared),
+        is_full: false,
+        lives: Lives::default(),
+    };
+    std::thread::Builder::new()
+        .name("lapce-ipc-attach".into())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            sigbus::let_in();
+            if catch_unwind(AssertUnwindSafe(|| server.run())).is_err() {
+                failed();
+            }
         })
-    }
-
-    /// Withdraws the control segment, and waits for the thread.
-    pub(super) fn stop(&mut self) {
-        self.control.withdraw();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the attach thread panicked");
-        }
-    }
-}
-
-impl Drop for ShmService {
-    fn drop(&mut self) {
-        self.stop();
-    }
+        .map_err(ServerError::Thread)
 }
 
 #[cfg(test)]
