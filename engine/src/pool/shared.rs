@@ -54,7 +54,6 @@ pub(super) struct State {
 struct Totals {
     acquired: u64,
     reused: u64,
-    created: u64,
     broken: u64,
     expired: u64,
     reconnected: u64,
@@ -174,7 +173,6 @@ impl Shared {
             let mut state = self.lock();
             state.totals.acquired += 1;
             state.totals.reused += u64::from(reused);
-            state.totals.created += u64::from(!reused);
             state.window.push(reused);
             if state.totals.acquired == 1 {
                 state.report_at = Some(Instant::now() + FIRST_REPORT);
@@ -355,7 +353,7 @@ impl Shared {
             waiting: state.waiters.len(),
             acquired: totals.acquired,
             reused: totals.reused,
-            created: totals.created,
+            created: totals.acquired - totals.reused,
             broken: totals.broken,
             expired: totals.expired,
             reconnected: totals.reconnected,
