@@ -8,53 +8,36 @@ const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 0.999];
 
 /// Text in the exposition format, version 0.0.4.
 pub fn render(stats: &Snapshot) -> String {
-    let mut out = String::with_capacity(8 * 1024);
-    let per_transport = |out: &mut String, name: &str, value: &dyn Fn(Transport) -> u64| {
-        for transport in Transport::ALL {
-            line(
-                out,
-                name,
-                &format!("transport=\"{transport}\""),
-                value(transport) as f64,
-            );
-        }
-    };
+    let mut text = String::with_capacity(8 * 1024);
+    let out = &mut text;
 
+    let name = "lapce_ipc_requests_total";
     head(
-        &mut out,
-        "lapce_ipc_requests_total",
+        out,
+        name,
         "counter",
         "Requests taken, those answered with an error too.",
     );
-    per_transport(&mut out, "lapce_ipc_requests_total", &|t| stats.requests(t));
+    per_transport(out, name, |transport| stats.requests(transport));
 
-    head(
-        &mut out,
-        "lapce_ipc_errors_total",
-        "counter",
-        "Errors sent, by the protocol's code.",
-    );
+    let name = "lapce_ipc_errors_total";
+    head(out, name, "counter", "Errors sent, by the protocol's code.");
     for code in ErrorCode::ALL {
         let label = format!("code=\"{}\"", code.metric_name());
-        line(
-            &mut out,
-            "lapce_ipc_errors_total",
-            &label,
-            stats.errors(code) as f64,
-        );
+        line(out, name, &label, stats.errors(code) as f64);
     }
 
-    head(
-        &mut out,
+    single(
+        out,
         "lapce_ipc_error_ratio",
         "gauge",
         "Errors over requests since start.",
+        stats.error_ratio(),
     );
-    line(&mut out, "lapce_ipc_error_ratio", "", stats.error_ratio());
 
     let name = "lapce_ipc_request_duration_seconds";
     head(
-        &mut out,
+        out,
         name,
         "summary",
         "From the arrival of what a handler was called for, one-way messages too, to its answer handed over.",
@@ -67,121 +50,105 @@ pub fn render(stats: &Snapshot) -> String {
                 false => latency.value_at_quantile(quantile) as f64 / 1e9,
             };
             let labels = format!("transport=\"{transport}\",quantile=\"{quantile}\"");
-            line(&mut out, name, &labels, seconds);
+            line(out, name, &labels, seconds);
         }
         let labels = format!("transport=\"{transport}\"");
         let sum = stats.latency_sum_ns(transport) as f64 / 1e9;
-        line(&mut out, &format!("{name}_sum"), &labels, sum);
-        line(
-            &mut out,
-            &format!("{name}_count"),
-            &labels,
-            latency.len() as f64,
-        );
+        line(out, &format!("{name}_sum"), &labels, sum);
+        let count = latency.len() as f64;
+        line(out, &format!("{name}_count"), &labels, count);
     }
 
-    head(
-        &mut out,
-        "lapce_ipc_connections",
-        "gauge",
-        "Connections open now.",
-    );
-    per_transport(&mut out, "lapce_ipc_connections", &|t| stats.connections(t));
-    head(
-        &mut out,
-        "lapce_ipc_connections_total",
-        "counter",
-        "Connections ever opened.",
-    );
-    per_transport(&mut out, "lapce_ipc_connections_total", &|t| {
-        stats.connections_total(t)
-    });
+    let name = "lapce_ipc_connections";
+    head(out, name, "gauge", "Connections open now.");
+    per_transport(out, name, |transport| stats.connections(transport));
+    let name = "lapce_ipc_connections_total";
+    head(out, name, "counter", "Connections ever opened.");
+    per_transport(out, name, |transport| stats.connections_total(transport));
 
-    let name = "lapce_ipc_pool_acquired_total";
-    head(
-        &mut out,
-        name,
+    single(
+        out,
+        "lapce_ipc_pool_acquired_total",
         "counter",
         "Connections handed out by pools, as they report it.",
+        stats.pool_acquired() as f64,
     );
-    line(&mut out, name, "", stats.pool_acquired() as f64);
-    let name = "lapce_ipc_pool_reused_total";
-    head(
-        &mut out,
-        name,
+    single(
+        out,
+        "lapce_ipc_pool_reused_total",
         "counter",
         "Those of them that were not newly made.",
+        stats.pool_reused() as f64,
     );
-    line(&mut out, name, "", stats.pool_reused() as f64);
-    let name = "lapce_ipc_pool_reuse_ratio";
-    head(
-        &mut out,
-        name,
+    single(
+        out,
+        "lapce_ipc_pool_reuse_ratio",
         "gauge",
         "Reused over acquired; NaN before a pool has reported.",
-    );
-    line(
-        &mut out,
-        name,
-        "",
         stats.pool_reuse_ratio().unwrap_or(f64::NAN),
     );
 
-    head(
-        &mut out,
-        "lapce_ipc_bytes_total",
-        "counter",
-        "Bytes of frames, headers included.",
-    );
+    let name = "lapce_ipc_bytes_total";
+    head(out, name, "counter", "Bytes of frames, headers included.");
     for transport in Transport::ALL {
         for (direction, bytes) in [
             ("in", stats.bytes_in(transport)),
             ("out", stats.bytes_out(transport)),
         ] {
             let labels = format!("transport=\"{transport}\",direction=\"{direction}\"");
-            line(&mut out, "lapce_ipc_bytes_total", &labels, bytes as f64);
+            line(out, name, &labels, bytes as f64);
         }
     }
 
-    let name = "lapce_ipc_legacy_requests_total";
-    head(
-        &mut out,
-        name,
+    single(
+        out,
+        "lapce_ipc_legacy_requests_total",
         "counter",
         "Requests that came as version 1 frames.",
+        stats.legacy_requests() as f64,
     );
-    line(&mut out, name, "", stats.legacy_requests() as f64);
 
     let process = process_stats();
-    let name = "process_resident_memory_bytes";
-    head(&mut out, name, "gauge", "Resident memory size in bytes.");
-    line(&mut out, name, "", process.resident_bytes as f64);
-    let name = "process_cpu_seconds_total";
-    head(
-        &mut out,
-        name,
+    single(
+        out,
+        "process_resident_memory_bytes",
+        "gauge",
+        "Resident memory size in bytes.",
+        process.resident_bytes as f64,
+    );
+    single(
+        out,
+        "process_cpu_seconds_total",
         "counter",
         "Total user and system CPU time spent in seconds.",
+        process.cpu_seconds,
     );
-    line(&mut out, name, "", process.cpu_seconds);
-    let name = "process_start_time_seconds";
-    head(
-        &mut out,
-        name,
+    single(
+        out,
+        "process_start_time_seconds",
         "gauge",
         "Start time of the process since unix epoch in seconds.",
+        process.start_time_seconds,
     );
-    line(&mut out, name, "", process.start_time_seconds);
 
-    head(
-        &mut out,
-        "lapce_ipc_build_info",
-        "gauge",
-        "What is running.",
-    );
+    let name = "lapce_ipc_build_info";
+    head(out, name, "gauge", "What is running.");
     let version = format!("version=\"{}\"", env!("CARGO_PKG_VERSION"));
-    line(&mut out, "lapce_ipc_build_info", &version, 1.0);
-    out
+    line(out, name, &version, 1.0);
+    text
+}
+
+/// A metric with one value.
+fn single(out: &mut String, name: &str, kind: &str, help: &str, value: f64) {
+    head(out, name, kind, help);
+    line(out, name, "", value);
+}
+
+fn per_transport(out: &mut String, name: &str, value: impl Fn(Transport) -> u64) {
+    for transport in Transport::ALL {
+        let labels = format!("transport=\"{transport}\"");
+        line(out, name, &labels, value(transport) as f64);
+    }
 }
 
 fn head(out: &mut String, name: &str, kind: &str, help: &str) {
