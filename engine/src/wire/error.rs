@@ -161,6 +161,16 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Of bytes that do not begin as a frame does.
+    #[cold]
+    pub(crate) fn bad_magic(bytes: &[u8]) -> Refusal {
+        let mut got = [0; 4];
+        for (got, byte) in got.iter_mut().zip(bytes) {
+            *got = *byte;
+        }
+        Refusal::BadMagic { got }
+    }
+
     /// The protocol's code for it.
     pub fn code(&self) -> ErrorCode {
         match self {

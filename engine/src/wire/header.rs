@@ -196,9 +196,7 @@ fn check_part(bytes: &[u8], max_message_bytes: u32) -> Result<(), Refusal> {
     let magic = MAGIC.to_le_bytes();
     let there = bytes.len().min(4);
     if bytes[..there] != magic[..there] {
-        let mut got = [0; 4];
-        got[..there].copy_from_slice(&bytes[..there]);
-        return Err(Refusal::BadMagic { got });
+        return Err(Refusal::bad_magic(bytes));
     }
     if let Some(&got) = bytes.get(4).filter(|&&version| version != VERSION) {
         return Err(Refusal::VersionMismatch { got });

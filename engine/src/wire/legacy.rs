@@ -13,9 +13,7 @@ const VERSION: u8 = 1;
 pub fn parse(bytes: &[u8], max_message_bytes: u32) -> Result<Option<Header>, Refusal> {
     let there = bytes.len().min(4);
     if bytes[..there] != MAGIC[..there] {
-        let mut got = [0; 4];
-        got[..there].copy_from_slice(&bytes[..there]);
-        return Err(Refusal::BadMagic { got });
+        return Err(Refusal::bad_magic(bytes));
     }
     if let Some(&got) = bytes.get(4).filter(|&&version| version != VERSION) {
         return Err(Refusal::VersionMismatch { got });

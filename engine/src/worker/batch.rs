@@ -235,10 +235,8 @@ impl Worker {
                         continue;
                     }
                     None => {
-                        let mut got = [0; 4];
-                        let there = bytes.len().min(4);
-                        got[..there].copy_from_slice(&bytes[..there]);
-                        return self.refuse(key, Refusal::BadMagic { got }, 0);
+                        let refusal = Refusal::bad_magic(bytes);
+                        return self.refuse(key, refusal, 0);
                     }
                 },
             };
