@@ -30,13 +30,18 @@ fn system_ns(clock: libc::clockid_t) -> u64 {
     };
     // SAFETY: writes one timespec into ours.
     let failed = unsafe { libc::clock_gettime(clock, &mut time) };
-    assert_eq!(failed, 0, "monotonic clocks exist everywhere");
+    assert_eq!(failed, 0, "these clocks exist everywhere");
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC.
 pub(crate) fn monotonic_ns() -> u64 {
     system_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// Nanoseconds that this process has had of all CPUs.
+pub(super) fn process_cpu_ns() -> u64 {
+    system_ns(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
 /// Nanoseconds as of the last timer tick, up to 10 ms ago. It costs a third of [`now_ns`], whose counter takes some

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use super::INTERRUPTED_MAX;
+use super::{INTERRUPTED_MAX, clock};
 
 /// Bytes of this process in memory: VmRSS.
 pub(crate) fn resident_bytes() -> Option<u64> {
@@ -15,13 +15,7 @@ pub(crate) fn resident_bytes() -> Option<u64> {
 
 /// User and system time of this process, in seconds.
 pub(crate) fn cpu_seconds() -> f64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: writes one timespec of ours.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+    clock::process_cpu_ns() as f64 / 1e9
 }
 
 /// When a process started, in clock ticks since boot. Together with its pid that identifies a process, even after the
