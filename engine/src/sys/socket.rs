@@ -215,8 +215,8 @@ pub(crate) fn is_reset(fd: RawFd) -> bool {
     ready > 0 && polled.revents & (libc::POLLERR | libc::POLLHUP) != 0
 }
 
-/// Raises the soft limit of open descriptors to the hard one and returns it.
-pub(crate) fn raise_fd_limit() -> io::Result<u64> {
+/// Raises the soft limit of open descriptors to the hard one.
+pub(crate) fn raise_fd_limit() -> io::Result<()> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -228,7 +228,7 @@ pub(crate) fn raise_fd_limit() -> io::Result<u64> {
         // SAFETY: reads one rlimit of ours.
         check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } as isize)?;
     }
-    Ok(limit.rlim_cur)
+    Ok(())
 }
 
 #[cfg(test)]
