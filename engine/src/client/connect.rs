@@ -44,10 +44,7 @@ pub(super) fn open(
         Address::Tcp(address) => open_tcp(options, address, deadline_ns),
         Address::Shm(instance) => {
             let name = control_segment_name(instance);
-            open_shm(options, &name, None, deadline_ns).map_err(|error| match error {
-                Joined::Not(error) => shared_memory_error(error),
-                Joined::ButRefused(error) => error,
-            })
+            open_shm(options, &name, None, deadline_ns)
         }
     }
 }
@@ -114,29 +111,21 @@ fn open_tcp(options: &Options, address: &str, deadline_ns: u64) -> Result<Opened
     Ok(Opened { channel, peer })
 }
 
-/// Why there is no connection over shared memory.
-enum Joined {
-    /// The client could not attach.
-    Not(ShmError),
-    /// It attached, and then the server refused the HANDSHAKE; or it must not attach at all.
-    ButRefused(Error),
-}
-
 fn open_shm(
     options: &Options,
     segment: &str,
     host_id: Option<&[u8]>,
     deadline_ns: u64,
-) -> Result<Opened, Joined> {
+) -> Result<Opened, Error> {
     if options.version == ProtocolVersion::V1 {
-        return Err(Joined::ButRefused(Error::InvalidRequest(
+        return Err(Error::InvalidRequest(
             "shared memory carries version 2 only: connect to HOST:PORT for version 1",
-        )));
+        ));
     }
     let limit = Duration::from_nanos(deadline_ns.saturating_sub(clock::now_ns()));
     // Both sides write their limits on messages into the segment, so no HANDSHAKE is needed for that.
     let own_max = options.max_message_bytes;
-    let end = join(segment, host_id, own_max, limit).map_err(Joined::Not)?;
+    let end = join(segment, host_id, own_max, limit).map_err(shared_memory_error)?;
     let server_max = end.server_bytes_max;
     let mut peer = PeerLimits {
         max_message_bytes: (server_max > 0).then_some(server_max),
@@ -148,8 +137,7 @@ fn open_shm(
             PeerLimits {
                 max_message_bytes: ack.max_message_bytes,
             }
-        })
-        .map_err(Joined::ButRefused)?;
+        })?;
     }
     Ok(Opened { channel, peer })
 }
