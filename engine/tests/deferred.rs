@@ -222,16 +222,12 @@ fn too_many_deferred_requests_are_refused_and_the_rest_served() {
 #[test]
 fn a_one_way_message_too_many_ends_no_request() {
     let instance = format!("oneway{}", std::process::id());
-    let (taken, waiting) = mpsc::channel();
-    let server = server()
+    let (builder, waiting) = handing_over();
+    let server = builder
         .shm(&instance)
         .limits(Limits {
             max_inflight_per_connection: 2,
             ..Limits::default()
-        })
-        .handler(WORK, move |_: Request<'_>, responder: Responder<'_>| {
-            // The test may have ended already.
-            let _ = taken.send(responder.detach());
         })
         .start()
         .unwrap();
@@ -482,11 +478,8 @@ fn answers_that_nobody_reads_leave_room_for_others() {
 /// There is nobody who could read it, so nobody is waited for: it took 30 s, until the connection was closed.
 #[test]
 fn an_answer_that_goes_nowhere_waits_for_nobody() {
-    let (sender, receiver) = mpsc::channel();
-    let server = server()
-        .handler(WORK, move |_: Request<'_>, responder: Responder<'_>| {
-            sender.send(responder.detach()).unwrap();
-        })
+    let (builder, waiting) = handing_over();
+    let server = builder
         .handler(WORK + 1, |_: Request<'_>, responder: Responder<'_>| {
             responder.reply(&vec![1; 9 << 20])
         })
@@ -495,7 +488,7 @@ fn an_answer_that_goes_nowhere_waits_for_nobody() {
     let mut peer = Peer::connect(address(&server));
     let unread = request(WORK + 1, 1, b"");
     peer.send(&[frame(0, WORK, 0, b""), unread].concat());
-    let deferred: Deferred = receiver.recv_timeout(PATIENCE).unwrap();
+    let deferred = waiting.recv_timeout(PATIENCE).unwrap();
     std::thread::sleep(Duration::from_millis(200));
     let start = std::time::Instant::now();
     let answering = std::thread::spawn(move || deferred.reply("nobody reads this"));

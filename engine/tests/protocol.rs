@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lapce_ai::ipc::{Deferred, ErrorCode, Request, Responder, Server};
+use lapce_ai::ipc::{ErrorCode, Request, Responder, Server};
 use support::*;
 
 const ONE_WAY: u16 = 0x0100;
-const LATER: u16 = 0x0101;
 
 fn echo_server() -> Server {
     server().start().unwrap()
@@ -267,22 +266,14 @@ fn compressed_heartbeats_and_handshakes_are_unpacked() {
 
 #[test]
 fn disconnect_delivers_the_answers_owed() {
-    let (deferred, waiting) = std::sync::mpsc::channel::<Deferred>();
-    let server = server()
-        .handler(
-            LATER,
-            move |_request: Request<'_>, responder: Responder<'_>| {
-                deferred.send(responder.detach()).unwrap();
-            },
-        )
-        .start()
-        .unwrap();
+    let (builder, waiting) = handing_over();
+    let server = builder.start().unwrap();
     for flags in [0, REQUEST] {
         let mut peer = Peer::connect(address(&server));
         let goodbye_id = if flags == REQUEST { 8 } else { 0 };
         let bytes = [
             echo(1, b"inline"),
-            request(LATER, 2, b""),
+            request(WORK, 2, b""),
             frame(flags, DISCONNECT, goodbye_id, b""),
             // After a DISCONNECT nothing is a request any more.
             echo(3, b"too late"),
@@ -301,7 +292,7 @@ fn disconnect_delivers_the_answers_owed() {
         let got = peer.receive();
         assert_eq!(
             (got.msg_type, got.msg_id, &got.payload[..]),
-            (LATER, 2, &b"later"[..])
+            (WORK, 2, &b"later"[..])
         );
         peer.expect_end();
     }
@@ -309,19 +300,11 @@ fn disconnect_delivers_the_answers_owed() {
 
 #[test]
 fn half_closing_is_a_goodbye_too() {
-    let (deferred, waiting) = std::sync::mpsc::channel::<Deferred>();
-    let server = server()
-        .handler(
-            LATER,
-            move |_request: Request<'_>, responder: Responder<'_>| {
-                deferred.send(responder.detach()).unwrap();
-            },
-        )
-        .start()
-        .unwrap();
+    let (builder, waiting) = handing_over();
+    let server = builder.start().unwrap();
     let mut peer = Peer::connect(address(&server));
     let large = pattern(1, 3 * 1024 * 1024);
-    peer.send(&request(LATER, 1, b""));
+    peer.send(&request(WORK, 1, b""));
     peer.send(&echo(2, &large));
     peer.finish_sending();
     peer.expect_echo(2, &large);

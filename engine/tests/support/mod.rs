@@ -5,6 +5,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -297,6 +298,16 @@ pub fn keeping(kept: &Kept) -> ServerBuilder {
     server().handler(WORK, move |_: Request<'_>, responder: Responder<'_>| {
         kept.lock().unwrap().push(responder.detach());
     })
+}
+
+/// A server that hands the duty to answer [`WORK`] to the test.
+pub fn handing_over() -> (ServerBuilder, Receiver<Deferred>) {
+    let (sender, receiver) = mpsc::channel();
+    let builder = server().handler(WORK, move |_: Request<'_>, responder: Responder<'_>| {
+        // The test may have ended already.
+        let _ = sender.send(responder.detach());
+    });
+    (builder, receiver)
 }
 
 /// A client that waits long enough.
