@@ -51,7 +51,7 @@ impl Inner {
         if channel.queued_bytes() < QUEUE_BYTES {
             return Ok(id);
         }
-        let mut deadline = self.deadline();
+        let mut deadline = self.deadline().with_server_only();
         let sent = self.send_queued(&mut deadline);
         self.begun(id, sent)
     }

@@ -83,6 +83,33 @@ fn what_does_not_wait_fails_at_once() {
     back.join();
 }
 
+/// Many at once go another way through the client, which sends them when 32 KiB are queued.
+#[test]
+fn many_that_are_submitted_do_not_wait_either() {
+    let mut peer = Peer::serve(|mut stream| {
+        let frame = stream.next().unwrap();
+        stream.answer(&frame);
+    });
+    let client = Client::builder()
+        .timeout(FOR_EVER)
+        .shm_upgrade(false)
+        .max_inflight(1 << 20)
+        .connect(peer.address())
+        .unwrap();
+    client.call(APP, b"x").unwrap();
+    // In flight, so that the rest comes beside others.
+    client.submit(APP, b"first").unwrap();
+    peer.stop();
+    while client.is_connected() {
+        std::thread::yield_now();
+    }
+    // The first 32 KiB may still go into the socket.
+    let error = (0..10_000)
+        .find_map(|_| client.submit(APP, &[7; 100]).err())
+        .unwrap();
+    assert!(matches!(error, Error::ConnectFailed { .. }), "{error:?}");
+}
+
 #[test]
 fn a_call_waits_unless_it_is_told_not_to() {
     let (client, _) = orphan(Client::builder().reconnect_timeout(Duration::ZERO));
