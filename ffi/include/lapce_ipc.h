@@ -258,6 +258,8 @@ int lapce_ipc_ping(lapce_ipc_client *client, uint64_t *took_ns);
 /* Queues a request; *id becomes its id. It is sent by lapce_ipc_flush, or when an answer is polled or
  * waited for, or when much is queued. Waits only if max_inflight requests are in flight, or much is queued
  * that the server does not read, and then for timeout_ms: after that, -EAGAIN, and nothing was queued.
+ * -ETIMEDOUT if it was queued, and part of it perhaps sent, but the server did not read on in time: then it is
+ * forgotten, as by lapce_ipc_cancel. A payload above 32 KiB is sent here, so it may wait for timeout_ms.
  * -EINVAL for a message type that is not LAPCE_IPC_HEARTBEAT, LAPCE_IPC_ECHO or the application's. */
 int lapce_ipc_submit(lapce_ipc_client *client, uint32_t flags, uint16_t msg_type,
                      const void *payload, size_t payload_bytes, uint64_t *id);
@@ -324,7 +326,8 @@ typedef struct lapce_ipc_answer {
 
 /* The next answer that is here, to whichever request; -EAGAIN if none is. Sends what is queued as far
  * as that goes without waiting. Does not wait, but to replace a lost connection over which something
- * is left to send. */
+ * is left to send, and then for timeout_ms: an event loop that cannot stand still that long sets
+ * LAPCE_IPC_NO_RECONNECT and connects anew by itself. */
 int lapce_ipc_poll(lapce_ipc_client *client, lapce_ipc_answer *answer);
 
 /* The same, but waits for the next answer. -EINVAL if no request is in flight. */

@@ -300,7 +300,10 @@ impl Client {
     /// # Errors
     /// [`Error::NotSent`] if that took longer than the timeout, [`Error::Unavailable`] or
     /// [`Error::ConnectFailed`] if there is no server: the request was not queued, and may be submitted
-    /// again. [`Error::TooLarge`], [`Error::ReservedType`] or [`Error::InvalidRequest`] if it cannot be sent.
+    /// again. [`Error::Timeout`] if it was queued, and part of it perhaps sent, but the server did not read on in
+    /// time: it is forgotten then, as by [`Client::cancel`]. So a payload above 32 KiB, which is sent here and
+    /// not by [`Client::flush`], may take the whole timeout: an event loop gives it to another thread.
+    /// [`Error::TooLarge`], [`Error::ReservedType`] or [`Error::InvalidRequest`] if it cannot be sent.
     // Always in line: a client with many in flight spends a third of its time here (docs/benchmarks.md).
     #[inline(always)]
     pub fn submit(&self, msg_type: u16, payload: &[u8]) -> Result<u64, Error> {
