@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::APP;
-use super::peer::{Peer, Stream};
+use super::peer::{Peer, Stream, until_ended};
 use crate::client::{Client, ClientBuilder, Error};
 
 const FOR_EVER: Duration = Duration::from_secs(1 << 20);
@@ -16,23 +16,27 @@ fn answer_all(mut stream: Stream) {
     }
 }
 
-/// A client that was connected, and where the server was.
-fn orphan(builder: ClientBuilder) -> (Client, String) {
-    let mut peer = Peer::serve(|mut stream| {
+/// A client of a server that answers once.
+fn served(builder: ClientBuilder) -> (Client, Peer) {
+    let peer = Peer::serve(|mut stream| {
         let frame = stream.next().unwrap();
         stream.answer(&frame);
     });
-    let address = peer.address().to_owned();
     let client = builder
         .timeout(FOR_EVER)
         .shm_upgrade(false)
-        .connect(&address)
+        .connect(peer.address())
         .unwrap();
     client.call(APP, b"x").unwrap();
+    (client, peer)
+}
+
+/// A client that was connected, and where the server was.
+fn orphan(builder: ClientBuilder) -> (Client, String) {
+    let (client, mut peer) = served(builder);
+    let address = peer.address().to_owned();
     peer.stop();
-    while client.is_connected() {
-        std::thread::yield_now();
-    }
+    until_ended(&client);
     // As old as a client has to be to look whether its server is there before it sends.
     std::thread::sleep(Duration::from_millis(20));
     (client, address)
@@ -86,23 +90,11 @@ fn what_does_not_wait_fails_at_once() {
 /// Many at once go another way through the client, which sends them when 32 KiB are queued.
 #[test]
 fn many_that_are_submitted_do_not_wait_either() {
-    let mut peer = Peer::serve(|mut stream| {
-        let frame = stream.next().unwrap();
-        stream.answer(&frame);
-    });
-    let client = Client::builder()
-        .timeout(FOR_EVER)
-        .shm_upgrade(false)
-        .max_inflight(1 << 20)
-        .connect(peer.address())
-        .unwrap();
-    client.call(APP, b"x").unwrap();
+    let (client, mut peer) = served(Client::builder().max_inflight(1 << 20));
     // In flight, so that the rest comes beside others.
     client.submit(APP, b"first").unwrap();
     peer.stop();
-    while client.is_connected() {
-        std::thread::yield_now();
-    }
+    until_ended(&client);
     // The first 32 KiB may still go into the socket.
     let error = (0..10_000)
         .find_map(|_| client.submit(APP, &[7; 100]).err())

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::time::Duration;
 
-use super::peer::Peer;
+use super::peer::{Peer, until_ended};
 use super::{APP, address, connect, server};
 use crate::client::{Client, Error};
 use crate::pool::ConnectionPool;
@@ -41,10 +41,7 @@ fn what_was_not_sent_goes_over_the_next_connection() {
     });
     let client = connect(&peer);
     assert_eq!(client.call(APP, b"one").unwrap(), b"one");
-    // Until the end has arrived here.
-    while client.is_connected() {
-        std::thread::yield_now();
-    }
+    until_ended(&client);
     std::thread::sleep(Duration::from_millis(10));
     assert_eq!(client.call(APP, b"two").unwrap(), b"two");
     assert_eq!(client.stats().reconnects, 1);
@@ -107,9 +104,7 @@ fn without_reconnecting_everything_fails_with_what_became_of_it() {
         .unwrap();
     client.call(APP, b"x").unwrap();
     peer.stop();
-    while client.is_connected() {
-        std::thread::yield_now();
-    }
+    until_ended(&client);
     std::thread::sleep(Duration::from_millis(10));
     for _ in 0..2 {
         for error in [
@@ -216,9 +211,7 @@ fn a_restarted_server_is_found_again() {
             Server::builder().bind(address).workers(1).start().unwrap()
         })
     };
-    while client.is_connected() {
-        std::thread::yield_now();
-    }
+    until_ended(&client);
     std::thread::sleep(Duration::from_millis(10));
     client.ping().unwrap();
     assert_eq!(client.stats().reconnects, 1);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use crate::client::Client;
 use crate::wire::{self, ErrorCode, Flags, Header, ProtocolVersion, Scanned, msg_type};
 
 /// Longer than any test sends.
@@ -193,5 +194,12 @@ impl Write for Stream {
 
     fn flush(&mut self) -> io::Result<()> {
         self.stream.flush()
+    }
+}
+
+/// Waits until the client has the end of its connection.
+pub(super) fn until_ended(client: &Client) {
+    while client.is_connected() {
+        std::thread::yield_now();
     }
 }

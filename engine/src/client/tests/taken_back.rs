@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::APP;
-use super::peer::Peer;
+use super::peer::{Peer, until_ended};
 use crate::client::{Client, ClientBuilder, Error};
 use crate::wire::{Flags, msg_type};
 
@@ -23,9 +23,7 @@ fn reset(builder: ClientBuilder) -> (Client, String, u64) {
     client.send(APP, b"unread").unwrap();
     let before = client.submit(APP, b"before").unwrap();
     peer.stop();
-    while client.is_connected() {
-        std::thread::yield_now();
-    }
+    until_ended(&client);
     (client, address, before)
 }
 
@@ -124,9 +122,7 @@ fn part_that_failed_safely_is_not_sent_twice() {
     client.send(APP, b"unread").unwrap();
     let id = client.submit_with(Flags::STREAM, APP, b"first").unwrap();
     peer.stop();
-    while client.is_connected() {
-        std::thread::yield_now();
-    }
+    until_ended(&client);
     let error = client
         .submit_part(id, APP, &long(b"part"), true)
         .unwrap_err();
