@@ -50,25 +50,46 @@ impl Context {
         let mut before = self.probe.measure()?;
         for _ in 0..runs {
             for (index, row) in rows.iter_mut().enumerate() {
-                let name = format!("{}: {}, {}", row.scenario, row.subject, row.case);
-                self.bar.set_message(name.clone());
-                self.bar.tick();
-                let steal = host::steal_ticks();
-                let waited = host::waited_ns();
-                let begun = Instant::now();
-                run(&mut self.probe, index, row).map_err(|cause| FailedIn { name, cause })?;
-                let stolen = host::steal_ticks() > steal;
-                let waited = (host::waited_ns() - waited) as f64;
-                let crowded = waited > WAITED_MAX * begun.elapsed().as_nanos() as f64;
-                let after = self.probe.measure()?;
-                let disturbed = stolen || crowded || before.moved(&after);
-                row.disturbed_runs.push(disturbed);
-                row.floors.push((before, after));
-                before = after;
+                before = self.run(before, row, |probe, row| run(probe, index, row))?;
             }
         }
         self.rows.append(&mut rows);
         Ok(())
+    }
+
+    /// One more run of a row that is measured amid others. It is not among the context's rows yet.
+    #[cfg(feature = "peers")]
+    pub fn measure_once(
+        &mut self,
+        row: &mut Row,
+        run: impl FnOnce(&mut Row) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let before = self.probe.measure()?;
+        self.run(before, row, |_, row| run(row)).map(drop)
+    }
+
+    /// One run. Returns the floors after it.
+    fn run(
+        &mut self,
+        before: Floors,
+        row: &mut Row,
+        run: impl FnOnce(&mut Probe, &mut Row) -> Result<(), Failure>,
+    ) -> Result<Floors, Failure> {
+        let name = format!("{}: {}, {}", row.scenario, row.subject, row.case);
+        self.bar.set_message(name.clone());
+        self.bar.tick();
+        let steal = host::steal_ticks();
+        let waited = host::waited_ns();
+        let begun = Instant::now();
+        run(&mut self.probe, row).map_err(|cause| FailedIn { name, cause })?;
+        let stolen = host::steal_ticks() > steal;
+        let waited = (host::waited_ns() - waited) as f64;
+        let crowded = waited > WAITED_MAX * begun.elapsed().as_nanos() as f64;
+        let after = self.probe.measure()?;
+        row.disturbed_runs
+            .push(stolen || crowded || before.moved(&after));
+        row.floors.push((before, after));
+        Ok(after)
     }
 
     /// Says why something is not measured, now and in the report.

@@ -3,13 +3,14 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use lapce_ai::bench_internals::futex;
 
 use crate::bare::{self, Bare, until};
-use crate::sys::Shared;
+use crate::sys::{Shared, WORD_STRIDE};
 
 /// Bytes of an echo: a header of 24 bytes and a payload of 64.
 pub const ECHO_BYTES: usize = 88;
@@ -17,11 +18,11 @@ const LINE_ROUNDS: u32 = 10_000;
 const SHM_ROUNDS: u32 = 10_000;
 const TCP_ROUNDS: u32 = 500;
 const FUTEX_ROUNDS: u32 = 60;
-/// Where the bytes of a request and of an answer lie, each in a page of its own.
-pub const REQUEST: usize = Shared::PAGE;
-pub const ANSWER: usize = 2 * Shared::PAGE;
+/// So many places in turn: how fast a page is depends on where the machine keeps it. Odd, so that each of the four
+/// floors comes to all of them.
+const PLACES: usize = 15;
 /// Memory of the floors.
-pub const BYTES: usize = 3 * Shared::PAGE;
+const BYTES: usize = PLACES * Place::BYTES;
 /// The longest sleep on a futex: the other side may have ended.
 pub const WAIT_MAX: Option<Duration> = Some(Duration::from_secs(1));
 /// Spins on a socket before the CPU is offered to others.
@@ -54,10 +55,32 @@ impl Floors {
     }
 }
 
+/// Where a floor is measured: the words, a request's bytes and an answer's, each in a page of its own.
+#[derive(Clone, Copy)]
+struct Place(usize);
+
+impl Place {
+    const BYTES: usize = 3 * Shared::PAGE;
+
+    fn words(self, shared: &Shared) -> (&AtomicU32, &AtomicU32) {
+        let begin = self.0 * Place::BYTES;
+        (shared.word_at(begin), shared.word_at(begin + WORD_STRIDE))
+    }
+
+    fn request(self) -> usize {
+        self.0 * Place::BYTES + Shared::PAGE
+    }
+
+    fn answer(self) -> usize {
+        self.0 * Place::BYTES + 2 * Shared::PAGE
+    }
+}
+
 /// The client's side, and the process of the other side.
 pub struct Probe {
-    pub bare: Bare,
+    bare: Bare,
     stream: TcpStream,
+    place: Place,
 }
 
 impl Probe {
@@ -66,7 +89,36 @@ impl Probe {
         let stream = TcpStream::connect(bare.served.address())?;
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        Ok(Probe { bare, stream })
+        let place = Place(0);
+        Ok(Probe {
+            bare,
+            stream,
+            place,
+        })
+    }
+
+    /// Tells the other side what comes, and moves on to the next place.
+    pub fn begin(&mut self, what: &str, rounds: u32) -> io::Result<()> {
+        let index = (self.place.0 + 1) % PLACES;
+        self.place = Place(index);
+        let (mine, other) = self.words();
+        // Relaxed: the other side reads them after the line that tells it.
+        mine.store(0, Relaxed);
+        other.store(0, Relaxed);
+        self.bare.begin(&format!("{what} {rounds} {index}"))
+    }
+
+    /// What this side says and what the other says, where [`Probe::begin`] moved to.
+    pub fn words(&self) -> (&AtomicU32, &AtomicU32) {
+        self.place.words(&self.bare.shared)
+    }
+
+    pub fn write_request(&self, bytes: &[u8]) {
+        self.bare.shared.write(self.place.request(), bytes);
+    }
+
+    pub fn read_answer(&self, bytes: &mut [u8]) {
+        self.bare.shared.read(self.place.answer(), bytes);
     }
 
     pub fn measure(&mut self) -> io::Result<Floors> {
@@ -79,8 +131,8 @@ impl Probe {
     }
 
     fn line(&mut self) -> io::Result<f64> {
-        self.bare.begin(&format!("line {LINE_ROUNDS}"))?;
-        let (mine, other) = self.bare.shared.words();
+        self.begin("line", LINE_ROUNDS)?;
+        let (mine, other) = self.words();
         Ok(median(LINE_ROUNDS, |round| {
             mine.store(round, Release); // pairs with the load in `serve`
             until(|| other.load(Acquire) == round);
@@ -88,22 +140,22 @@ impl Probe {
     }
 
     fn shm(&mut self) -> io::Result<f64> {
-        self.bare.begin(&format!("shm {SHM_ROUNDS}"))?;
-        let (mine, other) = self.bare.shared.words();
+        self.begin("shm", SHM_ROUNDS)?;
+        let (mine, other) = self.words();
         let mut sent = [7; ECHO_BYTES];
         let mut got = [0; ECHO_BYTES];
         Ok(median(SHM_ROUNDS, |round| {
             sent[..4].copy_from_slice(&round.to_le_bytes());
-            self.bare.shared.write(REQUEST, &sent);
+            self.write_request(&sent);
             mine.store(round, Release); // pairs with the load in `serve`
             until(|| other.load(Acquire) == round);
-            self.bare.shared.read(ANSWER, &mut got);
+            self.read_answer(&mut got);
             assert_eq!(got, sent);
         }))
     }
 
     fn tcp(&mut self) -> io::Result<f64> {
-        self.bare.begin(&format!("tcp {TCP_ROUNDS}"))?;
+        self.begin("tcp", TCP_ROUNDS)?;
         let mut error = None;
         let mut sent = [7; ECHO_BYTES];
         let mut got = [0; ECHO_BYTES];
@@ -118,8 +170,8 @@ impl Probe {
     }
 
     fn futex(&mut self) -> io::Result<f64> {
-        self.bare.begin(&format!("futex {FUTEX_ROUNDS}"))?;
-        let (mine, other) = self.bare.shared.words();
+        self.begin("futex", FUTEX_ROUNDS)?;
+        let (mine, other) = self.words();
         Ok(median(FUTEX_ROUNDS, |round| {
             mine.store(round, Release); // pairs with the load in `serve`
             futex::wake(mine, 1);
@@ -189,11 +241,14 @@ pub fn serve(name: &str) -> io::Result<()> {
     let (mut stream, _) = listener.accept()?;
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;
-    let (theirs, mine) = shared.words();
     let mut buffer = [0; ECHO_BYTES];
     bare::commands(|command| {
-        let (what, rounds) = command.split_once(' ').unwrap_or_default();
-        let rounds: u32 = rounds.parse().map_err(io::Error::other)?;
+        let mut words = command.split(' ');
+        let mut next = || words.next().unwrap_or_default();
+        let what = next();
+        let rounds: u32 = next().parse().map_err(io::Error::other)?;
+        let place = Place(next().parse().map_err(io::Error::other)?);
+        let (theirs, mine) = place.words(&shared);
         for round in 1..=rounds {
             // Acquire and Release: pair with those of `Probe`, and of `paced`.
             match what {
@@ -203,8 +258,8 @@ pub fn serve(name: &str) -> io::Result<()> {
                 }
                 "shm" => {
                     until(|| theirs.load(Acquire) == round);
-                    shared.read(REQUEST, &mut buffer);
-                    shared.write(ANSWER, &buffer);
+                    shared.read(place.request(), &mut buffer);
+                    shared.write(place.answer(), &buffer);
                     mine.store(round, Release);
                 }
                 "tcp" => {

@@ -12,7 +12,7 @@ use lapce_ai::ipc::monotonic_ns;
 
 use crate::bare::until;
 use crate::context::{Failure, wrong_answer};
-use crate::floors::{ANSWER, ECHO_BYTES, Probe, REQUEST, WAIT_MAX};
+use crate::floors::{ECHO_BYTES, Probe, WAIT_MAX};
 use crate::load::due_ns;
 use crate::row::latencies;
 
@@ -27,14 +27,14 @@ impl Probe {
         duration: Duration,
     ) -> Result<Histogram<u64>, Failure> {
         self.at_rate("shm", WARM_UP, rate, duration, |probe, round| {
-            let (mine, other) = probe.bare.shared.words();
+            let (mine, other) = probe.words();
             let mut sent = [7; ECHO_BYTES];
             let mut got = [0; ECHO_BYTES];
             sent[..4].copy_from_slice(&round.to_le_bytes());
-            probe.bare.shared.write(REQUEST, &sent);
+            probe.write_request(&sent);
             mine.store(round, Release); // pairs with the load in `floors::serve`
             until(|| other.load(Acquire) == round);
-            probe.bare.shared.read(ANSWER, &mut got);
+            probe.read_answer(&mut got);
             let now = monotonic_ns();
             (got == sent).then_some(now).ok_or_else(wrong_answer)
         })
@@ -48,7 +48,7 @@ impl Probe {
         duration: Duration,
     ) -> Result<Histogram<u64>, Failure> {
         self.at_rate("futex", 10, rate, duration, |probe, round| {
-            let (mine, other) = probe.bare.shared.words();
+            let (mine, other) = probe.words();
             mine.store(round, Release); // pairs with the load in `floors::serve`
             futex::wake(mine, 1);
             // Ends when the other side answers; each wait lasts at most a second.
@@ -69,7 +69,7 @@ impl Probe {
         mut round_trip: impl FnMut(&mut Probe, u32) -> io::Result<u64>,
     ) -> Result<Histogram<u64>, Failure> {
         let total = (rate * duration.as_secs_f64()).ceil().max(1.0) as u32;
-        self.bare.begin(&format!("{what} {}", warm_up + total))?;
+        self.begin(what, warm_up + total)?;
         for round in 1..=warm_up {
             round_trip(self, round)?;
         }

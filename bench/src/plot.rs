@@ -55,12 +55,15 @@ pub fn all(context: &Context) -> Vec<(String, String, String)> {
         let svg = windows(&title, &lines);
         plots.push(("throughput.svg".to_owned(), title, svg));
     }
+    let with_peers = context.rows.iter().any(|row| row.scenario == "peers");
     let bars: Vec<(String, f64, f64)> = context
         .rows
         .iter()
-        .filter(|row| {
-            (row.scenario == "latency" && row.subject.ends_with("spin") && row.case == "64 B")
-                || (row.scenario == "peers" && row.case == "round trip")
+        .filter(|row| match with_peers {
+            true => row.scenario == "peers" && row.case == "round trip",
+            false => {
+                row.scenario == "latency" && row.subject.ends_with("spin") && row.case == "64 B"
+            }
         })
         .filter_map(|row| Some((row.subject.clone(), row.median("p50")?, row.median("p99")?)))
         .collect();
@@ -72,13 +75,10 @@ pub fn all(context: &Context) -> Vec<(String, String, String)> {
     let bars: Vec<(String, f64)> = context
         .rows
         .iter()
-        .filter(|row| {
-            row.case == "window 256"
-                && (row.scenario == "peers" || row.subject.ends_with("spin 64 B"))
-        })
+        .filter(|row| row.scenario == "peers" && row.case == "window 256")
         .filter_map(|row| Some((row.subject.clone(), row.median("requests")?)))
         .collect();
-    if context.rows.iter().any(|row| row.scenario == "peers") && !bars.is_empty() {
+    if !bars.is_empty() {
         let title = "Requests of 64 B a second, 256 in flight, millions".to_owned();
         let svg = rate_bars(&title, bars);
         plots.push(("peers-window.svg".to_owned(), title, svg));

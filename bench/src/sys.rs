@@ -49,7 +49,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Words lie this far from one another, so that no two share a cache line or a prefetched pair.
-const WORD_STRIDE: usize = 128;
+pub const WORD_STRIDE: usize = 128;
 
 /// Memory shared by two processes: words in the first page, whatever is wanted after it.
 pub struct Shared {

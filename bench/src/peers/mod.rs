@@ -10,6 +10,7 @@ mod nats;
 #[cfg(feature = "peers-nng")]
 mod nng;
 mod node;
+mod ours;
 mod program;
 mod redis;
 mod round_trips;
@@ -22,8 +23,12 @@ mod zmq;
 
 use std::cmp::Ordering;
 
+use lapce_ai::ipc::Transport;
+
 use crate::context::{Context, Failure};
+use crate::engine;
 use crate::row::{Judged, Row};
+use ours::Ours;
 
 /// The other process of a peer that is a library.
 pub fn serve(kind: &str, name: &str) -> Result<(), Failure> {
@@ -110,16 +115,20 @@ const ALL: [(&str, Peer, &str); 11] = [
 
 pub fn run(context: &mut Context) -> Result<(), Failure> {
     scratch::sweep();
+    let first = context.rows.len();
+    let mut ours = Ours::new();
     for (name, peer, help) in ALL {
+        ours.measure_beside(context, name)?;
         if let Err(error) = peer(context) {
             context.note(format!("peer {name} skipped: {error}; {help}"));
         }
     }
+    context.rows.splice(first..first, ours.into_rows());
     verdicts(context);
     Ok(())
 }
 
-/// The peers that go through TCP, which our TCP is held against.
+/// The peers that go through TCP, which our TCP is held against. Each begins with its name in [`ALL`].
 const OVER_TCP: [&str; 5] = [
     "tokio",
     "tokio-uring",
@@ -131,24 +140,29 @@ const OVER_TCP: [&str; 5] = [
 /// Ahead of every peer that was measured, in each figure: our shared memory of all of them, our
 /// TCP of those that go through TCP.
 fn verdicts(context: &mut Context) {
-    for transport in ["shm", "tcp"] {
-        let latency = ("latency", format!("{transport} spin"), "64 B");
-        let throughput = ("throughput", format!("{transport} spin 64 B"), "window 256");
-        for (metric, case, ours) in [
-            ("p50", "round trip", &latency),
-            ("p99", "round trip", &latency),
-            ("requests", "window 256", &throughput),
+    for transport in engine::TRANSPORTS {
+        let ours = ours::name(transport);
+        for (metric, case) in [
+            ("p50", "round trip"),
+            ("p99", "round trip"),
+            ("requests", "window 256"),
         ] {
-            let promise = format!("{transport} ahead of every peer: {metric}, {case}");
-            let own = context.find(ours.0, &ours.1, ours.2);
+            let name = engine::transport_name(transport);
+            let promise = format!("{name} ahead of every peer: {metric}, {case}");
+            let own = context.find("peers", &ours, case);
             let Some(own) = own.and_then(|row| row.judged(metric)) else {
-                context.not_measured(promise, "needs the scenarios latency and throughput");
+                context.not_measured(promise, "no run of ours");
                 continue;
             };
             let peers = context.rows.iter().filter(|row| {
-                row.scenario == "peers"
-                    && row.case == case
-                    && (transport == "shm" || OVER_TCP.contains(&row.subject.as_str()))
+                let subject = row.subject.as_str();
+                let fits = match transport {
+                    Transport::Shm => engine::TRANSPORTS
+                        .iter()
+                        .all(|own| ours::name(*own) != subject),
+                    _ => OVER_TCP.contains(&subject),
+                };
+                row.scenario == "peers" && row.case == case && fits
             });
             let Some((peer, best)) = best(peers, metric) else {
                 context.not_measured(promise, "no peer ran");
