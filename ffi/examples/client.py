@@ -51,7 +51,7 @@ class _Options(c.Structure):
         ("flags", c.c_uint32),
         ("max_inflight", c.c_uint32),
         ("max_message_bytes", c.c_uint32),
-        ("reserved", c.c_uint32),
+        ("reconnect_timeout_ms", c.c_uint32),
     ]
 
 

@@ -206,7 +206,8 @@ typedef struct lapce_ipc_client_options {
     uint32_t flags;
     uint32_t max_inflight;      /* requests in flight; submitting more waits; default 1024 */
     uint32_t max_message_bytes; /* the longest payload either way; default 10 MiB */
-    uint32_t reserved;          /* 0 */
+    uint32_t reconnect_timeout_ms; /* how long a function that may wait tries to reach a server that is gone; timeout_ms
+                                      bounds it too, and is the default; with 1 there is one attempt */
 } lapce_ipc_client_options;
 
 #define LAPCE_IPC_CLIENT_OPTIONS_INIT \
@@ -220,7 +221,7 @@ typedef struct lapce_ipc_client_options {
  * was not sent is then sent; what may have been carried out fails with -ECONNRESET. While the server is
  * gone, lapce_ipc_submit, lapce_ipc_submit_part and lapce_ipc_send make one attempt (connect_timeout_ms at
  * most) and do not wait: they fail with that attempt's code, or with -ENOTCONN in the pause of at most 80 ms
- * after it. The others that send try again and again until timeout_ms. */
+ * after it. The others that send try again and again until timeout_ms or reconnect_timeout_ms. */
 int lapce_ipc_connect(const char *address, const lapce_ipc_client_options *options,
                       lapce_ipc_client **client);
 
@@ -327,7 +328,7 @@ typedef struct lapce_ipc_answer {
 /* The next answer that is here, to whichever request; -EAGAIN if none is. Sends what is queued as far
  * as that goes without waiting. Does not wait, but to replace a lost connection over which something
  * is left to send, and then for timeout_ms: an event loop that cannot stand still that long sets
- * LAPCE_IPC_NO_RECONNECT and connects anew by itself. */
+ * reconnect_timeout_ms, or LAPCE_IPC_NO_RECONNECT and connects anew by itself. */
 int lapce_ipc_poll(lapce_ipc_client *client, lapce_ipc_answer *answer);
 
 /* The same, but waits for the next answer. -EINVAL if no request is in flight. */

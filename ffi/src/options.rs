@@ -133,7 +133,7 @@ pub(crate) struct ClientOptions {
     flags: u32,
     max_inflight: u32,
     max_message_bytes: u32,
-    reserved: u32,
+    reconnect_timeout_ms: u32,
 }
 
 // SAFETY: plain numbers and pointers, the size first.
@@ -152,9 +152,6 @@ impl ClientOptions {
         if self.flags & !(NO_SHM_UPGRADE | NO_RECONNECT | RECORD_ROUND_TRIPS) != 0 {
             return Err(Fault::Invalid("a flag of the options is not known"));
         }
-        if self.reserved != 0 {
-            return Err(Fault::Newer);
-        }
         let mut builder = Client::builder()
             .idle(idle_mode(self.idle)?)
             .shm_upgrade(self.flags & NO_SHM_UPGRADE == 0)
@@ -170,6 +167,10 @@ impl ClientOptions {
         }
         if self.connect_timeout_ms > 0 {
             builder = builder.connect_timeout(Duration::from_millis(self.connect_timeout_ms));
+        }
+        if self.reconnect_timeout_ms > 0 {
+            let timeout = Duration::from_millis(self.reconnect_timeout_ms.into());
+            builder = builder.reconnect_timeout(timeout);
         }
         if self.max_inflight > 0 {
             builder = builder.max_inflight(self.max_inflight as usize);
