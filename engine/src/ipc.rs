@@ -36,7 +36,7 @@
 //!     })
 //!     .start()?;
 //! let pool = ConnectionPool::builder()
-//!     .endpoint(&server.local_addr().unwrap().to_string())
+//!     .endpoint(server.local_addr().unwrap().to_string())
 //!     .build()?;
 //! runtime.block_on(async move {
 //!     let answer = spawn_blocking(move || pool.get()?.call(0x0100, b"hello")).await??;
@@ -51,6 +51,12 @@
 //! it. The future that holds a `&Client` is not `Send`: run it on a thread with a runtime of its own. If something is left
 //! to send and the connection is gone, `poll` waits until there is a new one: [`ClientBuilder::reconnect_timeout`] bounds
 //! that.
+//!
+//! # Memory
+//!
+//! The engine frees the memory of long messages, but the C library's allocator keeps what handlers and their threads free:
+//! a server whose threads answered documents of 5 MiB, eight at a time, kept 24 MB. With [`keep_process_small`] called
+//! first in `main` it was 3.6 MB.
 //!
 //! Sizes are in bytes of payload unless said otherwise, times in the unit that the name ends with.
 

@@ -141,7 +141,8 @@ pub(super) fn take_kept(inner: &mut Inner, sink: &mut dyn FnMut(AnswerRef<'_>)) 
 }
 
 /// The parts of an answer that is a stream, as they come; see [`Client::call_stream`]. Each part
-/// may take as long as the client's timeout. After an error there are no more.
+/// may take as long as the client's timeout. After an error there are no more. To end a stream early, drop this: that
+/// cancels it. If [`Client::cancel`] did so, the next item is [`Error::InvalidRequest`], since the answer is not whole.
 #[derive(Debug)]
 pub struct Parts<'a> {
     client: &'a Client,

@@ -504,8 +504,10 @@ impl Dispatcher {
             && !same_secret(hello.credentials.unwrap_or_default(), token)
         {
             let text = match hello.credentials {
-                None => "this server asks for credentials: the HANDSHAKE has none",
-                Some(_) => "the credentials are not this server's",
+                None => {
+                    "this server asks for credentials, and the HANDSHAKE has none: set the client's auth token"
+                }
+                Some(_) => "the credentials are not this server's: check the client's auth token",
             };
             self.error(connection, header, ErrorCode::Unauthorized, text);
             return cut_off::refused(connection, ErrorCode::Unauthorized, &text);
