@@ -14,6 +14,8 @@
 //! What an operator should know, a damaged segment or a connection that was cut off, say, goes to the crate
 //! [`log`]: nothing shows unless the program installs a logger, `env_logger` for example.
 //!
+//! Sizes are in bytes of payload unless said otherwise, times in the unit that the name ends with.
+//!
 //! # In an async program
 //!
 //! Calls block, so they go where blocking is allowed, with a pool for the connections. A server has threads of its
@@ -57,8 +59,6 @@
 //! The engine frees the memory of long messages, but the C library's allocator keeps what handlers and their threads free:
 //! a server whose threads answered documents of 5 MiB, eight at a time, kept 24 MB. With [`keep_process_small`] called
 //! first in `main` it was 3.6 MB.
-//!
-//! Sizes are in bytes of payload unless said otherwise, times in the unit that the name ends with.
 
 pub use crate::client::{
     Answer, AnswerRef, Client, ClientBuilder, ClientStats, Error, Parts, PeerLimits, Watch,
