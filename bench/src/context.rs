@@ -121,6 +121,18 @@ impl Context {
         self.say(promise, measured, outcome);
     }
 
+    /// A verdict on a latency that must stay below `max` ns. Where a bare echo, measured in turn with it, does not
+    /// either, the machine broke the promise.
+    pub fn judge_beside_bare(&mut self, promise: String, own: Judged, bare: Judged, max: f64) {
+        let measured = format!("{}; a bare echo has {}", own.us(), bare.us());
+        let keeps = own.value < max;
+        if !keeps && bare.value >= max {
+            self.not_judged(promise, measured);
+        } else {
+            self.judge(promise, measured, own, None, keeps);
+        }
+    }
+
     /// The machine itself kept the promise from being kept.
     pub fn not_judged(&mut self, promise: impl Into<String>, measured: impl Into<String>) {
         self.say(promise, measured, Outcome::NotJudged);

@@ -7,9 +7,11 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use lapce_ai::bench_internals::futex;
 
 use crate::bare::{self, Bare, until};
+use crate::row::latencies;
 use crate::sys::{Shared, WORD_STRIDE};
 
 /// Bytes of an echo: a header of 24 bytes and a payload of 64.
@@ -133,10 +135,10 @@ impl Probe {
     fn line(&mut self) -> io::Result<f64> {
         self.begin("line", LINE_ROUNDS)?;
         let (mine, other) = self.words();
-        Ok(median(LINE_ROUNDS, |round| {
+        Ok(median(times(LINE_ROUNDS, |round| {
             mine.store(round, Release); // pairs with the load in `serve`
             until(|| other.load(Acquire) == round);
-        }))
+        })))
     }
 
     fn shm(&mut self) -> io::Result<f64> {
@@ -144,53 +146,72 @@ impl Probe {
         let (mine, other) = self.words();
         let mut sent = [7; ECHO_BYTES];
         let mut got = [0; ECHO_BYTES];
-        Ok(median(SHM_ROUNDS, |round| {
+        Ok(median(times(SHM_ROUNDS, |round| {
             sent[..4].copy_from_slice(&round.to_le_bytes());
             self.write_request(&sent);
             mine.store(round, Release); // pairs with the load in `serve`
             until(|| other.load(Acquire) == round);
             self.read_answer(&mut got);
             assert_eq!(got, sent);
-        }))
+        })))
     }
 
     fn tcp(&mut self) -> io::Result<f64> {
-        self.begin("tcp", TCP_ROUNDS)?;
+        self.tcp_times(TCP_ROUNDS).map(median)
+    }
+
+    /// The bare echo over TCP, for about as long as that.
+    pub fn tcp_latencies(&mut self, duration: Duration) -> io::Result<Histogram<u64>> {
+        let round_trip_ns = self.tcp()?.max(1.0);
+        let rounds = duration.as_nanos() as f64 / round_trip_ns;
+        let mut histogram = latencies();
+        for ns in self.tcp_times(rounds.ceil() as u32)? {
+            histogram.saturating_record(ns);
+        }
+        Ok(histogram)
+    }
+
+    fn tcp_times(&mut self, rounds: u32) -> io::Result<Vec<u64>> {
+        self.begin("tcp", rounds)?;
         let mut error = None;
         let mut sent = [7; ECHO_BYTES];
         let mut got = [0; ECHO_BYTES];
-        let ns = median(TCP_ROUNDS, |round| {
+        let times = times(rounds, |round| {
             sent[..4].copy_from_slice(&round.to_le_bytes());
             let result = write_spinning(&mut self.stream, &sent)
                 .and_then(|()| read_spinning(&mut self.stream, &mut got));
             error = error.take().or(result.err());
             assert!(error.is_some() || got == sent);
         });
-        error.map_or(Ok(ns), Err)
+        error.map_or(Ok(times), Err)
     }
 
     fn futex(&mut self) -> io::Result<f64> {
         self.begin("futex", FUTEX_ROUNDS)?;
         let (mine, other) = self.words();
-        Ok(median(FUTEX_ROUNDS, |round| {
+        Ok(median(times(FUTEX_ROUNDS, |round| {
             mine.store(round, Release); // pairs with the load in `serve`
             futex::wake(mine, 1);
             // Ends when the other side answers; each wait lasts at most a second.
             while other.load(Acquire) != round {
                 futex::wait(other, round - 1, WAIT_MAX);
             }
-        }))
+        })))
     }
 }
 
-fn median(rounds: u32, mut round_trip: impl FnMut(u32)) -> f64 {
-    let mut times: Vec<u64> = (1..=rounds)
+/// What each round trip took, in ns.
+fn times(rounds: u32, mut round_trip: impl FnMut(u32)) -> Vec<u64> {
+    (1..=rounds)
         .map(|round| {
             let start = lapce_ai::ipc::monotonic_ns();
             round_trip(round);
             lapce_ai::ipc::monotonic_ns() - start
         })
-        .collect();
+        .collect()
+}
+
+fn median(mut times: Vec<u64>) -> f64 {
     times.sort_unstable();
     times[times.len() / 2] as f64
 }

@@ -137,6 +137,11 @@ pub struct Judged {
 }
 
 impl Judged {
+    /// A time in ns, in words.
+    pub fn us(self) -> String {
+        format!("{:.2} µs", self.value / 1000.0)
+    }
+
     /// Why a loss tells nothing: the machine was worse to the one that lost than to the winner, if
     /// there is one. None: it tells something.
     fn excuse(self, winner: Option<Judged>) -> Option<String> {

@@ -5,7 +5,7 @@
 use lapce_ai::ipc::{IdleMode, Transport};
 
 use crate::context::{Context, Failure};
-use crate::row::{Judged, Row};
+use crate::row::Row;
 use crate::{engine, load};
 
 const RATES: [f64; 5] = [1_000.0, 10_000.0, 20_000.0, 100_000.0, 500_000.0];
@@ -115,35 +115,20 @@ fn promises(context: &mut Context, rate: f64) {
     let (echo, futex) = (p99(ECHO), p99(FUTEX));
     let below = format!("p99 below 10 µs over shm, {rate} a second:");
     if let (Some(spin), Some(echo)) = (spin, echo) {
-        awake(context, format!("{below} spin"), spin, echo);
+        context.judge_beside_bare(format!("{below} spin"), spin, echo, P99_NS_MAX);
     }
     let (Some(adaptive), Some(echo)) = (adaptive, echo) else {
         return;
     };
     if rate >= AWAKE_RATE {
-        awake(context, format!("{below} adaptive"), adaptive, echo);
+        context.judge_beside_bare(format!("{below} adaptive"), adaptive, echo, P99_NS_MAX);
     } else if let Some(futex) = futex {
         context.judge(
             format!("p99 at most 5 µs above a bare futex's, {rate} a second: adaptive"),
-            format!("{}; a bare futex has {}", text(adaptive), text(futex)),
+            format!("{}; a bare futex has {}", adaptive.us(), futex.us()),
             adaptive,
             Some(futex),
             adaptive.value <= futex.value + WAKE_NS_MAX,
         );
     }
-}
-
-/// A promise for a worker that is awake. Where the bare echo breaks it too, the machine did.
-fn awake(context: &mut Context, promise: String, engine: Judged, echo: Judged) {
-    let measured = format!("{}; a bare echo has {}", text(engine), text(echo));
-    let keeps = engine.value < P99_NS_MAX;
-    if !keeps && echo.value >= P99_NS_MAX {
-        context.not_judged(promise, measured);
-    } else {
-        context.judge(promise, measured, engine, None, keeps);
-    }
-}
-
-fn text(judged: Judged) -> String {
-    format!("{:.2} µs", judged.value / 1000.0)
 }
