@@ -110,7 +110,7 @@ fn in_turn(context: &mut Context) -> Result<(), Failure> {
     let judged = row.judged("p99").ok_or("no figure")?;
     context.judge(
         format!("p99 below 10 µs with {ATTACHED} attached over shm, {ACTIVE} active in turn"),
-        format!("{:.2} µs", judged.value / 1000.0),
+        judged.us(),
         judged,
         None,
         judged.value < P99_NS_MAX,

@@ -55,8 +55,7 @@ fn promises(context: &mut Context) {
     let (shm, tcp, bare) = (p99("shm spin"), p99("tcp spin"), p99(BARE_TCP));
     let text = |name: &str| format!("p99 of a 64 B call below 10 µs over {name}, spinning");
     if let Some(shm) = shm {
-        let measured = format!("{:.2} µs", shm.value / 1000.0);
-        context.judge(text("shm"), measured, shm, None, shm.value < P99_NS_MAX);
+        context.judge(text("shm"), shm.us(), shm, None, shm.value < P99_NS_MAX);
     }
     if let (Some(tcp), Some(bare)) = (tcp, bare) {
         context.judge_beside_bare(text("tcp"), tcp, bare, P99_NS_MAX);
