@@ -36,6 +36,11 @@ impl TcpLink {
             let left_ns = deadline_ns.saturating_sub(clock::now_ns());
             let limit = Duration::from_nanos(left_ns).max(LIMIT_MIN);
             match TcpStream::connect_timeout(&candidate, limit) {
+                // Nobody listens there. Reset, since otherwise no server could listen there for a minute (TIME_WAIT).
+                Ok(stream) if socket::is_its_own_peer(&stream) => {
+                    let _ = socket::reset_when_closed(stream.as_raw_fd());
+                    last = io::Error::from_raw_os_error(libc::ECONNREFUSED);
+                }
                 Ok(stream) => {
                     socket::set_up(stream.as_raw_fd()).map_err(failed)?;
                     return Ok(TcpLink { stream });

@@ -1,7 +1,7 @@
 //! What is done with sockets and the standard library does not offer.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -83,7 +83,6 @@ fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> 
 }
 
 /// To close the socket resets its connection.
-#[cfg(test)]
 pub(crate) fn reset_when_closed(fd: RawFd) -> io::Result<()> {
     let linger = libc::linger {
         l_onoff: 1,
@@ -192,6 +191,12 @@ pub(crate) fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }
 
+/// Whether a socket is connected to itself. Linux connects it so where nobody listens, if the port is one of those
+/// that it gives to clients, and it happens to give that one.
+pub(crate) fn is_its_own_peer(stream: &TcpStream) -> bool {
+    matches!((stream.local_addr(), stream.peer_addr()), (Ok(own), Ok(peer)) if own == peer)
+}
+
 /// Whether the peer's kernel has acknowledged all that was sent, the end included if that was sent: what the peer
 /// has not read yet is in its own memory.
 pub(crate) fn is_acknowledged(fd: RawFd) -> bool {
@@ -235,8 +240,7 @@ pub(crate) fn raise_fd_limit() -> io::Result<()> {
 mod tests {
     use super::*;
     use std::io::Read;
-    use std::net::TcpStream;
-    use std::os::fd::AsRawFd;
+    use std::net::Ipv4Addr;
     use std::time::Instant;
 
     fn option(fd: RawFd, level: i32, option: i32) -> i32 {
@@ -248,6 +252,37 @@ mod tests {
         };
         assert_eq!(result, 0);
         value
+    }
+
+    #[test]
+    fn a_socket_that_is_connected_to_itself_is_known() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(!is_its_own_peer(&other));
+        let mut raw = libc::sockaddr_in {
+            sin_family: libc::AF_INET as libc::sa_family_t,
+            sin_port: 0,
+            sin_addr: libc::in_addr {
+                s_addr: u32::from(Ipv4Addr::LOCALHOST).to_be(),
+            },
+            sin_zero: [0; 8],
+        };
+        let mut raw_len = size_of_val(&raw) as libc::socklen_t;
+        let address = std::ptr::from_mut(&mut raw).cast();
+        // SAFETY: the address is one sockaddr_in of ours, whose length is told; the descriptor is ours alone.
+        let stream = unsafe {
+            let fd = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+            assert_eq!(libc::bind(fd, address, raw_len), 0);
+            assert_eq!(libc::getsockname(fd, address, &mut raw_len), 0);
+            assert_eq!(libc::connect(fd, address, raw_len), 0);
+            TcpStream::from_raw_fd(fd)
+        };
+        assert!(is_its_own_peer(&stream));
+        // As the client leaves it: the port is free for a server.
+        let own = stream.local_addr().unwrap();
+        reset_when_closed(stream.as_raw_fd()).unwrap();
+        drop(stream);
+        listen(own).unwrap();
     }
 
     #[test]
