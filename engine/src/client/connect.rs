@@ -182,8 +182,15 @@ fn say_hello<T>(
     loop {
         let sent = channel.flush().map_err(failed)?;
         if let Some(incoming) = channel.next().map_err(Error::ServerViolation)? {
+            let header = incoming.header;
+            let answers = header.flags.contains(Flags::RESPONSE) && header.msg_id == HANDSHAKE_ID;
+            let is_about_the_connection = header.msg_type == msg_type::ERROR && header.msg_id == 0;
+            // All else is skipped, as it is later on: who sends back whatever comes is no server.
+            if !answers && !is_about_the_connection {
+                continue;
+            }
             let payload = channel.payload(&incoming);
-            match incoming.header.msg_type {
+            match header.msg_type {
                 // Some servers answer with the request's own type, as to any request.
                 msg_type::HANDSHAKE_ACK | msg_type::HANDSHAKE => {
                     let ack = Hello::decode(payload).map_err(Error::ServerViolation)?;

@@ -159,3 +159,28 @@ fn a_server_that_never_stops_sending_is_not_listened_to_for_longer_than_allowed(
         assert!(took < Duration::from_secs(1), "{took:?}");
     }
 }
+
+#[test]
+fn what_only_looks_like_the_answer_to_the_handshake_is_none() {
+    // Whatever comes sent back, an answer to another request, and a message that answers nothing.
+    for (flags, other_id) in [
+        (Flags::REQUEST, false),
+        (Flags::RESPONSE, true),
+        (Flags::NONE, false),
+    ] {
+        let peer = Peer::serve(move |mut stream| {
+            let Some(hello) = stream.next() else {
+                return;
+            };
+            let id = if other_id { 7 } else { hello.id() };
+            stream.write_frame(flags, msg_type::HANDSHAKE, id, b"");
+            while stream.next().is_some() {}
+        });
+        let error = Client::builder()
+            .auth_token("secret")
+            .connect_timeout(Duration::from_millis(100))
+            .connect(peer.address())
+            .unwrap_err();
+        assert!(matches!(error, Error::ConnectFailed { .. }), "{error:?}");
+    }
+}
