@@ -229,23 +229,19 @@ fn parse(bytes: &[u8]) -> Parsed {
         Err(httparse::Error::TooManyHeaders) => return Parsed::Long,
         Err(_) => return Parsed::Bad,
     };
-    let header = |name: &str| {
-        request
-            .headers
-            .iter()
-            .find(|header| header.name.eq_ignore_ascii_case(name))
+    let lines = |name: &'static str| {
+        let lines = request.headers.iter();
+        lines
+            .filter(move |header| header.name.eq_ignore_ascii_case(name))
             .map(|header| header.value)
     };
     // A list, which may be spread over several lines.
     let connection_has = |option: &[u8]| {
-        let lines = request.headers.iter();
-        let mut options = lines
-            .filter(|header| header.name.eq_ignore_ascii_case("connection"))
-            .flat_map(|header| header.value.split(|byte| *byte == b','));
+        let mut options = lines("connection").flat_map(|value| value.split(|byte| *byte == b','));
         options.any(|found| found.trim_ascii().eq_ignore_ascii_case(option))
     };
-    let has_body = header("content-length").is_some_and(|length| length != b"0")
-        || header("transfer-encoding").is_some();
+    let has_body = lines("content-length").any(|length| length != b"0")
+        || lines("transfer-encoding").next().is_some();
     let close = match request.version {
         Some(1) => connection_has(b"close"),
         _ => connection_has(b"close") || !connection_has(b"keep-alive"),
@@ -378,6 +374,22 @@ mod tests {
             ("*", "*"),
         ] {
             assert_eq!(path_of(target), path, "{target}");
+        }
+    }
+
+    #[test]
+    fn what_may_have_a_body_is_the_last_request() {
+        for lines in [
+            "Content-Length: 5\r\n",
+            "Content-Length: 0\r\nContent-Length: 5\r\n",
+            "Transfer-Encoding: chunked\r\n",
+        ] {
+            let request = format!("GET / HTTP/1.1\r\n{lines}\r\n");
+            let parsed = parse(request.as_bytes());
+            assert!(
+                matches!(parsed, Parsed::Whole { close: true, .. }),
+                "{lines}"
+            );
         }
     }
 
