@@ -188,6 +188,12 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // A good frame, of the other version.
+            Refusal::BadMagic { got } if matches!(got, b"IAPL" | b"LPAI") => write!(
+                f,
+                "Bad magic: a frame of version {} on a connection of the other version: it keeps that of its first frame, and shared memory has version 2 only",
+                if got == b"IAPL" { 2 } else { 1 }
+            ),
             Refusal::BadMagic { got: [a, b, c, d] } => write!(
                 f,
                 "Bad magic: a frame begins with 49 41 50 4C (version 2) or 4C 50 41 49 (version 1), got {a:02X} {b:02X} {c:02X} {d:02X}: does this address belong to another protocol?"
@@ -268,6 +274,15 @@ mod tests {
         assert_eq!(ErrorCode::from_u16(0), None);
         assert_eq!(ErrorCode::from_u16(15), None);
         assert_eq!(ErrorCode::CrcMismatch.metric_name(), "crc_mismatch");
+    }
+
+    #[test]
+    fn a_good_frame_of_the_other_version_is_not_called_another_protocol() {
+        for (got, version) in [(*b"IAPL", 2), (*b"LPAI", 1)] {
+            let text = Refusal::BadMagic { got }.to_string();
+            let wanted = format!("Bad magic: a frame of version {version} on a connection");
+            assert!(text.starts_with(&wanted), "{text}");
+        }
     }
 
     #[test]
