@@ -53,24 +53,30 @@ pub fn run(old: &Path, output: Option<&Path>) -> Result<(), Failure> {
     })
 }
 
-/// Writes the new file. One that is made now gets the old one's mode.
+/// Writes the new file. One that is made now gets the old one's mode, and is removed if it cannot be written whole.
 fn write(output: &Path, text: &str, old: &Metadata) -> std::io::Result<()> {
     let made = File::options()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(output);
-    let mut file = match made {
-        Ok(file) => {
-            if old.is_file() {
-                file.set_permissions(old.permissions())?;
+    match made {
+        Ok(mut file) => {
+            let written = match old.is_file() {
+                true => file.set_permissions(old.permissions()),
+                false => Ok(()),
             }
-            file
+            .and_then(|()| file.write_all(text.as_bytes()));
+            if written.is_err() {
+                std::fs::remove_file(output)?;
+            }
+            written
         }
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => File::create(output)?,
-        Err(error) => return Err(error),
-    };
-    file.write_all(text.as_bytes())
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            File::create(output)?.write_all(text.as_bytes())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether both names lead to one file, by whatever links.
