@@ -156,7 +156,7 @@ impl Worker {
         }
     }
 
-    /// Gives memory back after the worker has slept for a while: spare buffers, and the pages of warm and of
+    /// Gives memory back after the worker had no work for a while: spare buffers, and the pages of warm and of
     /// large rings.
     pub(super) fn release_memory(&mut self) {
         let first = std::mem::take(&mut self.rings.first_record);
@@ -164,7 +164,7 @@ impl Worker {
         self.dispatcher.pool().release();
         self.rings.first_record = self.dispatcher.pool().take();
         self.inbox.release_memory();
-        // None of them had anything since the worker fell asleep.
+        // None of them had anything meanwhile.
         for index in 0..self.rings.by_bit.len() {
             if let Some(key) = self.rings.by_bit[index]
                 && let Some(link) = self.link(key)

@@ -1,5 +1,7 @@
 //! Whether a worker without work goes on spinning or sleeps.
 
+use std::time::Duration;
+
 use crate::config::IdleMode;
 
 /// After work, spin for at least this long: a busy peer's next message comes within it.
@@ -70,6 +72,12 @@ impl IdlePolicy {
     #[inline]
     pub(super) fn rests(&mut self, now_ns: u64) {
         self.rests_since_ns.get_or_insert(now_ns);
+    }
+
+    /// For how long there has been no work.
+    pub(super) fn rested(&self, now_ns: u64) -> Duration {
+        let since_ns = self.rests_since_ns.unwrap_or(now_ns);
+        Duration::from_nanos(now_ns.saturating_sub(since_ns))
     }
 
     /// There is no work: whether to sleep now.

@@ -87,7 +87,7 @@ const EVENTS_MAX: usize = 256;
 /// For so many connections the lists of connections have room from the start, so that an event that is rare does not
 /// allocate in the steady state. With more of them they grow once.
 const KEYS_AT_START: usize = 32;
-/// A worker that has slept for this long gives spare memory back. Not earlier: to fault it in again costs
+/// A worker that had no work for this long gives spare memory back. Not earlier: to fault it in again costs
 /// more than a long message takes.
 const KEEP_MEMORY: Duration = Duration::from_millis(10);
 /// The longest sleep. The worker waits on a futex word in shared memory; if that memory was replaced by
@@ -285,6 +285,10 @@ impl Worker {
             let gives_way = std::mem::take(&mut self.gives_way);
             self.idle.set_mode(self.shared.idle_mode());
             self.idle.rests(self.now_ns);
+            if self.holds_memory && self.idle.rested(self.now_ns) >= KEEP_MEMORY {
+                self.holds_memory = false;
+                self.release_memory();
+            }
             if self.idle.should_sleep(self.now_ns) {
                 self.park();
             } else if gives_way {
@@ -334,12 +338,7 @@ impl Worker {
         self.inbox.doorbell().wake_up();
         // A worker that is not pinned may have been woken on another CPU.
         self.rings.tell_cpu();
-        let slept_ns = clock::now_ns().saturating_sub(self.now_ns);
-        self.now_ns += slept_ns;
-        if self.holds_memory && u128::from(slept_ns) >= KEEP_MEMORY.as_nanos() {
-            self.holds_memory = false;
-            self.release_memory();
-        }
+        self.now_ns = clock::now_ns().max(self.now_ns);
     }
 
     /// Whether the worker was asked to drain and has not begun to.

@@ -18,10 +18,10 @@ const LARGE_TOTAL_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The capacity of a new buffer: enough for most rounds, so that it does not grow in one of the next. What
 /// is not used of it is not resident.
 pub(super) const NEW_BYTES: usize = 16 * 1024;
-/// How many small buffers a sleeping worker keeps.
-const KEPT_ASLEEP_MAX: usize = 2;
+/// How many small buffers a worker without work keeps.
+const KEPT_AT_REST_MAX: usize = 2;
 /// The greatest capacity of those.
-const KEPT_ASLEEP_BYTES_MAX: usize = NEW_BYTES;
+const KEPT_AT_REST_BYTES_MAX: usize = NEW_BYTES;
 
 /// Buffers that no connection uses at the moment.
 #[derive(Default)]
@@ -66,10 +66,10 @@ impl VecPool {
         }
     }
 
-    /// Frees the buffers, because the worker sleeps. A few small ones stay, so that a worker that is woken
+    /// Frees the buffers, because the worker had no work for a while. A few small ones stay, so that a worker that is woken
     /// for every message need not allocate for every message.
     pub(super) fn release(&mut self) {
-        self.small.shrink(KEPT_ASLEEP_MAX, KEPT_ASLEEP_BYTES_MAX);
+        self.small.shrink(KEPT_AT_REST_MAX, KEPT_AT_REST_BYTES_MAX);
         self.large = SpareBuffers::default();
     }
 }
@@ -100,15 +100,15 @@ mod tests {
     }
 
     #[test]
-    fn asleep_only_a_few_small_ones_stay() {
+    fn without_work_only_a_few_small_ones_stay() {
         let mut pool = VecPool::default();
         for _ in 0..5 {
             pool.give(Vec::with_capacity(64));
-            pool.give(Vec::with_capacity(KEPT_ASLEEP_BYTES_MAX + 1));
+            pool.give(Vec::with_capacity(KEPT_AT_REST_BYTES_MAX + 1));
         }
         pool.give(Vec::with_capacity(LARGE));
         pool.release();
-        assert_eq!(pool.small.bytes(), KEPT_ASLEEP_MAX * 64);
+        assert_eq!(pool.small.bytes(), KEPT_AT_REST_MAX * 64);
         assert_eq!(pool.take_for(LARGE).capacity(), 64);
     }
 }
