@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use lapce_ai::bench_internals::futex;
 
+use crate::away;
 use crate::bare::{self, Bare, until};
 use crate::row::latencies;
 use crate::sys::{Shared, WORD_STRIDE};
@@ -254,7 +255,7 @@ pub fn read_spinning(stream: &mut TcpStream, bytes: &mut [u8]) -> io::Result<()>
     Ok(())
 }
 
-/// The other side. A command says what, and how many times.
+/// The other side. A command says what, and how many times or for how many microseconds.
 pub fn serve(name: &str) -> io::Result<()> {
     let shared = bare::open(name)?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -270,6 +271,12 @@ pub fn serve(name: &str) -> io::Result<()> {
         let rounds: u32 = next().parse().map_err(io::Error::other)?;
         let place = Place(next().parse().map_err(io::Error::other)?);
         let (theirs, mine) = place.words(&shared);
+        if let Some(late_ns) = what.strip_prefix("away-") {
+            let late_ns = late_ns.parse().map_err(io::Error::other)?;
+            let duration = Duration::from_micros(rounds.into());
+            mine.store(away::told_share(duration, late_ns), Release); // pairs with the load in `away`
+            return Ok(());
+        }
         for round in 1..=rounds {
             // Acquire and Release: pair with those of `Probe`, and of `paced`.
             match what {

@@ -1,6 +1,7 @@
 //! Measures every promise of the engine, beside the floor of the machine and the peers that a user
 //! would pick instead. See docs/benchmarks.md.
 
+mod away;
 mod bare;
 mod c_loop;
 mod child;
