@@ -110,6 +110,8 @@ fn take_lines(text: &str, key: &Key, item: &Item, taken: &mut BTreeSet<usize>) {
 /// What the user is told of something that was left out, which is shown whole.
 fn told<'a>(section: &str, key: Option<&str>, was: impl Iterator<Item = &'a str>) -> String {
     let name = key.map_or(section.to_owned(), |key| format!("{section}.{key}"));
+    // A quoted key may have control characters.
+    let name = name.escape_debug();
     let lines = was.map(str::trim).filter(|line| !line.is_empty());
     let was = lines.collect::<Vec<_>>().join("; ");
     let known = known();
@@ -180,6 +182,12 @@ mod tests {
         assert_eq!(new, "[server]\n# d\n");
         let (new, changes) = left("server.x.y = 1\nserver.workers = 2\n");
         assert_eq!((new.as_str(), changes.len()), ("server.workers = 2\n", 1));
+        let (new, changes) = left("\"\\u001b[31m\" = 1\n");
+        assert_eq!(new, "");
+        assert!(
+            changes[0].starts_with("\\u{1b}[31m is not known"),
+            "{changes:?}"
+        );
         let (new, _) = left("\u{feff}[a.b]\r\nc = 1\r\n[server]\r\nworkers = 2\r\n[a.d]\r\n");
         assert_eq!(new, "[server]\nworkers = 2\n");
     }
