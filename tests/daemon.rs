@@ -151,6 +151,7 @@ fn the_metrics_have_the_names_that_others_rely_on() {
     let metrics = daemon.get("/metrics");
     assert!(metrics.starts_with("HTTP/1.1 200 OK\r\n"));
     assert!(metrics.contains("Content-Type: text/plain; version=0.0.4"));
+    assert!(metrics.contains("\r\nDate: ") && metrics.contains(" GMT\r\n"));
     for name in [
         "lapce_ipc_requests_total{transport=\"tcp\"} 200",
         "lapce_ipc_requests_total{transport=\"shm\"} 0",
