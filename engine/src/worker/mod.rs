@@ -77,6 +77,7 @@ use slots::Slots;
 use starved::Starved;
 use turns::Turns;
 
+use crate::config::IdleMode;
 use crate::shm::Control;
 use crate::stats::WorkerStats;
 use crate::sys::clock;
@@ -90,6 +91,9 @@ const KEYS_AT_START: usize = 32;
 /// A worker that had no work for this long gives spare memory back. Not earlier: to fault it in again costs
 /// more than a long message takes.
 const KEEP_MEMORY: Duration = Duration::from_millis(10);
+/// The same in spin mode, which is for latency: long messages that come with every frame of a screen, or some ten a
+/// second, find the memory there.
+const KEEP_MEMORY_SPINNING: Duration = Duration::from_millis(200);
 /// The longest sleep. The worker waits on a futex word in shared memory; if that memory was replaced by
 /// another mapping meanwhile, a wake-up does not reach it before it waits anew.
 const SLEEP_MAX: Duration = Duration::from_secs(4);
@@ -285,7 +289,11 @@ impl Worker {
             let gives_way = std::mem::take(&mut self.gives_way);
             self.idle.set_mode(self.shared.idle_mode());
             self.idle.rests(self.now_ns);
-            if self.holds_memory && self.idle.rested(self.now_ns) >= KEEP_MEMORY {
+            let keep = match self.idle.mode() {
+                IdleMode::Spin => KEEP_MEMORY_SPINNING,
+                IdleMode::Adaptive | IdleMode::Park => KEEP_MEMORY,
+            };
+            if self.holds_memory && self.idle.rested(self.now_ns) >= keep {
                 self.holds_memory = false;
                 self.release_memory();
             }
