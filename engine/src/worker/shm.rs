@@ -195,10 +195,11 @@ impl Worker {
         self.touch(key);
     }
 
-    /// Takes what is in the hot rings and in those whose clients rang. Returns whether there was anything.
+    /// Takes what is in the hot rings and in those whose clients rang. Returns whether there was anything, or one rang.
     #[inline]
     pub(super) fn take_rings(&mut self) -> bool {
-        if self.rings.have_rung() {
+        let rung = self.rings.have_rung();
+        if rung {
             self.take_rung();
         }
         // Whether requests may have waited, so that there may be several, and PRIORITY counts: because the
@@ -232,7 +233,8 @@ impl Worker {
                 self.give_old_pages_back();
             }
         }
-        any
+        // To move answers on for which there is room now is work too: it leaves buffers that are to be given back.
+        any || rung
     }
 
     /// Between two rounds without work: polls the hot rings a few times and nothing else, since a whole
