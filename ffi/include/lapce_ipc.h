@@ -206,8 +206,9 @@ typedef struct lapce_ipc_client_options {
     uint32_t flags;
     uint32_t max_inflight;      /* requests in flight; submitting more waits; default 1024 */
     uint32_t max_message_bytes; /* the longest payload either way; default 10 MiB */
-    uint32_t reconnect_timeout_ms; /* how long a function that may wait tries to reach a server that is gone; timeout_ms
-                                      bounds it too, and is the default; with 1 there is one attempt */
+    uint32_t reconnect_timeout_ms; /* how long a function that may wait goes on trying to reach a server that is gone;
+                                      timeout_ms bounds it too, and is the default. An attempt that has begun may still
+                                      take connect_timeout_ms; with 1 there are one or two */
 } lapce_ipc_client_options;
 
 #define LAPCE_IPC_CLIENT_OPTIONS_INIT \
@@ -328,7 +329,7 @@ typedef struct lapce_ipc_answer {
 /* The next answer that is here, to whichever request; -EAGAIN if none is. Sends what is queued as far
  * as that goes without waiting. Does not wait, but to replace a lost connection over which something
  * is left to send, and then for timeout_ms: an event loop that cannot stand still that long sets
- * reconnect_timeout_ms, or LAPCE_IPC_NO_RECONNECT and connects anew by itself. */
+ * reconnect_timeout_ms and connect_timeout_ms, or LAPCE_IPC_NO_RECONNECT and connects anew by itself. */
 int lapce_ipc_poll(lapce_ipc_client *client, lapce_ipc_answer *answer);
 
 /* The same, but waits for the next answer. -EINVAL if no request is in flight. */
