@@ -271,10 +271,10 @@ pub fn serve(name: &str) -> io::Result<()> {
         let rounds: u32 = next().parse().map_err(io::Error::other)?;
         let place = Place(next().parse().map_err(io::Error::other)?);
         let (theirs, mine) = place.words(&shared);
-        if let Some(late_ns) = what.strip_prefix("away-") {
-            let late_ns = late_ns.parse().map_err(io::Error::other)?;
-            let duration = Duration::from_micros(rounds.into());
-            mine.store(away::told_share(duration, late_ns), Release); // pairs with the load in `away`
+        if let Some(late_us) = what.strip_prefix("away-") {
+            let spans = away::watch(rounds, late_us.parse().map_err(io::Error::other)?);
+            shared.write(place.answer(), &away::told(&spans));
+            mine.store(spans.len() as u32, Release); // pairs with the load in `away`
             return Ok(());
         }
         for round in 1..=rounds {

@@ -21,8 +21,8 @@ const QUICK: (usize, f64) = (3, 1.0);
 
 const SCENARIO: &str = "open-loop";
 const ECHO: &str = "bare echo, spinning";
-/// What [`Probe::late_share`](crate::floors::Probe::late_share) tells.
-const LATE: &str = "requests later than 10 µs";
+/// How many requests. For the CPUs alone, what [`Probe::late_share`](crate::floors::Probe::late_share) tells.
+const LATE: &str = "later than 10 µs";
 /// A p99 is that of the CPUs from so many percent on.
 const LATE_PERCENT_MAX: f64 = 1.0;
 /// Of a run's time, how much it is measured for.
@@ -108,9 +108,9 @@ fn measure(
     let rows = ways.iter();
     let rows = rows.map(|way| Row::new(SCENARIO, way.name(), case(rate), rate));
     context.measure_in_turn(rows.collect(), runs, |probe, index, row| {
-        row.push_latencies(match ways[index] {
+        let latencies = match ways[index] {
             Way::Echo => {
-                let late = probe.late_share(duration / AWAY_PART, P99_NS_MAX as u64)?;
+                let late = probe.late_share(duration / AWAY_PART, P99_NS_MAX as u64 / 1000)?;
                 away.push(LATE, "%", 100.0 * late);
                 probe.echo_at_rate(rate, duration)?
             }
@@ -121,7 +121,11 @@ fn measure(
                 let client = engine::connect(&served, transport, builder)?;
                 load::at_rate(&client, BYTES, rate, IN_FLIGHT_MAX, duration)?
             }
-        });
+        };
+        let late = latencies.count_between(P99_NS_MAX as u64, u64::MAX) as f64;
+        let late_percent = 100.0 * late / latencies.len() as f64;
+        row.push_latencies(latencies);
+        row.push(LATE, "%", late_percent);
         Ok(())
     })
 }
