@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::Transport;
-use super::histogram::SharedHistogram;
 use super::pools::Pools;
 use super::set::{ERROR_CODES, WorkerStats};
 use super::snapshot::{PerTransport, Snapshot};
@@ -92,28 +91,30 @@ impl Registry {
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let mut latency = Transport::ALL.map(|_| SharedHistogram::empty());
-        let mut totals: [PerTransport; 2] = Default::default();
+        let mut totals = Transport::ALL.map(|_| PerTransport::new());
         let mut errors = [0u64; ERROR_CODES];
         errors[ErrorCode::Overloaded as usize - 1] = self.refused_attaching.load(Ordering::Relaxed);
         let mut legacy_requests = 0;
         for worker in &self.workers {
-            for transport in Transport::ALL {
-                let from = &worker.transports[transport.index()];
-                let to = &mut totals[transport.index()];
-                to.add(from);
-                to.latency_sum_ns += from.latency.add_to(&mut latency[transport.index()]);
+            for (total, from) in totals.iter_mut().zip(&worker.transports) {
+                total.add(from);
             }
             for (total, count) in errors.iter_mut().zip(&worker.errors) {
                 *total += count.load(Ordering::Relaxed);
             }
             legacy_requests += worker.legacy_requests.load(Ordering::Relaxed);
         }
-        let (mut acquired, mut reused) = (0u64, 0u64);
-        if let Ok(pools) = self.pools.lock() {
-            (acquired, reused) = pools.totals();
+        let (pool_acquired, pool_reused) = match self.pools.lock() {
+            Ok(pools) => pools.totals(),
+            Err(_) => (0, 0),
+        };
+        Snapshot {
+            totals,
+            errors,
+            legacy_requests,
+            pool_acquired,
+            pool_reused,
         }
-        Snapshot::new(totals, latency, errors, legacy_requests, acquired, reused)
     }
 }
 

@@ -5,59 +5,55 @@ use std::sync::atomic::Ordering;
 use hdrhistogram::Histogram;
 
 use super::Transport;
+use super::histogram::SharedHistogram;
 use super::set::{self, ERROR_CODES};
 use crate::wire::ErrorCode;
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct PerTransport {
     requests: u64,
     connections: u64,
     connections_total: u64,
     bytes_in: u64,
     bytes_out: u64,
-    pub(super) latency_sum_ns: u64,
+    latency: Histogram<u64>,
+    latency_sum_ns: u64,
 }
 
 impl PerTransport {
+    pub(super) fn new() -> PerTransport {
+        PerTransport {
+            requests: 0,
+            connections: 0,
+            connections_total: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            latency: SharedHistogram::empty(),
+            latency_sum_ns: 0,
+        }
+    }
+
     pub(super) fn add(&mut self, from: &set::PerTransport) {
         self.requests += from.requests.load(Ordering::Relaxed);
         self.connections += from.connections.load(Ordering::Relaxed);
         self.connections_total += from.connections_total.load(Ordering::Relaxed);
         self.bytes_in += from.bytes_in.load(Ordering::Relaxed);
         self.bytes_out += from.bytes_out.load(Ordering::Relaxed);
+        self.latency_sum_ns += from.latency.add_to(&mut self.latency);
     }
 }
 
 /// The statistics of a server at one moment, merged over its workers. Counters are since start.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    totals: [PerTransport; 2],
-    latency: [Histogram<u64>; 2],
-    errors: [u64; ERROR_CODES],
-    legacy_requests: u64,
-    pool_acquired: u64,
-    pool_reused: u64,
+    pub(super) totals: [PerTransport; 2],
+    pub(super) errors: [u64; ERROR_CODES],
+    pub(super) legacy_requests: u64,
+    pub(super) pool_acquired: u64,
+    pub(super) pool_reused: u64,
 }
 
 impl Snapshot {
-    pub(super) fn new(
-        totals: [PerTransport; 2],
-        latency: [Histogram<u64>; 2],
-        errors: [u64; ERROR_CODES],
-        legacy_requests: u64,
-        pool_acquired: u64,
-        pool_reused: u64,
-    ) -> Snapshot {
-        Snapshot {
-            totals,
-            latency,
-            errors,
-            legacy_requests,
-            pool_acquired,
-            pool_reused,
-        }
-    }
-
     fn of(&self, transport: Transport) -> &PerTransport {
         &self.totals[transport.index()]
     }
@@ -89,7 +85,7 @@ impl Snapshot {
 
     /// Times from the arrival of a request or one-way message to when its answer was handed over, in nanoseconds.
     pub fn latency(&self, transport: Transport) -> &Histogram<u64> {
-        &self.latency[transport.index()]
+        &self.of(transport).latency
     }
 
     /// The sum of all those times, in nanoseconds.
