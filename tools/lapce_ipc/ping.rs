@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -37,8 +38,8 @@ pub struct PingArguments {
     #[arg(long, value_enum, default_value = "auto")]
     transport: TransportChoice,
     /// How to wait for answers
-    #[arg(long, value_enum, default_value = "adaptive")]
-    idle: IdleChoice,
+    #[arg(long, default_value = "adaptive", value_parser = idle_mode())]
+    idle: IdleMode,
     /// The file that holds the auth token of a server that asks for one
     #[arg(long, value_name = "FILE")]
     auth_token_file: Option<PathBuf>,
@@ -54,21 +55,10 @@ enum TransportChoice {
     Shm,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum IdleChoice {
-    Spin,
-    Adaptive,
-    Park,
-}
-
-impl From<IdleChoice> for IdleMode {
-    fn from(choice: IdleChoice) -> IdleMode {
-        match choice {
-            IdleChoice::Spin => IdleMode::Spin,
-            IdleChoice::Adaptive => IdleMode::Adaptive,
-            IdleChoice::Park => IdleMode::Park,
-        }
-    }
+/// Names the modes in the help and in errors, as of every other choice.
+fn idle_mode() -> impl TypedValueParser<Value = IdleMode> {
+    let names = [IdleMode::Spin, IdleMode::Adaptive, IdleMode::Park].map(IdleMode::name);
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<IdleMode>())
 }
 
 pub fn run(arguments: &PingArguments) -> Result<(), Failure> {
@@ -111,7 +101,7 @@ fn connect(arguments: &PingArguments) -> Result<Client, Failure> {
         builder = builder.auth_token(token);
     }
     let client = builder
-        .idle(arguments.idle.into())
+        .idle(arguments.idle)
         .max_inflight(arguments.window as usize)
         .max_message_bytes(arguments.size.max(10 * 1024 * 1024))
         // What is in flight bounds what can wait to be collected.
