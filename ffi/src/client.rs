@@ -278,11 +278,8 @@ unsafe extern "C" fn lapce_ipc_send(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn lapce_ipc_ping(client: *mut ClientHandle, took_ns: *mut u64) -> c_int {
     with_client(client, |state| {
-        let place = match took_ns.is_null() {
-            true => None,
-            // SAFETY: the header asks for a place or null.
-            false => Some(unsafe { guard::place(took_ns, "the place for the time") }?),
-        };
+        // SAFETY: the header asks for a place or null.
+        let place = unsafe { guard::place_or_null(took_ns, "the place for the time") }?;
         let took = state.client.ping()?;
         if let Some(place) = place {
             *place = took.as_nanos() as u64;

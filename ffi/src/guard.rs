@@ -84,6 +84,22 @@ pub(crate) unsafe fn place<'a, T>(place: *mut T, name: &'static str) -> Result<&
     unsafe { place.as_mut() }.ok_or(Fault::Null(name))
 }
 
+/// The same for a result that the program may do without, by null.
+///
+/// # Safety
+/// As [`place()`].
+#[inline]
+pub(crate) unsafe fn place_or_null<'a, T>(
+    to: *mut T,
+    name: &'static str,
+) -> Result<Option<&'a mut T>, Fault> {
+    match to.is_null() {
+        true => Ok(None),
+        // SAFETY: the caller's promise.
+        false => unsafe { place(to, name) }.map(Some),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

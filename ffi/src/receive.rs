@@ -92,11 +92,8 @@ unsafe extern "C" fn lapce_ipc_drain(
         if flags & !WAIT != 0 {
             return Err(Fault::Invalid("a flag is not known"));
         }
-        let place = match count.is_null() {
-            true => None,
-            // SAFETY: the header asks for a place or null.
-            false => Some(unsafe { guard::place(count, "the place for the count") }?),
-        };
+        // SAFETY: the header asks for a place or null.
+        let place = unsafe { guard::place_or_null(count, "the place for the count") }?;
         let give = |answer: lapce_ai::ipc::AnswerRef<'_>| {
             answer::view(&answer, |view| {
                 // SAFETY: the header asks for a function of this type, to be called on this thread

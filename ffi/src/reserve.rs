@@ -28,11 +28,8 @@ unsafe extern "C" fn lapce_ipc_reserve(
     with_client(client, |state| {
         // SAFETY: the header asks for a place for the pointer.
         let data = unsafe { guard::place(data, "the place for the memory") }?;
-        let capacity = match capacity.is_null() {
-            true => None,
-            // SAFETY: the header asks for a place or null.
-            false => Some(unsafe { guard::place(capacity, "the place for the capacity") }?),
-        };
+        // SAFETY: the header asks for a place or null.
+        let capacity = unsafe { guard::place_or_null(capacity, "the place for the capacity") }?;
         let (memory, room) = state.client.reserve(msg_type, length)?;
         state.reserved = true;
         *data = memory.cast();
