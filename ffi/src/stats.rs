@@ -100,7 +100,7 @@ fn check_quantile(quantile: f64) -> Result<(), Fault> {
 }
 
 #[cold]
-fn nothing_measured(why: &str) -> Fault {
+fn no_data(why: &str) -> Fault {
     Fault::Other(-libc::ENODATA, why.into())
 }
 
@@ -113,12 +113,9 @@ unsafe extern "C" fn lapce_ipc_client_peer_max_message(
         // SAFETY: the header asks for a place for the number.
         let place = unsafe { guard::place(bytes, "the place for the bytes") }?;
         let limits = state.client.peer_limits();
-        *place = limits.max_message_bytes.ok_or_else(|| {
-            Fault::Other(
-                -libc::ENODATA,
-                "the server has not said what it accepts".into(),
-            )
-        })?;
+        *place = limits
+            .max_message_bytes
+            .ok_or_else(|| no_data("the server has not said what it accepts"))?;
         Ok(())
     })
 }
@@ -134,12 +131,10 @@ unsafe extern "C" fn lapce_ipc_client_latency(
         let place = unsafe { guard::place(ns, "the place for the time") }?;
         check_quantile(quantile)?;
         let times = state.client.round_trips().ok_or_else(|| {
-            nothing_measured(
-                "round trips are not recorded: connect with LAPCE_IPC_RECORD_ROUND_TRIPS",
-            )
+            no_data("round trips are not recorded: connect with LAPCE_IPC_RECORD_ROUND_TRIPS")
         })?;
         if times.is_empty() {
-            return Err(nothing_measured("nothing was answered yet"));
+            return Err(no_data("nothing was answered yet"));
         }
         *place = times.value_at_quantile(quantile);
         Ok(())
@@ -199,7 +194,7 @@ unsafe extern "C" fn lapce_ipc_server_latency(
         let snapshot = handle.stats();
         let times = snapshot.latency(transport);
         if times.is_empty() {
-            return Err(nothing_measured("nothing was answered yet"));
+            return Err(no_data("nothing was answered yet"));
         }
         *place = times.value_at_quantile(quantile);
         Ok(())
