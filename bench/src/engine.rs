@@ -13,13 +13,6 @@ const CONNECTIONS_MAX: u32 = 12_000;
 
 pub const TRANSPORTS: [Transport; 2] = [Transport::Shm, Transport::Tcp];
 
-pub fn transport_name(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Shm => "shm",
-        _ => "tcp",
-    }
-}
-
 /// The instance of this run of the bench, which no other run shares.
 fn instance() -> String {
     format!("bench{}", std::process::id())

@@ -147,8 +147,7 @@ fn verdicts(context: &mut Context) {
             ("p99", "round trip"),
             ("requests", "window 256"),
         ] {
-            let name = engine::transport_name(transport);
-            let promise = format!("{name} ahead of every peer: {metric}, {case}");
+            let promise = format!("{transport} ahead of every peer: {metric}, {case}");
             let own = context.find("peers", &ours, case);
             let Some(own) = own.and_then(|row| row.judged(metric)) else {
                 context.not_measured(promise, "no run of ours");

@@ -13,7 +13,7 @@ const BYTES: usize = 64;
 
 /// What the engine is called among the peers.
 pub fn name(transport: Transport) -> String {
-    format!("{} spin", engine::transport_name(transport))
+    format!("{transport} spin")
 }
 
 /// Of both transports, one by one and with a window in flight.

@@ -19,7 +19,7 @@ const BYTES: usize = 64;
 pub fn run(context: &mut Context) -> Result<(), Failure> {
     let mut most = 0;
     for transport in engine::TRANSPORTS {
-        let name = engine::transport_name(transport);
+        let name = transport.name();
         for (way, windowed) in [("calls", false), ("window 64", true)] {
             let mut served = engine::start(context, IdleMode::Spin)?;
             let client = engine::connect(&served, transport, engine::builder(IdleMode::Spin))?;

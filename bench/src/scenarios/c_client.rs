@@ -29,7 +29,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     for transport in engine::TRANSPORTS {
         let mut has_c = true;
         let mut ns = vec![0; CALLS_MAX];
-        let subject = format!("{} spin", engine::transport_name(transport));
+        let subject = format!("{transport} spin");
         let row = Row::new("c-client", subject, "64 B", BYTES as f64);
         context.measure_in_turn(vec![row], RUNS, |_, _, row| {
             let served = engine::start_at(cpu, IdleMode::Spin, "127.0.0.1:0")?;

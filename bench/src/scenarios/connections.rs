@@ -33,7 +33,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     let cpu = context.host.server_cpu;
     let runs = context.runs;
     for transport in engine::TRANSPORTS {
-        let name = engine::transport_name(transport);
+        let name = transport.name();
         for &count in counts {
             if count as u64 + 100 > sys::descriptors_max() {
                 context.note(format!(

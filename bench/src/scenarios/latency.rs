@@ -23,7 +23,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     let duration = context.duration;
     for transport in engine::TRANSPORTS {
         for idle in [IdleMode::Spin, IdleMode::Adaptive] {
-            let subject = format!("{} {idle}", engine::transport_name(transport));
+            let subject = format!("{transport} {idle}");
             for &bytes in sizes {
                 let row =
                     |subject: &str| Row::new("latency", subject, bytes_text(bytes), bytes as f64);

@@ -41,8 +41,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
         host::forget_peak(pid)?;
         load::windowed(client, 1024, 64, duration)?;
         let loaded = host::memory(pid);
-        let name = engine::transport_name(transport);
-        push(context, &format!("loaded over {name}"), loaded);
+        push(context, &format!("loaded over {transport}"), loaded);
         most = most.max(loaded.peak);
     }
     std::thread::sleep(Duration::from_secs(1));

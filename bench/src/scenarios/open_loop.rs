@@ -49,7 +49,7 @@ impl Way {
             Way::Echo => ECHO.to_owned(),
             Way::Futex => FUTEX.to_owned(),
             Way::Engine(transport, idle) => {
-                format!("{} {idle}", engine::transport_name(transport))
+                format!("{transport} {idle}")
             }
         }
     }

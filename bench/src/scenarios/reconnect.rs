@@ -14,7 +14,7 @@ const MS_MAX: f64 = 100.0;
 
 pub fn run(context: &mut Context) -> Result<(), Failure> {
     for transport in engine::TRANSPORTS {
-        let name = engine::transport_name(transport);
+        let name = transport.name();
         let mut row = Row::new("reconnect", name, "killed and started again", 0.0);
         for run in 0..RUNS {
             context

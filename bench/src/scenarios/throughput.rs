@@ -22,7 +22,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     let cpu = context.host.server_cpu;
     for transport in engine::TRANSPORTS {
         for bytes in [64, 1024] {
-            let name = engine::transport_name(transport);
+            let name = transport.name();
             let subject = format!("{name} spin {}", bytes_text(bytes));
             for &window in windows {
                 let case = format!("window {window}");
@@ -39,7 +39,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
                 })?;
             }
         }
-        promise(context, engine::transport_name(transport));
+        promise(context, transport.name());
     }
     Ok(())
 }
