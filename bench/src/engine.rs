@@ -6,7 +6,7 @@ use std::time::Duration;
 use lapce_ai::ipc::{Client, ClientBuilder, IdleMode, Limits, Server, ServerBuilder, Transport};
 
 use crate::child::Served;
-use crate::context::{Context, Failure};
+use crate::context::Failure;
 
 /// Connections that the bench's server allows.
 const CONNECTIONS_MAX: u32 = 12_000;
@@ -30,17 +30,14 @@ pub fn sweep() {
     }
 }
 
-/// A server process in this mode.
-pub fn start(context: &Context, idle: IdleMode) -> io::Result<Served> {
-    start_at(context.host.server_cpu, idle, "127.0.0.1:0")
-}
-
-pub fn start_at(cpu: usize, idle: IdleMode, bind: &str) -> io::Result<Served> {
-    let mut served = spawn_at(cpu, idle, bind)?;
+/// A server process in this mode, on a port of its own.
+pub fn start(cpu: usize, idle: IdleMode) -> io::Result<Served> {
+    let mut served = spawn_at(cpu, idle, "127.0.0.1:0")?;
     served.wait_ready()?;
     Ok(served)
 }
 
+/// The same at this address, without waiting until it serves.
 pub fn spawn_at(cpu: usize, idle: IdleMode, bind: &str) -> io::Result<Served> {
     let (cpu, instance) = (cpu.to_string(), instance());
     Served::spawn(&[

@@ -48,7 +48,7 @@ impl Ours {
                 continue;
             }
             context.measure_once(row, |row| {
-                let served = engine::start_at(cpu, IdleMode::Spin, "127.0.0.1:0")?;
+                let served = engine::start(cpu, IdleMode::Spin)?;
                 let builder = engine::builder(IdleMode::Spin).max_inflight(WINDOW);
                 let client = engine::connect(&served, wanted, builder)?;
                 if *windowed {

@@ -21,7 +21,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     for transport in engine::TRANSPORTS {
         let name = transport.name();
         for (way, windowed) in [("calls", false), ("window 64", true)] {
-            let mut served = engine::start(context, IdleMode::Spin)?;
+            let mut served = engine::start(context.host.server_cpu, IdleMode::Spin)?;
             let client = engine::connect(&served, transport, engine::builder(IdleMode::Spin))?;
             let mut messages = Messages::new(&client);
             // Buffers come into use and grow to their size.

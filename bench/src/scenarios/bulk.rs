@@ -69,7 +69,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
                 copies(&mut bare, piece, step, duration.as_nanos() as u64)?
             }
             Way::Engine(window) => {
-                let served = engine::start_at(cpu, IdleMode::Spin, "127.0.0.1:0")?;
+                let served = engine::start(cpu, IdleMode::Spin)?;
                 let builder = engine::builder(IdleMode::Spin).max_inflight(window as usize);
                 let client = engine::connect(&served, Transport::Shm, builder)?;
                 load::windowed(&client, MESSAGE, window, duration)?

@@ -32,7 +32,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
         let subject = format!("{transport} spin");
         let row = Row::new("c-client", subject, "64 B", BYTES as f64);
         context.measure_in_turn(vec![row], RUNS, |_, _, row| {
-            let served = engine::start_at(cpu, IdleMode::Spin, "127.0.0.1:0")?;
+            let served = engine::start(cpu, IdleMode::Spin)?;
             let address = engine::address(&served, transport);
             let (mut rust, mut c) = (latencies(), latencies());
             let (mut rust_ns, mut c_ns) = (Vec::new(), Vec::new());

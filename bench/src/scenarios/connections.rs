@@ -74,7 +74,7 @@ fn in_turn(context: &mut Context) -> Result<(), Failure> {
     let case = format!("{ATTACHED}, {ACTIVE} in turn");
     let row = Row::new("connections", "shm", case, ATTACHED as f64 + 0.5);
     context.measure(row, |row| {
-        let served = engine::start_at(cpu, IdleMode::Spin, "127.0.0.1:0")?;
+        let served = engine::start(cpu, IdleMode::Spin)?;
         let mut clients = Vec::with_capacity(ATTACHED);
         for _ in 0..ATTACHED {
             let builder = engine::builder(IdleMode::Spin);
@@ -125,7 +125,7 @@ fn one(
     count: usize,
     duration: Duration,
 ) -> Result<(), Failure> {
-    let served = engine::start_at(cpu, IdleMode::Adaptive, "127.0.0.1:0")?;
+    let served = engine::start(cpu, IdleMode::Adaptive)?;
     std::thread::sleep(Duration::from_millis(20)); // it has given its start-up pages back by then
     let before = host::memory(served.pid());
     let mut clients = Vec::with_capacity(count);

@@ -19,7 +19,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     } else {
         SECONDS
     };
-    let served = engine::start(context, IdleMode::Adaptive)?;
+    let served = engine::start(context.host.server_cpu, IdleMode::Adaptive)?;
     let mut clients = Vec::with_capacity(CONNECTIONS);
     for index in 0..CONNECTIONS {
         let transport = engine::TRANSPORTS[index % engine::TRANSPORTS.len()];

@@ -38,7 +38,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
                         row.push_latencies(probe.tcp_latencies(duration)?);
                         return Ok(());
                     }
-                    let served = engine::start_at(cpu, idle, "127.0.0.1:0")?;
+                    let served = engine::start(cpu, idle)?;
                     let client = engine::connect(&served, transport, engine::builder(idle))?;
                     row.push_latencies(load::closed(&client, bytes, duration)?);
                     Ok(())

@@ -17,7 +17,7 @@ const CONNECTIONS: usize = 100;
 
 pub fn run(context: &mut Context) -> Result<(), Failure> {
     let duration = context.duration;
-    let served = engine::start(context, IdleMode::Adaptive)?;
+    let served = engine::start(context.host.server_cpu, IdleMode::Adaptive)?;
     let pid = served.pid();
     std::thread::sleep(Duration::from_millis(50));
     push(context, "started", host::memory(pid));

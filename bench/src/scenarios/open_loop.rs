@@ -116,7 +116,7 @@ fn measure(
             }
             Way::Futex => probe.futex_at_rate(rate, duration)?,
             Way::Engine(transport, idle) => {
-                let served = engine::start_at(cpu, idle, "127.0.0.1:0")?;
+                let served = engine::start(cpu, idle)?;
                 let builder = engine::builder(idle).max_inflight(IN_FLIGHT_MAX);
                 let client = engine::connect(&served, transport, builder)?;
                 load::at_rate(&client, BYTES, rate, IN_FLIGHT_MAX, duration)?

@@ -34,7 +34,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn one(context: &Context, transport: Transport) -> Result<f64, Failure> {
-    let served = engine::start(context, IdleMode::Adaptive)?;
+    let served = engine::start(context.host.server_cpu, IdleMode::Adaptive)?;
     let bind = served.address().to_owned();
     let client = engine::connect(&served, transport, engine::builder(IdleMode::Adaptive))?;
     let sent = payloads::payload(64);

@@ -40,7 +40,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
         true => QUICK_SENDERS,
         false => SENDERS,
     };
-    let served = engine::start(context, IdleMode::Adaptive)?;
+    let served = engine::start(context.host.server_cpu, IdleMode::Adaptive)?;
     context
         .bar
         .set_message(format!("memory: {count} senders of 1 MiB"));

@@ -28,7 +28,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
                 let case = format!("window {window}");
                 let row = Row::new("throughput", &subject, case, window as f64);
                 context.measure(row, |row| {
-                    let served = engine::start_at(cpu, IdleMode::Spin, "127.0.0.1:0")?;
+                    let served = engine::start(cpu, IdleMode::Spin)?;
                     let builder = engine::builder(IdleMode::Spin).max_inflight(window as usize);
                     let client = engine::connect(&served, transport, builder)?;
                     let rate = load::windowed(&client, bytes, window, duration)?;
