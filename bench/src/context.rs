@@ -9,7 +9,7 @@ use indicatif::ProgressBar;
 
 use crate::floors::{Floors, Probe};
 use crate::host::{self, Host};
-use crate::row::{Judged, Outcome, Row, Verdict};
+use crate::row::{self, Judged, Outcome, Row, Verdict};
 
 pub type Failure = Box<dyn Error>;
 
@@ -167,11 +167,8 @@ impl Context {
                     .flat_map(|(before, after)| [*before, *after])
             })
             .collect();
-        let median = |of: fn(&Floors) -> f64| {
-            let mut values: Vec<f64> = all.iter().map(of).collect();
-            values.sort_by(f64::total_cmp);
-            values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-        };
+        let median =
+            |of: fn(&Floors) -> f64| row::median(all.iter().map(of).collect()).unwrap_or(f64::NAN);
         Floors {
             line: median(|floors| floors.line),
             shm: median(|floors| floors.shm),
