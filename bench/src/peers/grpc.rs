@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status};
 use super::round_trips::RoundTrips;
 use super::scratch::Scratch;
 use super::tcp;
-use super::tokio::spinning;
+use super::tokio::{runtime, spinning};
 use super::window::{Clock, WINDOW};
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
@@ -101,12 +101,6 @@ impl Service<http::Request<Body>> for Echo {
 
 impl NamedService for Echo {
     const NAME: &'static str = "bench.Echo";
-}
-
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
 }
 
 pub fn serve(name: &str) -> Result<(), Failure> {

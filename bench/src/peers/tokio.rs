@@ -5,7 +5,14 @@ use tokio::net::TcpListener;
 
 use crate::context::Failure;
 
-/// A runtime of one thread for a client that spins, as ours does: there is always something to do,
+/// A runtime of one thread.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
+
+/// The same for a client that spins, as ours does: there is always something to do,
 /// so it looks for what has come instead of sleeping.
 pub fn spinning() -> std::io::Result<tokio::runtime::Runtime> {
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -6,17 +6,12 @@ use zeromq::{RepSocket, ReqSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 use super::round_trips::RoundTrips;
 use super::scratch::Scratch;
 use super::tcp;
+use super::tokio::runtime;
 use crate::child::Served;
 use crate::context::{Context, Failure, wrong_answer};
 use crate::payloads::{payload, stamp};
 
 const WARM_UP: u64 = 100;
-
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-}
 
 pub fn serve(name: &str) -> Result<(), Failure> {
     runtime()?.block_on(async {
