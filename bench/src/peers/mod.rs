@@ -21,8 +21,6 @@ mod uring;
 mod window;
 mod zmq;
 
-use std::cmp::Ordering;
-
 use lapce_ai::ipc::Transport;
 
 use crate::context::{Context, Failure};
@@ -123,8 +121,10 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
             context.note(format!("peer {name} skipped: {error}; {help}"));
         }
     }
-    context.rows.splice(first..first, ours.into_rows());
-    verdicts(context);
+    let peers = context.rows.split_off(first);
+    verdicts(context, &ours, &peers);
+    context.rows.extend(ours.into_rows());
+    context.rows.extend(peers);
     Ok(())
 }
 
@@ -139,53 +139,46 @@ const OVER_TCP: [&str; 5] = [
 
 /// Ahead of every peer that was measured, in each figure: our shared memory of all of them, our
 /// TCP of those that go through TCP.
-fn verdicts(context: &mut Context) {
+fn verdicts(context: &mut Context, ours: &Ours, peers: &[Row]) {
     for transport in engine::TRANSPORTS {
-        let ours = ours::name(transport);
         for (metric, case) in [
             ("p50", "round trip"),
             ("p99", "round trip"),
             ("requests", "window 256"),
         ] {
             let promise = format!("{transport} ahead of every peer: {metric}, {case}");
-            let own = context.find("peers", &ours, case);
-            let Some(own) = own.and_then(|row| row.judged(metric)) else {
+            let own = ours.row(transport, case).and_then(|row| row.judged(metric));
+            let Some(own) = own else {
                 context.not_measured(promise, "no run of ours");
                 continue;
             };
-            let peers = context.rows.iter().filter(|row| {
-                let subject = row.subject.as_str();
-                let fits = match transport {
-                    Transport::Shm => engine::TRANSPORTS
-                        .iter()
-                        .all(|own| ours::name(*own) != subject),
-                    _ => OVER_TCP.contains(&subject),
-                };
-                row.scenario == "peers" && row.case == case && fits
-            });
-            let Some((peer, best)) = best(peers, metric) else {
+            let is_rival = |row: &&Row| {
+                row.case == case
+                    && (transport == Transport::Shm || OVER_TCP.contains(&row.subject.as_str()))
+            };
+            let Some((peer, best)) = best(peers.iter().filter(is_rival), metric) else {
                 context.not_measured(promise, "no peer ran");
                 continue;
             };
             let measured = format!("{:.0} against {:.0} of {peer}", own.value, best.value);
-            let ahead = better(metric, own, best).is_lt();
+            let ahead = cost(metric, own) < cost(metric, best);
             context.judge(promise, measured, own, Some(best), ahead);
         }
     }
 }
 
-/// The better one first.
-fn better(metric: &str, one: Judged, other: Judged) -> Ordering {
+/// What is less for the better one.
+fn cost(metric: &str, figure: Judged) -> f64 {
     match metric {
-        "requests" => other.value.total_cmp(&one.value),
-        _ => one.value.total_cmp(&other.value),
+        "requests" => -figure.value,
+        _ => figure.value,
     }
 }
 
 /// The best of them, by the same runs as ours are judged by.
 fn best<'a>(rows: impl Iterator<Item = &'a Row>, metric: &str) -> Option<(&'a str, Judged)> {
     rows.filter_map(|row| Some((row.subject.as_str(), row.judged(metric)?)))
-        .min_by(|(_, one), (_, other)| better(metric, *one, *other))
+        .min_by(|(_, one), (_, other)| cost(metric, *one).total_cmp(&cost(metric, *other)))
 }
 
 #[cfg(test)]
@@ -209,7 +202,8 @@ mod tests {
         ];
         let (name, best) = best(peers.iter(), "p99").unwrap();
         assert_eq!((name, best.value), ("fast", 140.0));
-        assert!(better("p99", own, best).is_gt());
-        assert!(better("requests", own, best).is_lt(), "more is better");
+        let is_ahead = |metric| cost(metric, own) < cost(metric, best);
+        assert!(!is_ahead("p99"));
+        assert!(is_ahead("requests"), "more is better");
     }
 }

@@ -11,11 +11,6 @@ use crate::{engine, load};
 /// Of a payload.
 const BYTES: usize = 64;
 
-/// What the engine is called among the peers.
-pub fn name(transport: Transport) -> String {
-    format!("{transport} spin")
-}
-
 /// Of both transports, one by one and with a window in flight.
 pub struct Ours {
     rows: Vec<(Transport, bool, Row)>,
@@ -24,7 +19,7 @@ pub struct Ours {
 impl Ours {
     pub fn new() -> Ours {
         let row = |transport, windowed| {
-            let row = super::tcp::row(&name(transport), windowed);
+            let row = super::tcp::row(&format!("{transport} spin"), windowed);
             (transport, windowed, row)
         };
         let both = |transport| [row(transport, false), row(transport, true)];
@@ -61,6 +56,11 @@ impl Ours {
             })?;
         }
         Ok(())
+    }
+
+    pub fn row(&self, transport: Transport, case: &str) -> Option<&Row> {
+        let is_it = |(own, _, row): &&(Transport, bool, Row)| *own == transport && row.case == case;
+        self.rows.iter().find(is_it).map(|(_, _, row)| row)
     }
 
     pub fn into_rows(self) -> impl Iterator<Item = Row> {
