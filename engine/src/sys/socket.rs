@@ -67,18 +67,13 @@ pub(crate) fn shutdown_both(fd: RawFd) -> io::Result<()> {
     shutdown(fd, libc::SHUT_RDWR)
 }
 
-fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
-    // SAFETY: reads one i32 of ours.
-    check(unsafe {
-        let value = std::ptr::from_ref(&value).cast();
-        libc::setsockopt(
-            fd,
-            level,
-            option,
-            value,
-            size_of::<i32>() as libc::socklen_t,
-        )
-    } as isize)
+fn set_option<T>(fd: RawFd, level: i32, option: i32, value: T) -> io::Result<()> {
+    let bytes = size_of::<T>() as libc::socklen_t;
+    // SAFETY: reads one value of ours, whose length it is told.
+    check(
+        unsafe { libc::setsockopt(fd, level, option, std::ptr::from_ref(&value).cast(), bytes) }
+            as isize,
+    )
     .map(drop)
 }
 
@@ -88,13 +83,7 @@ pub(crate) fn reset_when_closed(fd: RawFd) -> io::Result<()> {
         l_onoff: 1,
         l_linger: 0,
     };
-    let bytes = size_of::<libc::linger>() as libc::socklen_t;
-    // SAFETY: reads one linger of ours.
-    check(unsafe {
-        let value = std::ptr::from_ref(&linger).cast();
-        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, value, bytes)
-    } as isize)
-    .map(drop)
+    set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, linger)
 }
 
 /// Sets TCP_NODELAY, so that small messages are sent at once, and keep-alive, so that it is noticed if the peer's
