@@ -498,11 +498,7 @@ fn missing(path: &str) -> String {
     let mut text = format!(
         "Failed to open shared memory: {path}\nIs lapce_ipc_server running, with [shm] enabled and the same instance? Start it, or connect to its TCP address"
     );
-    let old = std::fs::read_dir(segment::DIRECTORY)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
+    let old = segment::names()
         .find(|name| name.starts_with("lapce_ipc_") && !name.starts_with("lapce_ipc_v2_"));
     if let Some(old) = old {
         text.push_str(&format!(

@@ -31,11 +31,7 @@ pub(super) fn remove(control_name: &str) {
                     .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
         })
     };
-    let removed = std::fs::read_dir(segment::DIRECTORY)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
+    let removed = segment::names()
         .filter(is_ours)
         .filter(|name| is_left_over(name) && segment::unlink(name).is_ok())
         .count();

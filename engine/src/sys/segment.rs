@@ -14,7 +14,7 @@ use super::{INTERRUPTED_MAX, sigbus};
 pub(crate) const MAPPED_MAX: usize = sigbus::PLACES;
 
 /// Where segments live.
-pub(crate) const DIRECTORY: &str = "/dev/shm";
+const DIRECTORY: &str = "/dev/shm";
 
 /// Only this user may open a segment.
 const MODE: u32 = 0o600;
@@ -42,6 +42,12 @@ unsafe impl Sync for Segment {}
 /// The path of a segment.
 pub(crate) fn path(name: &str) -> String {
     format!("{DIRECTORY}/{name}")
+}
+
+/// The names of all that is there.
+pub(crate) fn names() -> impl Iterator<Item = String> {
+    let entries = std::fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
 }
 
 fn open_file(path: String, flags: i32) -> io::Result<File> {

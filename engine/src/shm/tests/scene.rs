@@ -145,12 +145,7 @@ impl Scene {
             self.server.stats().connections(Transport::Shm) == 1
         });
         let prefix = self.name.trim_end_matches("control").to_owned() + "conn_";
-        let left = || {
-            std::fs::read_dir(segment::DIRECTORY)
-                .unwrap()
-                .flatten()
-                .any(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-        };
+        let left = || segment::names().any(|name| name.starts_with(&prefix));
         until("no connection's segment is left", || !left());
         let control = self.control();
         let is_free = |index| control.slot(index).state().stage() == Some(Stage::Free);
