@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::ServerError;
-use crate::shm::{AttachServer, Control, Lives, Placement, ReadyBits, ServerEnd};
+use crate::shm::{AttachServer, Control, Placement, ReadyBits, ServerEnd};
 use crate::sys::sigbus;
 use crate::worker::{Message, Shared};
 
@@ -58,14 +58,8 @@ pub(super) fn start(
     shared: Arc<Shared>,
     failed: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, ServerError> {
-    let server = AttachServer {
-        control,
-        workers: shared.inboxes.len(),
-        max_message_bytes: shared.limits.max_message_bytes,
-        placement: Workers(shared),
-        is_full: false,
-        lives: Lives::default(),
-    };
+    let (workers, bytes_max) = (shared.inboxes.len(), shared.limits.max_message_bytes);
+    let server = AttachServer::new(control, Workers(shared), workers, bytes_max);
     std::thread::Builder::new()
         .name("lapce-ipc-attach".into())
         .stack_size(STACK_BYTES)

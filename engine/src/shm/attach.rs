@@ -125,7 +125,7 @@ struct Life {
 
 /// All such connections, and when they were last checked.
 #[derive(Debug, Default)]
-pub(crate) struct Lives {
+struct Lives {
     all: Vec<Life>,
     looked: Option<Instant>,
 }
@@ -167,18 +167,33 @@ impl Lives {
 
 /// Makes connections until the control segment is withdrawn.
 pub(crate) struct AttachServer<P> {
-    pub(crate) control: Arc<Control>,
-    pub(crate) placement: P,
-    /// How many workers there are.
-    pub(crate) workers: usize,
-    /// The longest payload that the server accepts.
-    pub(crate) max_message_bytes: u32,
+    control: Arc<Control>,
+    placement: P,
+    workers: usize,
+    max_message_bytes: u32,
     /// The last client was refused because there is no place, and the log has said so.
-    pub(crate) is_full: bool,
-    pub(crate) lives: Lives,
+    is_full: bool,
+    lives: Lives,
 }
 
 impl<P: Placement> AttachServer<P> {
+    /// Of a server with so many workers, which accepts payloads of up to `max_message_bytes`.
+    pub(crate) fn new(
+        control: Arc<Control>,
+        placement: P,
+        workers: usize,
+        max_message_bytes: u32,
+    ) -> AttachServer<P> {
+        AttachServer {
+            control,
+            placement,
+            workers,
+            max_message_bytes,
+            is_full: false,
+            lives: Lives::default(),
+        }
+    }
+
     /// Runs on a thread of its own. Ends at once when the segment is withdrawn, or at the latest after [`LOOK`].
     pub(crate) fn run(mut self) {
         let control = self.control.clone();

@@ -36,7 +36,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use attach::{AttachServer, Lives, Placement, ReadyBits, ServerEnd};
+pub(crate) use attach::{AttachServer, Placement, ReadyBits, ServerEnd};
 pub(crate) use consumer::Record;
 pub(crate) use control::{Control, DoorbellWord, ShmError, WORKERS_MAX};
 pub(crate) use ends::Ends;
