@@ -29,25 +29,26 @@ fn instance() -> String {
     format!("u{}_{next}", std::process::id())
 }
 
-pub(super) fn ring() -> (Producer, Consumer, Arc<Segment>) {
+/// A connection: the client's side and the server's.
+fn connection() -> (Ends, Ends) {
     let name = format!("lapce_ipc_v2_{}_ring", instance());
     let (segment, _) = Segment::create(&name, SEGMENT_BYTES, 0).unwrap();
     segment::unlink(&name).unwrap();
     let segment = Arc::new(segment);
     let client = Ends::new(segment.clone(), &TO_SERVER, &TO_CLIENT);
-    let server = Ends::new(segment.clone(), &TO_CLIENT, &TO_SERVER);
-    (client.tx, server.rx, segment)
+    let server = Ends::new(segment, &TO_CLIENT, &TO_SERVER);
+    (client, server)
+}
+
+pub(super) fn ring() -> (Producer, Consumer, Arc<Segment>) {
+    let (client, server) = connection();
+    (client.tx, server.rx, server.segment)
 }
 
 /// Whoever wakes a sleeper learns on which CPU it waits, and once only.
 #[test]
 fn a_sleeper_says_on_which_cpu_it_waits() {
-    let name = format!("lapce_ipc_v2_{}_cpu", instance());
-    let (segment, _) = Segment::create(&name, SEGMENT_BYTES, 0).unwrap();
-    segment::unlink(&name).unwrap();
-    let segment = Arc::new(segment);
-    let client = Ends::new(segment.clone(), &TO_SERVER, &TO_CLIENT);
-    let mut server = Ends::new(segment, &TO_CLIENT, &TO_SERVER);
+    let (client, mut server) = connection();
     let cpu = *affinity::allowed_cpus().last().unwrap();
     let sleeper = std::thread::spawn(move || {
         affinity::pin_current_thread(cpu).unwrap();
@@ -67,8 +68,11 @@ fn a_sleeper_says_on_which_cpu_it_waits() {
     assert_eq!(client.rx.waiting_word().load(Ordering::Relaxed), 0);
 }
 
+/// Bytes of which no two pages are alike.
 fn pattern(length: usize, seed: usize) -> Vec<u8> {
-    (0..length).map(|at| (at * 7 + seed * 13) as u8).collect()
+    (0..length)
+        .map(|at| (at * 7 + at / 251 + seed * 13) as u8)
+        .collect()
 }
 
 proptest! {

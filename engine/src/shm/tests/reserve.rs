@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::scene::frame;
-use super::{instance, ring};
+use super::{instance, pattern, ring};
 use crate::client::{Client, Error};
 use crate::server::Server;
 use crate::shm::RECORD_MAX;
@@ -14,13 +14,6 @@ use crate::shm::consumer::Consumer;
 use crate::shm::layout::ALIGN;
 use crate::stats::Transport;
 use crate::wire::{Flags, Header, msg_type};
-
-/// Bytes of which no two pages are alike.
-fn pattern(length: usize, seed: usize) -> Vec<u8> {
-    (0..length)
-        .map(|at| (at * 7 + at / 251 + seed * 13) as u8)
-        .collect()
-}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
