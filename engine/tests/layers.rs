@@ -1,4 +1,4 @@
-//! A layer of the engine uses only the layers below it: the order that `lib.rs` and DEVELOPERS.md give.
+//! A layer of the engine uses only the layers below it: the order that `lib.rs` gives.
 
 use std::fs;
 use std::path::Path;
