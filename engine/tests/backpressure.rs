@@ -49,7 +49,7 @@ fn write_until_stuck(peer: &mut Peer, bytes: &[u8]) -> usize {
 
 #[test]
 fn a_late_reader_gets_everything_in_order() {
-    let server = server().start().unwrap();
+    let server = echo_server();
     for size in [0usize, 100, 3000, 40_000, 300_000] {
         let count = (24 * 1024 * 1024 / (size + 100)).min(60_000) as u64;
         let mut peer = Peer::connect(address(&server));

@@ -98,7 +98,7 @@ fn a_client_that_goes_on_asking_does_not_put_the_end_off() {
 #[test]
 fn an_idle_client_does_not_put_the_end_off() {
     let quickest = (0..5).map(|_| {
-        let server = server().start().unwrap();
+        let server = echo_server();
         // It is answered, and then neither reads nor sends.
         let mut peer = Peer::connect(address(&server));
         peer.send(&echo(1, b"x"));

@@ -262,7 +262,7 @@ fn no_answer_in_time() {
 
 #[test]
 fn a_restarted_server_is_found_without_losing_a_call() {
-    let mut server = server().start().unwrap();
+    let mut server = echo_server();
     let address = address(&server);
     let client = connect(address);
     for round in 1..=4u64 {
@@ -281,7 +281,7 @@ fn a_restarted_server_is_found_without_losing_a_call() {
 
 #[test]
 fn idempotent_calls_survive_restarts_under_way() {
-    let server = server().start().unwrap();
+    let server = echo_server();
     let address = address(&server);
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let threads: Vec<_> = (0..3u64)

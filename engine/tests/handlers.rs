@@ -200,7 +200,7 @@ fn answers_that_are_too_long_become_errors() {
 /// What a client has said in its handshake that it takes.
 #[test]
 fn answers_that_are_too_long_for_the_client() {
-    let server = server().start().unwrap();
+    let server = echo_server();
     let mut peer = Peer::connect(address(&server));
     let takes_2000 = [
         &b"\x01\0\x01\0\x02\x07\0\x04\0"[..],

@@ -72,7 +72,7 @@ fn one_byte_at_a_time() {
 
 #[test]
 fn refused_where_it_is_not_enabled() {
-    let server = server().start().unwrap();
+    let server = echo_server();
     for cut in [V1_HEADER_BYTES, V1_HEADER_BYTES + 3] {
         let mut peer = Peer::connect(address(&server));
         peer.send(&frame_v1(ECHO, 77, b"payload")[..cut]);
@@ -174,7 +174,7 @@ fn switched_off_while_running() {
 
 #[test]
 fn the_client_is_told_what_to_do() {
-    let server = server().start().unwrap();
+    let server = echo_server();
     let client = Client::builder()
         .protocol_version(ProtocolVersion::V1)
         .connect(&address(&server).to_string())

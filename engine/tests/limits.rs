@@ -212,7 +212,7 @@ fn settings_that_cannot_work_are_named() {
         server().bind("127.0.0.1").start(),
         Err(ServerError::BadAddress { .. })
     ));
-    let first = server().start().unwrap();
+    let first = echo_server();
     let second = server().bind(address(&first).to_string()).start();
     match second {
         Err(error @ ServerError::Bind { .. }) => {
@@ -251,7 +251,7 @@ fn child_with_few_descriptors() {
     if std::env::var_os(CHILD).is_none() {
         return; // only as the child of the test above
     }
-    let server = server().start().unwrap();
+    let server = echo_server();
     let connect = || TcpStream::connect(address(&server));
     let mut first = Peer::over(connect().unwrap());
     first.expect_alive();

@@ -7,14 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lapce_ai::ipc::{ErrorCode, Request, Responder, Server};
+use lapce_ai::ipc::{ErrorCode, Request, Responder};
 use support::*;
 
 const ONE_WAY: u16 = 0x0100;
-
-fn echo_server() -> Server {
-    server().start().unwrap()
-}
 
 #[test]
 fn the_documented_heartbeat_byte_for_byte() {

@@ -11,10 +11,6 @@ use support::*;
 
 const VERSION_TEXT: &str = "Protocol version mismatch: expected 2, got 1";
 
-fn echo_server() -> Server {
-    server().start().unwrap()
-}
-
 /// Sends a good request and then `bad`: the request is answered, then the refusal comes about the
 /// connection itself, then the end.
 fn refused(server: &Server, bad: &[u8]) -> (u16, String) {

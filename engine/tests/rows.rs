@@ -37,7 +37,7 @@ fn expected(number: u64) -> Option<u16> {
 
 #[test]
 fn a_damaged_frame_ends_the_row_before_it() {
-    let server = server().start().unwrap();
+    let server = echo_server();
     for payload_bytes in [0, 8, 64, 65, 500] {
         for bad in [0, 1, 3, 4, 15, 16, 17, FRAMES - 1] {
             let payload = pattern(bad, payload_bytes);
@@ -65,7 +65,7 @@ fn a_damaged_frame_ends_the_row_before_it() {
 
 #[test]
 fn what_is_no_frame_ends_the_row_before_it() {
-    let server = server().start().unwrap();
+    let server = echo_server();
     let mut bytes = Vec::new();
     for id in 1..=FRAMES {
         bytes.extend(echo(id, b"row"));
@@ -231,7 +231,7 @@ fn a_sink_that_panics_in_the_middle_of_a_row() {
 /// in order but for those with PRIORITY.
 #[test]
 fn rows_of_all_kinds_in_any_order() {
-    let server = server().start().unwrap();
+    let server = echo_server();
     let mut state = 0x5EED_u64;
     let mut below = |bound: usize| {
         state ^= state << 13;

@@ -278,6 +278,11 @@ pub fn server() -> ServerBuilder {
     Server::builder().bind("127.0.0.1:0").workers(1).pin(false)
 }
 
+/// The same, started: it serves ECHO alone.
+pub fn echo_server() -> Server {
+    server().start().unwrap()
+}
+
 /// The type that [`serving`] serves.
 pub const WORK: u16 = 0x0100;
 
