@@ -232,13 +232,8 @@ fn a_sink_that_panics_in_the_middle_of_a_row() {
 #[test]
 fn rows_of_all_kinds_in_any_order() {
     let server = echo_server();
-    let mut state = 0x5EED_u64;
-    let mut below = |bound: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) as usize % bound
-    };
+    let mut random = Random(0x5EED);
+    let mut below = |bound: usize| random.below(bound as u64) as usize;
     for _ in 0..60 {
         let mut peer = Peer::connect(address(&server));
         let (mut bytes, mut urgent, mut others) = (Vec::new(), Vec::new(), Vec::new());
