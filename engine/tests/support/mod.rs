@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{Client, Deferred, Request, Responder, Server, ServerBuilder};
+use lapce_ai::ipc::{Client, Deferred, Request, Responder, Server, ServerBuilder, process_stats};
 
 /// Longer than anything takes on a busy machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -338,7 +338,5 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// Resident memory of this process, in bytes.
 pub fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
+    process_stats().resident_bytes
 }
