@@ -5,9 +5,6 @@ use super::frame::VERIFY_BATCH;
 use super::scan::accepted_frame;
 use super::{Flags, HEADER_BYTES, Header, crc};
 
-/// Where the CRC lies in a frame.
-const CRC_AT: usize = HEADER_BYTES - 4;
-
 /// Which bytes at the end of a buffer are whole frames without their CRCs.
 #[derive(Debug, Default)]
 pub(crate) struct Unsealed {
@@ -87,9 +84,9 @@ fn seal(mut rest: &mut [u8]) {
         }
         let lengths = frames.map(<[u8]>::len);
         crc::frame_batch(&frames[..count], &mut crcs[..count]);
-        for (crc, length) in crcs[..count].iter().zip(lengths) {
+        for (&sum, length) in crcs[..count].iter().zip(lengths) {
             let (frame, behind) = rest.split_at_mut(length);
-            frame[CRC_AT..HEADER_BYTES].copy_from_slice(&crc.to_le_bytes());
+            crc::put(frame.first_chunk_mut().expect("it was accepted"), sum);
             rest = behind;
         }
     }
