@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::scene::{PATIENCE, Scene, answer, frame};
+use super::scene::{PATIENCE, Scene, answer, frame, until};
 use crate::stats::Transport;
 use crate::sys::segment;
 
@@ -26,11 +26,9 @@ fn it_is_cut_short() {
     for left_bytes in [0, 100, 4096, 8192, length - 1] {
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         file.set_len(left_bytes).unwrap();
-        let start = Instant::now();
-        while file.metadata().unwrap().len() < length {
-            assert!(start.elapsed() < PATIENCE, "it stays short");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        until("it is long again", || {
+            file.metadata().unwrap().len() >= length
+        });
         // Who opens it before the server has looked finds no server of this version.
         std::thread::sleep(Duration::from_millis(300));
         all_is_well(&scene);
@@ -55,12 +53,10 @@ fn it_is_made_longer_or_closed_to_its_owner() {
     file.set_len(1 << 30).unwrap();
     file.set_permissions(PermissionsExt::from_mode(0o000))
         .unwrap();
-    let start = Instant::now();
     let now = || file.metadata().unwrap();
-    while (now().len(), now().permissions()) != (before.len(), before.permissions()) {
-        assert!(start.elapsed() < PATIENCE, "it stays so");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    until("it is as it was", || {
+        (now().len(), now().permissions()) == (before.len(), before.permissions())
+    });
     all_is_well(&scene);
 }
 
