@@ -21,13 +21,13 @@ const QUICK: (usize, f64) = (3, 1.0);
 
 const SCENARIO: &str = "open-loop";
 const ECHO: &str = "bare echo, spinning";
+const FUTEX: &str = "bare futex, parked";
 /// How many requests. For the CPUs alone, what [`Probe::late_share`](crate::floors::Probe::late_share) tells.
 const LATE: &str = "later than 10 µs";
 /// A p99 is that of the CPUs from so many percent on.
 const LATE_PERCENT_MAX: f64 = 1.0;
 /// Of a run's time, how much it is measured for.
 const AWAY_PART: u32 = 4;
-const FUTEX: &str = "bare futex, parked";
 /// What p99 is promised to stay below, where a worker is awake.
 const P99_NS_MAX: f64 = 10_000.0;
 /// From this rate on an adaptive worker stays awake.
@@ -48,9 +48,7 @@ impl Way {
         match self {
             Way::Echo => ECHO.to_owned(),
             Way::Futex => FUTEX.to_owned(),
-            Way::Engine(transport, idle) => {
-                format!("{transport} {idle}")
-            }
+            Way::Engine(transport, idle) => format!("{transport} {idle}"),
         }
     }
 }

@@ -66,8 +66,8 @@ impl VecPool {
         }
     }
 
-    /// Frees the buffers, because the worker had no work for a while. A few small ones stay, so that a worker that is woken
-    /// for every message need not allocate for every message.
+    /// Frees the buffers, because the worker had no work for a while. A few small ones stay, so that a worker
+    /// that is woken for every message need not allocate for every message.
     pub(super) fn release(&mut self) {
         self.small.shrink(KEPT_AT_REST_MAX, KEPT_AT_REST_BYTES_MAX);
         self.large = SpareBuffers::default();
