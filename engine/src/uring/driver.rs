@@ -299,16 +299,28 @@ impl Driver {
         self.closing.push(fd);
     }
 
-    /// Enters the kernel if there is a reason: something to submit, or completions that are only made inside
-    /// an enter. Never blocks. Returns whether there was a reason.
+    /// Enters the kernel if there is a reason: it [`owes_an_enter`](Driver::owes_an_enter), or something
+    /// [`has_come`](Driver::has_come). Never blocks. Returns whether there was a reason.
     pub(crate) fn turn(&mut self) -> bool {
-        let queue = self.ring.submission();
-        let reason = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
-        drop(queue);
-        if reason || !self.closing.is_empty() {
+        let reason = self.owes_an_enter() || self.has_come();
+        if reason {
             self.enter();
         }
         reason
+    }
+
+    /// Whether there is something to submit, completions have found no place, or descriptors wait to be closed.
+    #[inline]
+    pub(crate) fn owes_an_enter(&mut self) -> bool {
+        let queue = self.ring.submission();
+        !queue.is_empty() || queue.cq_overflow() || !self.closing.is_empty()
+    }
+
+    /// Whether something has come whose completion is only made inside an enter: bytes for an armed receive, say.
+    /// A look at memory. Never, unless [`Driver::completes_only_when_entered`].
+    #[inline]
+    pub(crate) fn has_come(&mut self) -> bool {
+        self.ring.submission().taskrun()
     }
 
     fn enter(&mut self) {

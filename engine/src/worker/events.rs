@@ -7,8 +7,8 @@ use super::deadlines::RESET_LOOK_NS;
 use crate::stats::{Direction, Transport};
 use crate::uring::{Event, Key, Received};
 
-/// After this many looks in vain, a TCP connection is no longer the hot one.
-const HOT_MISSES_MAX: u32 = 20_000;
+/// After this many looks in vain, some milliseconds, a TCP connection is no longer the hot one.
+const HOT_MISSES_MAX: u32 = 100_000;
 
 impl Worker {
     /// Handles all completions that the io_uring has. Returns whether there were any.
@@ -33,14 +33,20 @@ impl Worker {
         }
         self.events = events;
         if let Some(key) = speaker {
-            self.hot = (!several && self.driver.completes_only_when_entered()).then_some(key);
+            // The second time at the earliest: of two that speak in turn, each would be taken for the other.
+            let alone = !several && self.spoke_last == Some(key);
+            self.hot = (alone && self.driver.completes_only_when_entered()).then_some(key);
             self.hot_misses = 0;
+            self.spoke_last = Some(key);
         }
         any
     }
 
     /// Receives from the hot connection, the only one that speaks at the moment, by a plain `recv`
     /// instead of the io_uring: with one connection that is faster. Returns whether there was anything.
+    ///
+    /// Its armed receive tells in memory when something has come. To try `recv` until then would hold the lock of
+    /// the socket against the one who delivers (1.05 times the round trip).
     ///
     /// All events must have been taken before, so that these bytes overtake none. That is enough where
     /// completions are only made inside our own `io_uring_enter` (DEFER_TASKRUN); elsewhere no connection
@@ -57,6 +63,13 @@ impl Worker {
             self.hot = None;
             return false;
         };
+        if !self.driver.has_come() {
+            self.hot_misses += 1;
+            if self.hot_misses > HOT_MISSES_MAX {
+                self.hot = None;
+            }
+            return false;
+        }
         match self.driver.receive_now(fd) {
             Some(Ok(received)) if self.driver.bytes(&received).is_empty() => {
                 // The peer has ended; the armed receive reports that.
@@ -73,13 +86,8 @@ impl Worker {
                 self.hot = None;
                 false
             }
-            None => {
-                self.hot_misses += 1;
-                if self.hot_misses > HOT_MISSES_MAX {
-                    self.hot = None;
-                }
-                false
-            }
+            // What has come is for another.
+            None => self.driver.turn(),
         }
     }
 
