@@ -3,18 +3,15 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use indicatif::ProgressBar;
 
 use crate::floors::{Floors, Probe};
-use crate::host::{self, Host};
+use crate::host::{Host, Watch};
 use crate::row::{self, Judged, Outcome, Row, Verdict};
 
 pub type Failure = Box<dyn Error>;
-
-/// The part of a run for which the client may wait for its CPU before the run is marked.
-const WAITED_MAX: f64 = 0.01;
 
 pub struct Context {
     pub host: Host,
@@ -78,16 +75,11 @@ impl Context {
         let name = format!("{}: {}, {}", row.scenario, row.subject, row.case);
         self.bar.set_message(name.clone());
         self.bar.tick();
-        let steal = host::steal_ticks();
-        let waited = host::waited_ns();
-        let begun = Instant::now();
+        row.watch = Watch::start();
         run(&mut self.probe, row).map_err(|cause| FailedIn { name, cause })?;
-        let stolen = host::steal_ticks() > steal;
-        let waited = (host::waited_ns() - waited) as f64;
-        let crowded = waited > WAITED_MAX * begun.elapsed().as_nanos() as f64;
+        let disturbed = row.watch.disturbed();
         let after = self.probe.measure()?;
-        row.disturbed_runs
-            .push(stolen || crowded || before.moved(&after));
+        row.disturbed_runs.push(disturbed || before.moved(&after));
         row.floors.push((before, after));
         Ok(after)
     }

@@ -1,8 +1,12 @@
 //! What the figures were measured on, and what its other tenants did meanwhile.
 
 use std::fs;
+use std::time::Instant;
 
 use lapce_ai::bench_internals::affinity;
+
+/// The part of a run for which the client may wait for its CPU before the run is marked.
+const WAITED_MAX: f64 = 0.01;
 
 /// The machine, in the words of the report.
 pub struct Host {
@@ -51,8 +55,33 @@ pub fn load() -> f64 {
     first.unwrap_or(0.0)
 }
 
+/// Notices when others take the CPUs.
+pub struct Watch {
+    begun: Instant,
+    steal_ticks: u64,
+    waited_ns: u64,
+}
+
+impl Watch {
+    pub fn start() -> Watch {
+        Watch {
+            begun: Instant::now(),
+            steal_ticks: steal_ticks(),
+            waited_ns: waited_ns(),
+        }
+    }
+
+    /// Whether the hypervisor took a CPU since the start, or others of this machine took this thread's for more
+    /// than [`WAITED_MAX`] of the time.
+    pub fn disturbed(&self) -> bool {
+        let waited = (waited_ns() - self.waited_ns) as f64;
+        let crowded = waited > WAITED_MAX * self.begun.elapsed().as_nanos() as f64;
+        crowded || steal_ticks() > self.steal_ticks
+    }
+}
+
 /// Ticks that the hypervisor gave to others, of all CPUs since boot.
-pub fn steal_ticks() -> u64 {
+fn steal_ticks() -> u64 {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let first = stat.lines().next().unwrap_or_default();
     let steal = first.split_whitespace().nth(8);
@@ -60,7 +89,7 @@ pub fn steal_ticks() -> u64 {
 }
 
 /// How long this thread has waited for its CPU while others of this machine had it, in ns.
-pub fn waited_ns() -> u64 {
+fn waited_ns() -> u64 {
     let text = fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
     let second = text.split_whitespace().nth(1);
     second.and_then(|word| word.parse().ok()).unwrap_or(0)

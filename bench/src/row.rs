@@ -3,6 +3,7 @@
 use hdrhistogram::Histogram;
 
 use crate::floors::Floors;
+use crate::host::Watch;
 
 /// One figure of each run.
 pub struct Metric {
@@ -36,6 +37,8 @@ pub struct Row {
     pub metrics: Vec<Metric>,
     /// Floors before and after each run.
     pub floors: Vec<(Floors, Floors)>,
+    /// Since the run that is going on began. To be started anew where a run has long to set itself up.
+    pub watch: Watch,
     /// Whether the machine stalled or changed in each run.
     pub disturbed_runs: Vec<bool>,
     pub histogram: Option<Histogram<u64>>,
@@ -55,6 +58,7 @@ impl Row {
             x,
             metrics: Vec::new(),
             floors: Vec::new(),
+            watch: Watch::start(),
             disturbed_runs: Vec::new(),
             histogram: None,
         }
