@@ -119,7 +119,9 @@ impl Row {
 
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
+    let above = *values.get(values.len() / 2)?;
+    let below = values[(values.len() - 1) / 2];
+    Some((below + above) / 2.0)
 }
 
 fn median_line_ns<'a>(floors: impl Iterator<Item = &'a (Floors, Floors)>) -> Option<f64> {
@@ -248,11 +250,11 @@ mod tests {
         };
         row.floors = [500.0, 100.0, 500.0, 120.0].map(floors).to_vec();
         let judged = row.judged("p99").unwrap();
-        assert_eq!((judged.value, judged.was_calm), (7.0, true));
-        assert_eq!(judged.line_ns, Some(120.0));
+        assert_eq!((judged.value, judged.was_calm), (4.0, true));
+        assert_eq!(judged.line_ns, Some(110.0));
         row.disturbed_runs = vec![true; 4];
         let judged = row.judged("p99").unwrap();
-        assert_eq!((judged.value, judged.was_calm), (7.0, false));
+        assert_eq!((judged.value, judged.was_calm), (6.0, false));
         assert_eq!(row.judged("p50"), None);
         assert_eq!(row.disturbed(), 4);
     }

@@ -20,6 +20,8 @@ const IN_FLIGHT_MAX: usize = 1024;
 const SLOWEST: (usize, f64) = (5, 2.0);
 const SLOW: (usize, f64) = (5, 1.0);
 const FAST: (usize, f64) = (9, 0.5);
+/// Nothing is promised of these.
+const TCP: (usize, f64) = (3, 0.5);
 const QUICK: (usize, f64) = (3, 1.0);
 
 const SCENARIO: &str = "open-loop";
@@ -83,8 +85,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
         measure(context, &ways, rate, runs, &mut away)?;
     }
     for &rate in rates {
-        let part = if rate < AWAKE_RATE { 1.0 } else { 0.5 };
-        let runs = (context.runs, part);
+        let runs = if context.quick { QUICK } else { TCP };
         measure(context, &engine_ways(Transport::Tcp), rate, runs, &mut away)?;
     }
     let late = away.median(LATE).unwrap_or(0.0);
