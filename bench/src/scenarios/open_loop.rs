@@ -139,6 +139,13 @@ fn measure(
     })
 }
 
+/// How many percent of requests were late in the run with the fewest.
+fn late_least(context: &Context, subject: &str, rate: f64) -> f64 {
+    let row = context.find(SCENARIO, subject, &case(rate));
+    let metric = row.and_then(|row| row.metrics.iter().find(|metric| metric.name == LATE));
+    metric.map_or(f64::NAN, |metric| metric.spread().0)
+}
+
 /// `late`: how many percent of requests at a fixed rate find a CPU away for more than 10 µs.
 fn promises(context: &mut Context, rate: f64, late: f64) {
     let p99 = |subject: &str| context.find(SCENARIO, subject, &case(rate))?.judged("p99");
@@ -152,11 +159,21 @@ fn promises(context: &mut Context, rate: f64, late: f64) {
     let spoilt = late >= LATE_PERCENT_MAX;
     let mut below = |mode: &str, own: Judged| {
         let promise = format!("p99 below 10 µs over shm, {rate} a second: {mode}");
-        if spoilt && own.value >= P99_NS_MAX {
-            let measured = format!("{}; a bare echo has {}; {why}", own.us(), echo.us());
-            context.not_judged(promise, measured);
+        if !spoilt || own.value < P99_NS_MAX {
+            return context.judge_beside_bare(promise, own, echo, P99_NS_MAX);
+        }
+        // But not if the engine alone makes a hundredth late. The calmest runs tell: what the machine does differs.
+        let least = |subject: &str| late_least(context, subject, rate);
+        let (own_late, echo_late) = (least(&format!("shm {mode}")), least(ECHO));
+        let measured = format!(
+            "{}; a bare echo has {}; {why}; later in the calmest run {own_late:.1} %, bare {echo_late:.1}",
+            own.us(),
+            echo.us(),
+        );
+        if own_late - echo_late >= LATE_PERCENT_MAX {
+            context.verdict(promise, measured, false);
         } else {
-            context.judge_beside_bare(promise, own, echo, P99_NS_MAX);
+            context.not_judged(promise, measured);
         }
     };
     below("spin", spin);
