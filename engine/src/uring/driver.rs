@@ -300,13 +300,13 @@ impl Driver {
     }
 
     /// Enters the kernel if there is a reason: it [`owes_an_enter`](Driver::owes_an_enter), or something
-    /// [`has_come`](Driver::has_come). Never blocks. Returns whether there was a reason.
+    /// [`has_come`](Driver::has_come). Never blocks. Returns whether it entered and there are completions.
     pub(crate) fn turn(&mut self) -> bool {
         let reason = self.owes_an_enter() || self.has_come();
         if reason {
             self.enter();
         }
-        reason
+        reason && self.has_events()
     }
 
     /// Whether there is something to submit, completions have found no place, or descriptors wait to be closed.
@@ -318,6 +318,9 @@ impl Driver {
 
     /// Whether something has come whose completion is only made inside an enter: bytes for an armed receive, say.
     /// A look at memory. Never, unless [`Driver::completes_only_when_entered`].
+    ///
+    /// It may be nothing: the kernel lists what has come first and tells of it then. If an enter takes it in between,
+    /// this stays true until something else comes.
     #[inline]
     pub(crate) fn has_come(&mut self) -> bool {
         self.ring.submission().taskrun()
@@ -537,4 +540,56 @@ fn slot<T: Default>(slots: &mut Vec<T>, key: Key) -> &mut T {
         slots.resize_with(index + 1, T::default);
     }
     &mut slots[index]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+    use std::sync::Arc;
+
+    use super::*;
+
+    struct Word(AtomicU32);
+
+    impl AsRef<AtomicU32> for Word {
+        fn as_ref(&self) -> &AtomicU32 {
+            &self.0
+        }
+    }
+
+    /// A worker that took a turn in vain for work did not sleep until something came.
+    #[test]
+    fn a_turn_in_vain_is_no_work() {
+        let features = crate::uring::probe().unwrap();
+        if !features.defer_taskrun || !features.multishot_receive {
+            return;
+        }
+        let mut driver = Driver::new(features, Arc::new(Word(AtomicU32::new(0)))).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        let key = Key {
+            index: 0,
+            generation: 0,
+        };
+        driver.receive(key, stream.as_raw_fd());
+        assert!(!driver.turn(), "armed, and nothing has come");
+        peer.write_all(b"one").unwrap();
+        while !driver.has_come() {}
+        let received = driver.receive_now(stream.as_raw_fd()).unwrap().unwrap();
+        assert_eq!(driver.bytes(&received), b"one");
+        driver.recycle(received);
+        assert!(driver.has_come());
+        assert!(!driver.turn(), "it was received already");
+        peer.write_all(b"two").unwrap();
+        while !driver.turn() {}
+        let mut events = Vec::new();
+        driver.take_events(&mut events, usize::MAX);
+        let [Event::Received(of, received)] = &events[..] else {
+            panic!("{events:?}");
+        };
+        assert_eq!((*of, driver.bytes(received)), (key, &b"two"[..]));
+    }
 }

@@ -63,14 +63,12 @@ impl Worker {
             self.hot = None;
             return false;
         };
-        if !self.driver.has_come() {
-            self.hot_misses += 1;
-            if self.hot_misses > HOT_MISSES_MAX {
-                self.hot = None;
-            }
-            return false;
-        }
-        match self.driver.receive_now(fd) {
+        let has_come = self.driver.has_come();
+        let received = match has_come {
+            true => self.driver.receive_now(fd),
+            false => None,
+        };
+        match received {
             Some(Ok(received)) if self.driver.bytes(&received).is_empty() => {
                 // The peer has ended; the armed receive reports that.
                 self.driver.recycle(received);
@@ -87,7 +85,14 @@ impl Worker {
                 false
             }
             // What has come is for another.
-            None => self.driver.turn(),
+            None if has_come && self.driver.turn() => true,
+            None => {
+                self.hot_misses += 1;
+                if self.hot_misses > HOT_MISSES_MAX {
+                    self.hot = None;
+                }
+                false
+            }
         }
     }
 
