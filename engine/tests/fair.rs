@@ -10,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use lapce_ai::ipc::{Client, Deferred, Request, Responder, Server};
+use lapce_ai::ipc::{Client, Deferred, IdleMode, Request, Responder, Server};
 use support::*;
 
 /// Set for a process that a test starts.
@@ -140,6 +140,44 @@ fn slow_ones_behind_many_quick_ones_are_handled_in_turns() {
         flooding.join().unwrap();
         longest
     });
+}
+
+/// A worker that spins receives from the one that speaks alone by calls of its own: it must look for the others too,
+/// whether that one goes on or is silent.
+#[test]
+fn beside_one_that_speaks_alone_others_are_served() {
+    for goes_on in [false, true] {
+        let (builder, taken) = handing_over();
+        let server = builder.idle(IdleMode::Spin).start().unwrap();
+        let soon = |mut peer: Peer| {
+            let limit = Some(Duration::from_secs(10));
+            peer.stream.set_read_timeout(limit).unwrap();
+            peer.expect_alive();
+            peer
+        };
+        let mut alone = Peer::connect(address(&server));
+        let mut owed = soon(Peer::connect(address(&server)));
+        let speaks = goes_on.then(|| Other::start(&server));
+        for id in 1..=100 {
+            owed.send(&request(WORK, id, b""));
+            let deferred = taken.recv_timeout(PATIENCE).unwrap();
+            for _ in 0..4 {
+                alone.expect_alive();
+            }
+            let mut other = soon(Peer::connect(address(&server)));
+            for _ in 0..4 {
+                alone.expect_alive();
+            }
+            other.finish_sending();
+            other.expect_end();
+            for _ in 0..4 {
+                alone.expect_alive();
+            }
+            deferred.reply(b"late").unwrap();
+            assert_eq!(owed.receive().msg_id, id);
+        }
+        speaks.map(Other::longest);
+    }
 }
 
 /// One answer is not read, and does not keep the server from what waits for its turn when the client goes:
