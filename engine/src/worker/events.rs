@@ -11,7 +11,7 @@ use crate::uring::{Event, Key, Received};
 const HOT_MISSES_MAX: u32 = 100_000;
 
 impl Worker {
-    /// Handles all completions that the io_uring has. Returns whether there were any.
+    /// Handles the completions that the io_uring has, up to a limit. False: it has none left, and there was nothing.
     #[inline]
     pub(super) fn take_events(&mut self) -> bool {
         self.driver.has_events() && self.take_all_events()
@@ -39,7 +39,8 @@ impl Worker {
             self.hot_misses = 0;
             self.spoke_last = Some(key);
         }
-        any
+        // Completions that are no events may have been all that was looked at.
+        any || self.driver.has_events()
     }
 
     /// Receives from the hot connection, the only one that speaks at the moment, by a plain `recv`
