@@ -85,8 +85,8 @@ impl Worker {
                 self.hot = None;
                 false
             }
-            // What has come is for another.
-            None if has_come && self.driver.turn() => true,
+            // What has come is for another, or is no work at all: the doorbell's wait was cancelled, say.
+            None if has_come && self.driver.turn() && self.take_all_events() => true,
             None => {
                 self.hot_misses += 1;
                 if self.hot_misses > HOT_MISSES_MAX {
