@@ -559,6 +559,13 @@ mod tests {
         }
     }
 
+    fn until(mut done: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < Duration::from_secs(10));
+        }
+    }
+
     /// A worker that took a turn in vain for work did not sleep until something came.
     #[test]
     fn a_turn_in_vain_is_no_work() {
@@ -577,14 +584,14 @@ mod tests {
         driver.receive(key, stream.as_raw_fd());
         assert!(!driver.turn(), "armed, and nothing has come");
         peer.write_all(b"one").unwrap();
-        while !driver.has_come() {}
+        until(|| driver.has_come());
         let received = driver.receive_now(stream.as_raw_fd()).unwrap().unwrap();
         assert_eq!(driver.bytes(&received), b"one");
         driver.recycle(received);
         assert!(driver.has_come());
         assert!(!driver.turn(), "it was received already");
         peer.write_all(b"two").unwrap();
-        while !driver.turn() {}
+        until(|| driver.turn());
         let mut events = Vec::new();
         driver.take_events(&mut events, usize::MAX);
         let [Event::Received(of, received)] = &events[..] else {
