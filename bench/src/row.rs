@@ -100,7 +100,7 @@ impl Row {
 
     /// What a promise is judged by: the median of the runs that nothing disturbed.
     pub fn judged(&self, name: &str) -> Option<Judged> {
-        let metric = self.metrics.iter().find(|metric| metric.name == name)?;
+        let metric = self.metric(name)?;
         let was_calm = self.disturbed_runs.contains(&false);
         let counts = |run: &usize| !was_calm || self.disturbed_runs.get(*run) == Some(&false);
         let runs: Vec<usize> = (0..metric.values.len()).filter(counts).collect();
@@ -112,8 +112,11 @@ impl Row {
     }
 
     pub fn median(&self, name: &str) -> Option<f64> {
-        let metric = self.metrics.iter().find(|metric| metric.name == name);
-        metric.map(Metric::median)
+        self.metric(name).map(Metric::median)
+    }
+
+    pub fn metric(&self, name: &str) -> Option<&Metric> {
+        self.metrics.iter().find(|metric| metric.name == name)
     }
 }
 

@@ -15,7 +15,7 @@ const BYTES: usize = 64;
 const WARM_UP: usize = 500;
 /// Many short runs: a stall of the machine spoils less of them.
 const RUNS: usize = 9;
-/// Turns of each client in a run, which has two of them.
+/// Turns of each of the two clients in a run.
 const TURNS: u32 = 4;
 /// The most calls of a turn; more than a core does in the time.
 const CALLS_MAX: usize = 1 << 21;

@@ -142,7 +142,7 @@ fn measure(
 /// How many percent of requests were late in the run with the fewest.
 fn late_least(context: &Context, subject: &str, rate: f64) -> f64 {
     let row = context.find(SCENARIO, subject, &case(rate));
-    let metric = row.and_then(|row| row.metrics.iter().find(|metric| metric.name == LATE));
+    let metric = row.and_then(|row| row.metric(LATE));
     metric.map_or(f64::NAN, |metric| metric.spread().0)
 }
 
