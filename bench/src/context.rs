@@ -42,15 +42,26 @@ impl Context {
         &mut self,
         mut rows: Vec<Row>,
         runs: usize,
+        run: impl FnMut(&mut Probe, usize, &mut Row) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.take_turns(rows.iter_mut().enumerate().collect(), runs, run)?;
+        self.rows.append(&mut rows);
+        Ok(())
+    }
+
+    /// As [`Context::measure_in_turn`], of rows that are not among the context's yet, each with its index.
+    pub fn take_turns(
+        &mut self,
+        mut rows: Vec<(usize, &mut Row)>,
+        runs: usize,
         mut run: impl FnMut(&mut Probe, usize, &mut Row) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let mut before = self.probe.measure()?;
         for _ in 0..runs {
-            for (index, row) in rows.iter_mut().enumerate() {
-                before = self.run(before, row, |probe, row| run(probe, index, row))?;
+            for (index, row) in &mut rows {
+                before = self.run(before, row, |probe, row| run(probe, *index, row))?;
             }
         }
-        self.rows.append(&mut rows);
         Ok(())
     }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use lapce_ai::ipc::{IdleMode, Transport};
 
 use crate::context::{Context, Failure};
-use crate::row::{Judged, Row};
+use crate::floors::Probe;
+use crate::row::Row;
 use crate::{engine, load};
 
 const RATES: [f64; 5] = [1_000.0, 10_000.0, 20_000.0, 100_000.0, 500_000.0];
@@ -31,6 +32,12 @@ const FUTEX: &str = "bare futex, parked";
 const LATE: &str = "later than 10 µs";
 /// A p99 is that of the CPUs from so many percent on.
 const LATE_PERCENT_MAX: f64 = 1.0;
+/// More late requests than a bare echo's are the engine's from so many percent on, each in its calmest run,
+const LATE_MORE_PERCENT: f64 = 1.0;
+/// and from so many requests on: at 1,000 a second, of 500 each, a bare echo had 6 and the engine 12 by chance.
+const LATE_MORE_MIN: f64 = 25.0;
+/// So often such a row is measured, beside a bare echo: the machine can be worse to one row all the time.
+const TRIES: usize = 3;
 /// Before the clock starts. For some tens of milliseconds after a process has started, one request in 200 more
 /// than later finds a CPU away; the floors' process is not started for each run.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -42,6 +49,8 @@ const P99_NS_MAX: f64 = 10_000.0;
 const SLOW_RATE: f64 = 10_000.0;
 /// From this rate on an adaptive worker stays awake.
 const AWAKE_RATE: f64 = 20_000.0;
+/// Rows that are judged beside a bare echo, and from which rate on.
+const BESIDE_ECHO: [(&str, f64); 2] = [("shm spin", 0.0), ("shm adaptive", AWAKE_RATE)];
 /// What the engine may add to being woken.
 const WAKE_NS_MAX: f64 = 5_000.0;
 
@@ -76,13 +85,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
         if rate < AWAKE_RATE {
             ways.push(Way::Futex);
         }
-        let runs = match rate {
-            _ if context.quick => QUICK,
-            ..SLOW_RATE => SLOWEST,
-            ..AWAKE_RATE => SLOW,
-            _ => FAST,
-        };
-        measure(context, &ways, rate, runs, &mut away)?;
+        measure(context, &ways, rate, runs(context, rate), &mut away)?;
     }
     for &rate in rates {
         let runs = if context.quick { QUICK } else { TCP };
@@ -100,6 +103,16 @@ fn engine_ways(transport: Transport) -> [Way; 3] {
     [IdleMode::Spin, IdleMode::Adaptive, IdleMode::Park].map(|idle| Way::Engine(transport, idle))
 }
 
+/// Of the rows that a promise is judged by.
+fn runs(context: &Context, rate: f64) -> (usize, f64) {
+    match rate {
+        _ if context.quick => QUICK,
+        ..SLOW_RATE => SLOWEST,
+        ..AWAKE_RATE => SLOW,
+        _ => FAST,
+    }
+}
+
 fn case(rate: f64) -> String {
     format!("{rate} a second")
 }
@@ -115,7 +128,8 @@ fn measure(
     let duration = context.duration.mul_f64(part);
     let rows = ways.iter();
     let rows = rows.map(|way| Row::new(SCENARIO, way.name(), case(rate), rate));
-    context.measure_in_turn(rows.collect(), runs, |probe, index, row| {
+    let mut rows: Vec<Row> = rows.collect();
+    let mut run = |probe: &mut Probe, index: usize, row: &mut Row| {
         let latencies = match ways[index] {
             Way::Echo => {
                 let late = probe.late_share(duration / AWAY_PART, P99_NS_MAX as u64 / 1000)?;
@@ -136,50 +150,89 @@ fn measure(
         row.push_latencies(latencies);
         row.push(LATE, "%", late_percent);
         Ok(())
-    })
+    };
+    context.take_turns(rows.iter_mut().enumerate().collect(), runs, &mut run)?;
+    for _ in 1..TRIES {
+        let again = later_than_echo(&rows, duration);
+        if again.is_empty() {
+            break;
+        }
+        let rows = rows.iter_mut().enumerate();
+        let rows = rows.filter(|(index, _)| again.contains(index));
+        context.take_turns(rows.collect(), runs, &mut run)?;
+    }
+    context.rows.append(&mut rows);
+    Ok(())
+}
+
+/// Which rows that are judged beside a bare echo are later than it; if any is, the echo too.
+fn later_than_echo(rows: &[Row], run: Duration) -> Vec<usize> {
+    let Some(echo) = rows.iter().position(|row| row.subject == ECHO) else {
+        return Vec::new();
+    };
+    let is_later = |&index: &usize| {
+        let row = &rows[index];
+        let is_judged = BESIDE_ECHO
+            .iter()
+            .any(|(subject, from)| row.subject == *subject && row.x >= *from);
+        is_judged && is_later(row, &rows[echo], run)
+    };
+    let mut later: Vec<usize> = (0..rows.len()).filter(is_later).collect();
+    if !later.is_empty() {
+        later.push(echo);
+    }
+    later
+}
+
+/// Whether a row has so many more late requests than a bare echo that they are the engine's. The calmest runs tell:
+/// what the machine does differs from run to run.
+fn is_later(row: &Row, echo: &Row, run: Duration) -> bool {
+    let requests = row.x * run.as_secs_f64();
+    let telling_percent = LATE_MORE_PERCENT.max(100.0 * LATE_MORE_MIN / requests);
+    late_least(row) - late_least(echo) >= telling_percent
 }
 
 /// How many percent of requests were late in the run with the fewest.
-fn late_least(context: &Context, subject: &str, rate: f64) -> f64 {
-    let row = context.find(SCENARIO, subject, &case(rate));
-    let metric = row.and_then(|row| row.metric(LATE));
-    metric.map_or(f64::NAN, |metric| metric.spread().0)
+fn late_least(row: &Row) -> f64 {
+    row.metric(LATE)
+        .map_or(f64::NAN, |metric| metric.spread().0)
 }
 
 /// `late`: how many percent of requests at a fixed rate find a CPU away for more than 10 µs.
 fn promises(context: &mut Context, rate: f64, late: f64) {
-    let p99 = |subject: &str| context.find(SCENARIO, subject, &case(rate))?.judged("p99");
-    let (spin, adaptive) = (p99("shm spin"), p99("shm adaptive"));
-    let (echo, futex) = (p99(ECHO), p99(FUTEX));
-    let (Some(spin), Some(adaptive), Some(echo)) = (spin, adaptive, echo) else {
-        return;
-    };
+    let run = context.duration.mul_f64(runs(context, rate).1);
     // Where a hundredth of the requests find a CPU away, a p99 is how long that was.
     let why = format!("{late:.1} % of all requests find a CPU away for more than 10 µs");
     let spoilt = late >= LATE_PERCENT_MAX;
-    let mut below = |mode: &str, own: Judged| {
+    for (subject, _) in BESIDE_ECHO.iter().filter(|(_, from)| rate >= *from) {
+        let find = |subject: &str| context.find(SCENARIO, subject, &case(rate));
+        let (Some(row), Some(echo_row)) = (find(subject), find(ECHO)) else {
+            return;
+        };
+        let (Some(own), Some(echo)) = (row.judged("p99"), echo_row.judged("p99")) else {
+            return;
+        };
+        let mode = subject.trim_start_matches("shm ");
         let promise = format!("p99 below 10 µs over shm, {rate} a second: {mode}");
         if !spoilt || own.value < P99_NS_MAX {
-            return context.judge_beside_bare(promise, own, echo, P99_NS_MAX);
+            context.judge_beside_bare(promise, own, echo, P99_NS_MAX);
+            continue;
         }
-        // But not if the engine alone makes a hundredth late. The calmest runs tell: what the machine does differs.
-        let least = |subject: &str| late_least(context, subject, rate);
-        let (own_late, echo_late) = (least(&format!("shm {mode}")), least(ECHO));
         let measured = format!(
-            "{}; a bare echo has {}; {why}; later in the calmest run {own_late:.1} %, bare {echo_late:.1}",
+            "{}; a bare echo has {}; {why}; later in the calmest run {:.1} %, bare {:.1}",
             own.us(),
             echo.us(),
+            late_least(row),
+            late_least(echo_row),
         );
-        if own_late - echo_late >= LATE_PERCENT_MAX {
+        if is_later(row, echo_row, run) {
             context.verdict(promise, measured, false);
         } else {
             context.not_judged(promise, measured);
         }
-    };
-    below("spin", spin);
-    if rate >= AWAKE_RATE {
-        below("adaptive", adaptive);
-    } else if let Some(futex) = futex {
+    }
+    let p99 = |subject: &str| context.find(SCENARIO, subject, &case(rate))?.judged("p99");
+    if let (Some(adaptive), Some(futex)) = (p99("shm adaptive"), p99(FUTEX)) {
         let promise = format!("p99 at most 5 µs above a bare futex's, {rate} a second: adaptive");
         let measured = format!("{}; a bare futex has {}", adaptive.us(), futex.us());
         let keeps = adaptive.value <= futex.value + WAKE_NS_MAX;
@@ -188,5 +241,47 @@ fn promises(context: &mut Context, rate: f64, late: f64) {
         } else {
             context.judge(promise, measured, adaptive, Some(futex), keeps);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: [usize; 0] = [];
+
+    fn rows(rate: f64, late: &[(&str, &[f64])]) -> Vec<Row> {
+        let row = |&(subject, shares): &(&str, &[f64])| {
+            let mut row = Row::new(SCENARIO, subject, case(rate), rate);
+            for &share in shares {
+                row.push(LATE, "%", share);
+            }
+            row
+        };
+        late.iter().map(row).collect()
+    }
+
+    #[test]
+    fn only_what_is_judged_and_later_than_the_echo_is_measured_again() {
+        let late: &[(&str, &[f64])] = &[
+            (ECHO, &[2.5, 1.2]),
+            ("shm spin", &[9.0, 2.1]),
+            ("shm adaptive", &[2.3, 7.0]),
+            ("shm park", &[60.0, 50.0]),
+        ];
+        let run = Duration::from_millis(125);
+        assert_eq!(later_than_echo(&rows(100_000.0, late), run), [2, 0]);
+        // An adaptive worker sleeps at this rate.
+        let run = Duration::from_millis(500);
+        assert_eq!(later_than_echo(&rows(10_000.0, late), run), NONE);
+        assert_eq!(later_than_echo(&rows(100_000.0, &late[1..]), run), NONE);
+    }
+
+    #[test]
+    fn a_few_late_requests_more_tell_nothing() {
+        let late: &[(&str, &[f64])] = &[(ECHO, &[1.2]), ("shm spin", &[2.4])];
+        let run = Duration::from_millis(500);
+        assert_eq!(later_than_echo(&rows(1_000.0, late), run), NONE);
+        assert_eq!(later_than_echo(&rows(10_000.0, late), run), [1, 0]);
     }
 }
