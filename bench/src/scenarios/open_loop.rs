@@ -7,7 +7,6 @@ use std::time::Duration;
 use lapce_ai::ipc::{IdleMode, Transport};
 
 use crate::context::{Context, Failure};
-use crate::floors::Probe;
 use crate::row::Row;
 use crate::{engine, load};
 
@@ -36,8 +35,6 @@ const LATE_PERCENT_MAX: f64 = 1.0;
 const LATE_MORE_PERCENT: f64 = 1.0;
 /// and from so many requests on: at 1,000 a second, of 500 each, a bare echo had 6 and the engine 12 by chance.
 const LATE_MORE_MIN: f64 = 25.0;
-/// So often such a row is measured, beside a bare echo: the machine can be worse to one row all the time.
-const TRIES: usize = 3;
 /// Before the clock starts. For some tens of milliseconds after a process has started, one request in 200 more
 /// than later finds a CPU away; the floors' process is not started for each run.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -128,8 +125,8 @@ fn measure(
     let duration = context.duration.mul_f64(part);
     let rows = ways.iter();
     let rows = rows.map(|way| Row::new(SCENARIO, way.name(), case(rate), rate));
-    let mut rows: Vec<Row> = rows.collect();
-    let mut run = |probe: &mut Probe, index: usize, row: &mut Row| {
+    let doubtful = |rows: &[Row]| later_than_echo(rows, duration);
+    context.measure_until(rows.collect(), runs, doubtful, |probe, index, row| {
         let latencies = match ways[index] {
             Way::Echo => {
                 let late = probe.late_share(duration / AWAY_PART, P99_NS_MAX as u64 / 1000)?;
@@ -150,19 +147,7 @@ fn measure(
         row.push_latencies(latencies);
         row.push(LATE, "%", late_percent);
         Ok(())
-    };
-    context.take_turns(rows.iter_mut().enumerate().collect(), runs, &mut run)?;
-    for _ in 1..TRIES {
-        let again = later_than_echo(&rows, duration);
-        if again.is_empty() {
-            break;
-        }
-        let rows = rows.iter_mut().enumerate();
-        let rows = rows.filter(|(index, _)| again.contains(index));
-        context.take_turns(rows.collect(), runs, &mut run)?;
-    }
-    context.rows.append(&mut rows);
-    Ok(())
+    })
 }
 
 /// Which rows that are judged beside a bare echo are later than it; if any is, the echo too.
