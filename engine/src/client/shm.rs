@@ -262,6 +262,7 @@ impl ShmLink {
                 },
             };
             let count = if records_max == 1 && from == 0 && record.length <= buffer.len() {
+                ends.tx.ask_ahead();
                 self.good_frame = ends.rx.copy_frame_to(&record, buffer).is_some();
                 record.length
             } else {
@@ -307,6 +308,7 @@ impl ShmLink {
         let Ok(Some(record)) = ends.rx.next() else {
             return 0;
         };
+        ends.tx.ask_ahead();
         if ends.rx.copy_payload(&record, to, wanted).is_none() {
             return 0;
         }

@@ -316,6 +316,7 @@ impl Worker {
         connection.active = true;
         let taken = &mut self.rings.first_record;
         debug_assert!(taken.is_empty());
+        ends.tx.ask_ahead();
         let header = ends.rx.copy_frame(&record, taken);
         let ack = ends.rx.advance(&record);
         ends.tx.acknowledged(ack);
