@@ -570,3 +570,19 @@ fn workers_whose_handlers_share_a_lock_do_not_wait_for_each_other() {
     });
     subscribers.lock().unwrap().clear();
 }
+
+/// Not even in a hurry does a request go before the CANCEL after which it has its id.
+#[test]
+fn an_id_used_again_at_once_after_a_cancel_is_answered() {
+    let (server, requests) = deferring(Limits::default());
+    let mut peer = Peer::connect(address(&server));
+    peer.send(&request(WORK, 5, b"slow"));
+    let (_, first) = next(&requests);
+    let again = frame(REQUEST | PRIORITY, WORK, 5, b"again");
+    peer.send(&[frame(0, CANCEL, 5, b""), again].concat());
+    let (_, second) = next(&requests);
+    peer.expect_alive();
+    assert!(first.is_gone() && !second.is_gone());
+    assert_eq!(second.reply("second"), Ok(()));
+    assert_eq!(peer.receive().payload, b"second");
+}

@@ -417,10 +417,11 @@ impl Worker {
             };
             let first = accepted_header(run.version, self.batch.run(&run, &self.driver));
             let goes_first = !connection.parts_wait && connection.session.may_overtake(&first);
-            // The parts of a stream stay in order, even if only some of them have PRIORITY. And a HANDSHAKE,
+            // The parts of a stream stay in order, even if only some of them have PRIORITY. A HANDSHAKE,
             // even one that the server does not ask for, says how long the answers to later requests may be.
-            let leads =
-                first.flags.contains(Flags::STREAM) || first.msg_type == msg_type::HANDSHAKE;
+            // And a CANCEL would end a later request that has the id anew.
+            let leads = first.flags.contains(Flags::STREAM)
+                || [msg_type::HANDSHAKE, msg_type::CANCEL].contains(&first.msg_type);
             connection.parts_wait |= !goes_first && leads;
             if let Item::Frames(run) = &mut self.batch.items[index] {
                 run.goes_first = goes_first;
