@@ -416,11 +416,16 @@ impl Worker {
         };
         let waits = connection.phase == Phase::Open && connection.is_choked(outgoing_bytes_max);
         let ends = connection.out.ends.as_ref();
-        let waits_for_reader = waits && connection.out.waits_for_reader(outgoing_bytes_max);
-        if waits_for_reader && ends.is_some_and(|ends| ends.peer_closed()) {
-            // (What waits for room, or for its turn, is still handled.)
-            connection.phase = Phase::Closing;
-            self.touch(key);
+        if waits && ends.is_some_and(|ends| ends.peer_closed()) {
+            if connection.out.waits_for_reader(outgoing_bytes_max) {
+                connection.phase = Phase::Closing;
+                self.touch(key);
+            } else if connection.waits_for_room && !connection.out.is_empty() {
+                // What waits for room, or for its turn, is still handled. But the answers before it may hold
+                // the room that it waits for.
+                connection.out.forget();
+                self.touch(key);
+            }
         }
         waits
     }

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::super::Control;
 use super::super::ends::Ends;
-use super::super::layout::{TO_CLIENT, TO_SERVER};
+use super::super::layout::{FLAG_WANTS_ROOM, TO_CLIENT, TO_SERVER};
 use super::super::producer::Piece;
 use super::super::slots::{Slot, Stage, State, UNSEEN};
+use super::super::{ClientEnd, Control, RECORD_MAX};
 use super::pattern;
 use super::scene::{PATIENCE, Scene, answer, frame, until};
+use crate::client::Client;
 use crate::config::Limits;
 use crate::sys::record_lock;
 use crate::sys::segment::Segment;
@@ -285,5 +286,42 @@ fn a_client_that_never_reads() {
     }
     scene.witness_works();
     drop(villain);
+    scene.is_unharmed();
+}
+
+/// Its answers, which nobody will read, hold the room for which its last message waits, and others behind it.
+#[test]
+fn a_client_that_goes_while_it_waits_for_room() {
+    let limits = Limits {
+        max_message_bytes: 128 * 1024,
+        max_buffered_bytes: 128 * 1024 + 1024,
+        // Longer than anybody waits.
+        send_stall_ms: 10 * PATIENCE.as_millis() as u64,
+        ..Limits::default()
+    };
+    let scene = Scene::with(limits, |builder| builder);
+    let long = pattern(100_000, 5);
+    let mut villain = scene.villain();
+    let send = |villain: &mut ClientEnd, bytes: &[u8]| {
+        for record in bytes.chunks(RECORD_MAX) {
+            let start = Instant::now();
+            while !villain.ends.tx.push(record, 0) {
+                assert!(start.elapsed() < PATIENCE, "the server takes no more");
+                villain.wake_server();
+            }
+        }
+        villain.wake_server();
+    };
+    send(&mut villain, &frame(&pattern(30_000, 3)).repeat(10));
+    let full = TO_CLIENT.producer_flags + FLAG_WANTS_ROOM;
+    until("more answers than the ring has room for", || {
+        villain.ends.segment.word32(full).load(Ordering::Relaxed) != 0
+    });
+    send(&mut villain, &frame(&long));
+    drop(villain);
+    let client = Client::builder().timeout(PATIENCE);
+    let client = client.connect(&format!("shm:{}", scene.instance)).unwrap();
+    assert_eq!(client.call(msg_type::ECHO, &long).unwrap(), long);
+    drop(client);
     scene.is_unharmed();
 }
