@@ -106,17 +106,29 @@ impl Inner {
         Deadline::after_ns(self.timeout_ns)
     }
 
-    /// Makes sure that there is a connection: makes a new one if the old one is gone.
-    pub(super) fn ready_to_send(&mut self, deadline: &mut Deadline) -> Result<&mut Channel, Error> {
+    /// Makes sure that there is a connection for a payload of this length: makes a new one if the old one is gone.
+    pub(super) fn ready_to_send(
+        &mut self,
+        length: usize,
+        deadline: &mut Deadline,
+    ) -> Result<&mut Channel, Error> {
         if self.flights.count() == 0 && !self.was_used_lately() {
             self.last_used_ns = clock::coarse_ns();
             self.look_for_the_end();
         }
-        if self.channel.is_none() {
-            self.reconnect(deadline)
-                .map_err(|error| not_sent(error, NO_SERVER))?;
-        }
+        self.connected(deadline)?;
+        // The new server may take less.
+        self.fits(length)?;
         Ok(self.channel.as_mut().expect("connected above"))
+    }
+
+    fn connected(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
+        match self.channel.is_none() {
+            true => self
+                .reconnect(deadline)
+                .map_err(|error| not_sent(error, NO_SERVER)),
+            false => Ok(()),
+        }
     }
 
     /// With nothing in flight, finds out whether the server has ended the connection meanwhile, before a
@@ -143,7 +155,33 @@ impl Inner {
         }
     }
 
-    pub(super) fn check_length(&self, length: usize) -> Result<(), Error> {
+    /// Refuses a payload that is longer than client or server takes.
+    #[inline]
+    pub(super) fn check_length(
+        &mut self,
+        length: usize,
+        deadline: &mut Deadline,
+    ) -> Result<(), Error> {
+        match length > self.lengths.max as usize {
+            true => self.check_length_anew(length, deadline),
+            false => Ok(()),
+        }
+    }
+
+    /// As [`Inner::check_length`], once it is certain that the limit is not that of a server which is gone: one
+    /// that was started anew may take more.
+    #[cold]
+    fn check_length_anew(&mut self, length: usize, deadline: &mut Deadline) -> Result<(), Error> {
+        if length <= self.options.max_message_bytes as usize {
+            if self.flights.count() == 0 {
+                self.look_for_the_end();
+            }
+            self.connected(deadline)?;
+        }
+        self.fits(length)
+    }
+
+    fn fits(&self, length: usize) -> Result<(), Error> {
         match length > self.lengths.max as usize {
             true => Err(Error::TooLarge {
                 length,
@@ -155,7 +193,11 @@ impl Inner {
 
     /// Makes sure that there is a connection and that one more request may be in flight.
     #[inline(always)]
-    pub(super) fn ready_to_submit(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
+    pub(super) fn ready_to_submit(
+        &mut self,
+        length: usize,
+        deadline: &mut Deadline,
+    ) -> Result<(), Error> {
         let in_flight = self.flights.count() > 0;
         let is_ready = self.channel.is_some()
             && match in_flight {
@@ -164,7 +206,7 @@ impl Inner {
             };
         match is_ready {
             true => Ok(()),
-            false => self.get_ready_to_submit(deadline),
+            false => self.get_ready_to_submit(length, deadline),
         }
     }
 
@@ -179,7 +221,7 @@ impl Inner {
         lately
     }
 
-    fn get_ready_to_submit(&mut self, deadline: &mut Deadline) -> Result<(), Error> {
+    fn get_ready_to_submit(&mut self, length: usize, deadline: &mut Deadline) -> Result<(), Error> {
         // Each pass takes at least one answer; most end a request.
         while self.flights.is_full() {
             if self.ready.is_full() {
@@ -191,7 +233,7 @@ impl Inner {
                 .map_err(|error| not_sent(error, WINDOW_IS_FULL))?;
         }
         if self.flights.count() == 0 || self.channel.is_none() {
-            self.ready_to_send(deadline)?;
+            self.ready_to_send(length, deadline)?;
         }
         Ok(())
     }

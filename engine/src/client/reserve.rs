@@ -68,8 +68,8 @@ impl Inner {
             return Err(Error::InvalidRequest("a reservation is open already"));
         }
         check_type(msg_type)?;
-        self.check_length(length)?;
-        self.ready_to_submit(deadline)?;
+        self.check_length(length, deadline)?;
+        self.ready_to_submit(length, deadline)?;
         let mut place = None;
         if self.send_some()?
             && let Some(channel) = self.channel.as_mut()
@@ -100,7 +100,7 @@ impl Inner {
             }
         };
         if self.flights.count() == 0 || self.channel.is_none() {
-            self.ready_to_send(deadline)?;
+            self.ready_to_send(length, deadline)?;
         }
         let channel = self.channel.as_mut().expect("ready to send");
         match channel.look_at(&reservation) {

@@ -119,8 +119,8 @@ impl Inner {
         deadline: &mut Deadline,
     ) -> Result<u64, Error> {
         check_type(msg_type)?;
-        self.check_length(payload.len())?;
-        self.ready_to_submit(deadline)?;
+        self.check_length(payload.len(), deadline)?;
+        self.ready_to_submit(payload.len(), deadline)?;
         let must_send = |channel: &Channel| {
             // A payload is only sent from the caller's memory if nothing is queued before it.
             channel.takes_lent(payload.len()) || channel.queued_bytes() >= QUEUE_BYTES
@@ -128,7 +128,7 @@ impl Inner {
         if self.channel.as_ref().is_some_and(must_send) {
             self.send_queued(deadline)
                 .map_err(|error| not_sent(error, UNREAD))?;
-            self.ready_to_submit(deadline)?;
+            self.ready_to_submit(payload.len(), deadline)?;
         }
         let began_ns = histogram::clock_ns(&self.round_trips);
         let channel = self.channel.as_mut().expect("ready to send");
@@ -160,13 +160,13 @@ impl Inner {
         deadline: &mut Deadline,
     ) -> Result<(), Error> {
         check_type(msg_type)?;
-        self.check_length(payload.len())?;
+        self.check_length(payload.len(), deadline)?;
         if !self.flights.contains(id) {
             return Err(NOT_IN_FLIGHT);
         }
         self.send_if_much(deadline)?;
         if self.channel.is_none() {
-            self.ready_to_send(deadline)?;
+            self.ready_to_send(payload.len(), deadline)?;
         }
         let more = if last { Flags::NONE } else { Flags::STREAM };
         let channel = self.channel.as_mut().expect("ready to send");
@@ -202,9 +202,9 @@ impl Inner {
         deadline: &mut Deadline,
     ) -> Result<(), Error> {
         check_type(msg_type)?;
-        self.check_length(payload.len())?;
+        self.check_length(payload.len(), deadline)?;
         self.send_if_much(deadline)?;
-        let channel = self.ready_to_send(deadline)?;
+        let channel = self.ready_to_send(payload.len(), deadline)?;
         if channel.is_v1() {
             return Err(Error::InvalidRequest("version 1 has no one-way messages"));
         }

@@ -50,6 +50,41 @@ fn only_the_message_itself_is_refused() {
     }
 }
 
+/// Who was refused raises the limit and starts the server anew; the client finds that out, and the reverse.
+#[test]
+fn a_server_started_anew_may_take_more_or_less() {
+    let instance = instance();
+    let start = |address: &str, max_message_bytes| {
+        let limits = Limits {
+            max_message_bytes,
+            ..Limits::default()
+        };
+        let builder = builder(&instance).bind(address).limits(limits);
+        builder.start().unwrap()
+    };
+    let is_refused = |client: &Client| {
+        let called = client.call(msg_type::ECHO, &[7; SERVERS + 1]);
+        matches!(called, Err(Error::TooLarge { max: 2000, .. }))
+    };
+    let mut server = start("127.0.0.1:0", SERVERS as u32);
+    let tcp = address(&server);
+    for address in [&tcp, &format!("shm:{instance}")] {
+        // With a token, which this server does not ask for, there is a HANDSHAKE over TCP.
+        let client = Client::builder().shm_upgrade(false).auth_token("token");
+        let client = client.connect(address).unwrap();
+        assert!(is_refused(&client));
+        server.stop();
+        server = start(&tcp, SERVERS as u32 + 1);
+        let answer = client.call(msg_type::ECHO, &[7; SERVERS + 1]).unwrap();
+        assert!(answer == [7; SERVERS + 1]);
+        server.stop();
+        server = start(&tcp, SERVERS as u32);
+        assert!(is_refused(&client), "{address}");
+        assert_eq!(client.call(msg_type::ECHO, b"short").unwrap(), b"short");
+        assert_eq!(client.stats().reconnects, 2);
+    }
+}
+
 /// Without a handshake the server does not know how little that is.
 #[test]
 fn an_error_longer_than_answers_may_be_is_shown() {
