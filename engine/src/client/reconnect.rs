@@ -26,6 +26,7 @@ impl Inner {
             return self.reconnect_now(deadline);
         }
         let mut patience = Deadline::after(self.options.reconnect_timeout);
+        let mut last_error = None;
         // Ends with a connection, a refusal, or the deadline.
         loop {
             let now_ns = clock::now_ns();
@@ -36,6 +37,13 @@ impl Inner {
             };
             if let Some(pause) = self.backoff.left(now_ns) {
                 std::thread::sleep(pause.min(left));
+                // Without time for it an attempt fails, and another pause begins: calls that are all shorter than
+                // a pause would never get through.
+                if deadline.left(clock::now_ns()).is_none() {
+                    let error = last_error.unwrap_or_else(|| timeout(deadline));
+                    self.fail_unsent(&error);
+                    return Err(error);
+                }
             }
             let Err(error) = self.attempt(deadline) else {
                 return Ok(());
@@ -46,6 +54,7 @@ impl Inner {
                 self.fail_unsent(&error);
                 return Err(error);
             }
+            last_error = Some(error);
         }
     }
 

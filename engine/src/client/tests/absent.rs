@@ -121,3 +121,30 @@ fn a_call_waits_unless_it_is_told_not_to() {
     drop(client);
     drop(back.join().unwrap());
 }
+
+/// With a token, say, an attempt takes a round trip.
+#[test]
+fn calls_shorter_than_the_pauses_find_a_server_that_is_back() {
+    let mut peer = Peer::serve(|mut stream| {
+        let hello = stream.next().unwrap();
+        stream.answer(&hello);
+    });
+    let address = peer.address().to_owned();
+    let client = Client::builder()
+        .timeout(Duration::from_millis(20))
+        .auth_token("token")
+        .shm_upgrade(false)
+        .connect(&address)
+        .unwrap();
+    peer.stop();
+    until_ended(&client);
+    // Until the pauses are at their longest.
+    for _ in 0..20 {
+        client.call(APP, b"x").unwrap_err();
+    }
+    let back = Peer::serve_at(&address, |_, stream| answer_all(stream));
+    let found = (0..1000).any(|_| client.call(APP, b"back").is_ok());
+    assert!(found, "{:?}", client.call(APP, b"back"));
+    drop(client);
+    back.join();
+}
