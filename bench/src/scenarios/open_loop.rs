@@ -29,8 +29,9 @@ const ECHO: &str = "bare echo, spinning";
 const FUTEX: &str = "bare futex, parked";
 /// How many requests. For the CPUs alone, what [`Probe::late_share`](crate::floors::Probe::late_share) tells.
 const LATE: &str = "later than 10 µs";
-/// A p99 is that of the CPUs from so many percent on.
-const LATE_PERCENT_MAX: f64 = 1.0;
+/// From so many percent on a p99 is up to chance, and from 1 % on that of the CPUs. (At 0.9 to 1.0 %, in four runs of the
+/// scenario, 13 of 32 were above 10 µs, and 10 of the bare echo's, each time at other rates.)
+const LATE_PERCENT_MAX: f64 = 0.5;
 /// More late requests than a bare echo's are the engine's from so many percent on, each in its calmest run,
 const LATE_MORE_PERCENT: f64 = 1.0;
 /// and from so many requests on: at 1,000 a second, of 500 each, a bare echo had 6 and the engine 12 by chance.
@@ -186,7 +187,7 @@ fn late_least(row: &Row) -> f64 {
 /// `late`: how many percent of requests at a fixed rate find a CPU away for more than 10 µs.
 fn promises(context: &mut Context, rate: f64, late: f64) {
     let run = context.duration.mul_f64(runs(context, rate).1);
-    // Where a hundredth of the requests find a CPU away, a p99 is how long that was.
+    // Where that nears a hundredth, a p99 is how long a CPU was away.
     let why = format!("{late:.1} % of all requests find a CPU away for more than 10 µs");
     let spoilt = late >= LATE_PERCENT_MAX;
     for (subject, _) in BESIDE_ECHO.iter().filter(|(_, from)| rate >= *from) {
